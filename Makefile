@@ -1,0 +1,53 @@
+# A fresh machine needs Python 3.11 or newer (PYTHON=python3.12 to choose), and a C and C++ compiler.
+PYTHON ?= python3
+ARGS ?=
+
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e
+INPUTS := pyproject.toml constraints.txt $(wildcard native/*.c native/*.h)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint native-test bench
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.demo ## train a small memory, convert it, run it beside its base (ARGS=--quick for the short way)
+	$(BIN)/memdec-edge demo $(ARGS)
+
+test: .venv/.dev ## all tests (ARGS='-k text' for some)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.dev ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+native-test: .venv/.dev ## the C kernels, warnings as errors, under ASan and UBSan
+	PYTHON=$(BIN)/python sh native/native-test.sh
+
+bench: .venv/.dev ## the measurements in benchmarks/, minutes each
+	@set -e; for script in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do \
+		echo "== $$script"; $(BIN)/python $$script $(ARGS); \
+	done
+
+# [dev] holds [demo]: whoever has the first need not install the second.
+.venv/.dev: $(INPUTS) | .venv/bin/python
+	$(announce)
+	$(INSTALL) '.[dev]'
+	@touch .venv/.demo $@
+
+.venv/.demo: $(INPUTS) | .venv/bin/python
+	$(announce)
+	$(INSTALL) '.[demo]'
+	@touch $@
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is not Python 3.11 or newer; make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+define announce
+@echo "Installing into .venv. The first time llama-cpp-python is compiled, about 4 minutes on 2 cores;"
+@echo "that needs a C and C++ compiler (pip fetches CMake and Ninja by itself where they are missing)."
+endef

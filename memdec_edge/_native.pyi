@@ -1,0 +1,31 @@
+"""The C extension (native/module.c). Rows: one-dimensional, C-contiguous, at least one element.
+
+Wrong arguments raise TypeError or ValueError; NaN, +infinity and rows of nothing but -infinity FloatingPointError.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Row = npt.NDArray[np.float32]
+
+MAX_MEMORIES: Final[int]
+ABORT_CALLBACK: Final[int]  # address of bool (*)(void *data); data: int32, not 0 means stop, 2: a signal handler raised
+SAMPLER_FUNCTIONS: Final[dict[str, int]]  # member of llama_sampler_i -> address
+
+def fuse(
+    base: Row, memories: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float], out: Row, /
+) -> list[tuple[float, float, float]]: ...
+def row_stats(row: Row, length: int, temperature: float, /) -> tuple[float, float, float]: ...
+def variants() -> list[str]: ...  # that this machine runs, best first
+def select(variant: str, /) -> None: ...  # for the whole process
+def selected() -> str: ...
+def sampler_new(n_vocab: int, weights: Sequence[float], temperatures: Sequence[float], init: int, /) -> object: ...
+def sampler_hold(context: int, /) -> object: ...  # the state behind llama_sampler.ctx
+def sampler_context(state: object, /) -> int: ...  # for llama_sampler_init, once for each sampler
+def sampler_memories(state: object, /) -> int: ...
+def sampler_set_row(state: object, index: int, row: Row, /) -> None: ...
+def sampler_take_status(state: object, /) -> int: ...  # md_status of native/fusion.h
+def layout() -> dict[str, dict[str, int]]: ...  # struct -> "sizeof" and offsets of members, as C was compiled

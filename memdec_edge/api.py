@@ -1,0 +1,156 @@
+"""The Python API: open a base with memories, stream text, generate text.
+
+    with open_model("base.gguf", ["memdec-medicine.gguf"]) as model:
+        for chunk in model.stream("Anaemia is"):
+            print(chunk.text, end="")
+
+`generate` is a fold over `stream`; the command line calls the same functions. Knows nothing of terminals or HTTP.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from memdec_edge.engine import Engine
+from memdec_edge.errors import ContextError, OptionError
+from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
+from memdec_edge.sampling import Sampler
+from memdec_edge.text import TextStream
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Tokens and milliseconds of prefill (`prompt`) and decoding (`predicted`), in llama.cpp's names."""
+
+    prompt_n: int
+    prompt_ms: float
+    predicted_n: int
+    predicted_ms: float
+
+    @property
+    def predicted_per_second(self) -> float:
+        """Tokens per second of decoding; 0 where nothing was timed."""
+        return 1e3 * self.predicted_n / self.predicted_ms if self.predicted_ms else 0.0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One step of a stream: the text that may be shown now, the token behind it, and at the end the reason."""
+
+    text: str
+    token: int | None  # None in the last chunk, which ends the stream
+    log_prob: float | None  # nats, under the mixture before sampling
+    finish_reason: FinishReason | None
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole generation. `tokens`: ids without the end-of-generation token."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: FinishReason
+    timings: Timings
+
+
+class LanguageModel:
+    """A base and its memories, ready to generate. Close it, or use it in a with-block."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def stream(
+        self,
+        prompt: str | list[int],
+        sampling: SamplingOptions | None = None,
+        generation: GenerationOptions | None = None,
+        total_lambda: float | None = None,
+    ) -> Iterator[Chunk]:
+        """Continue `prompt` (text, or token ids) without a chat template, one chunk per token.
+
+        Raises ContextError when the prompt, or the prompt and an explicit n_predict, exceed the context; OptionError
+        for an empty prompt; Cancelled on Ctrl-C inside a decode.
+        """
+        sampling, generation = sampling or SamplingOptions(), generation or GenerationOptions()
+        engine = self.engine
+        tokens = engine.base.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        if not tokens:
+            raise OptionError("the prompt", "empty", "give some text to continue")
+        room = engine.n_ctx - len(tokens)
+        if room < max(generation.n_predict, 0) or room < 0:
+            raise ContextError(len(tokens), max(generation.n_predict, 0), engine.n_ctx)
+        limit = room if generation.n_predict < 0 else generation.n_predict
+        forbidden = engine.base.eog_tokens if generation.ignore_eos else frozenset()
+        sequence = engine.sequence(total_lambda)
+        text = TextStream(generation.stop)
+        with closing(Sampler(sampling, engine.base.vocab, engine.base.n_vocab, engine.n_ctx)) as sampler:
+            start = time.perf_counter()
+            row = sequence.feed(tokens)
+            decoding = time.perf_counter()
+            prompt_ms = 1e3 * (decoding - start)
+            done = 0
+            reason: FinishReason = "length"
+
+            def timings() -> Timings:
+                return Timings(len(tokens), prompt_ms, done, 1e3 * (time.perf_counter() - decoding))
+
+            while done < limit:
+                if done:
+                    row = sequence.feed([token])
+                token = sampler.pick(row, forbidden)
+                if token in engine.base.eog_tokens:
+                    reason = "stop"
+                    break
+                done += 1
+                shown = text.push(engine.base.piece(token))
+                yield Chunk(shown, token, sequence.log_prob(token), None, timings())
+                if text.stopped:
+                    reason = "stop"
+                    break
+                sampler.accept(token)
+            yield Chunk(text.flush(), None, None, reason, timings())
+
+    def generate(
+        self,
+        prompt: str | list[int],
+        sampling: SamplingOptions | None = None,
+        generation: GenerationOptions | None = None,
+        total_lambda: float | None = None,
+    ) -> Completion:
+        """The whole continuation of `prompt`; arguments and errors as in stream()."""
+        text: list[str] = []
+        tokens: list[int] = []
+        for chunk in self.stream(prompt, sampling, generation, total_lambda):
+            text.append(chunk.text)
+            tokens += [] if chunk.token is None else [chunk.token]
+        assert chunk.finish_reason is not None  # a stream always ends with a reason
+        return Completion("".join(text), tokens, chunk.finish_reason, chunk.timings)
+
+    def close(self) -> None:
+        """Free the models."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_model(
+    base: Path | str,
+    memories: Iterable[Path | str | MemoryOptions] = (),
+    options: LoadOptions | None = None,
+) -> LanguageModel:
+    """Open a base GGUF and memories (paths, or MemoryOptions with a weight). Errors: see Engine."""
+    chosen = [memory if isinstance(memory, MemoryOptions) else MemoryOptions(Path(memory)) for memory in memories]
+    return LanguageModel(Engine(base, chosen, options))

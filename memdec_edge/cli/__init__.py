@@ -1,0 +1,67 @@
+"""The command line: parse, build options, call one function, print. Knows nothing of how anything is done.
+
+Results go to stdout, everything else to stderr; with --json the last line of stdout is one JSON object. Errors are one
+`Error: ...` line on stderr and the error's exit code. Nothing heavy is imported before a command runs.
+"""
+
+import os
+import sys
+
+import typer
+
+from memdec_edge import __version__
+from memdec_edge.cli import build, infer
+from memdec_edge.errors import Cancelled, MemdecError
+
+app = typer.Typer(
+    name="memdec-edge",
+    help="Domain memory for language models on your own machine.",
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: instant, and the same in every terminal
+)
+for command in (infer.run, infer.eval_, infer.check, infer.show, build.cache, build.train, build.convert, build.demo):
+    app.command(command.__name__.rstrip("_"))(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"memdec-edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main() -> None:
+    """Entry point of `memdec-edge` and `python -m memdec_edge`."""
+    try:
+        code = app(standalone_mode=False, prog_name="memdec-edge")
+        if code == Cancelled.exit_code:  # typer's answer to Ctrl-C outside our own code
+            raise Cancelled
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output went away: not an error, but nothing more to say either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = _fail("stopped", Cancelled.exit_code)
+    except MemdecError as error:
+        code = _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        code = _fail(error.format_message(), 2)
+    except MemoryError:
+        code = _fail("out of memory; use smaller models or a smaller -c", 1)
+    except OSError as error:
+        code = _fail(str(error), 1)
+    sys.exit(code)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"Error: {' '.join(message.split())}", file=sys.stderr)
+    return code

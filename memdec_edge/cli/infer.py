@@ -1,0 +1,250 @@
+"""Commands that use models: run, eval, check, show."""
+
+import json
+import sys
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from memdec_edge.cli import params as p
+from memdec_edge.errors import OptionError
+from memdec_edge.options import EvalOptions, GenerationOptions, LoadOptions, SamplingOptions
+
+SAMPLING, GENERATION, EVAL = SamplingOptions(), GenerationOptions(), EvalOptions()
+
+
+def run(
+    model: p.Base,
+    memory: p.Memories = None,
+    memory_scaled: p.Scaled = None,
+    lambda_: p.Lambda = None,
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to continue; else -f, else stdin.")] = None,
+    file: Annotated[Path | None, typer.Option("-f", "--file", metavar="FILE", help="Text to continue.")] = None,
+    predict: Annotated[
+        int, typer.Option("-n", "--predict", help="Tokens at most; -1: to the context's end.")
+    ] = GENERATION.n_predict,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Exactly -n tokens.")] = GENERATION.ignore_eos,
+    stop: Annotated[list[str] | None, typer.Option("-r", "--stop", help="Text that ends generation; repeatable.")] = None,
+    temp: Annotated[float, typer.Option("--temp", help="Temperature; 0: greedy.")] = SAMPLING.temperature,
+    top_k: Annotated[int, typer.Option("--top-k", help="0: off.")] = SAMPLING.top_k,
+    top_p: Annotated[float, typer.Option("--top-p", help="1: off.")] = SAMPLING.top_p,
+    min_p: Annotated[float, typer.Option("--min-p", help="0: off.")] = SAMPLING.min_p,
+    repeat_penalty: Annotated[
+        float, typer.Option("--repeat-penalty", help="Of generated tokens; 1: off.")
+    ] = SAMPLING.repeat_penalty,
+    repeat_last_n: Annotated[
+        int, typer.Option("--repeat-last-n", help="Tokens that penalties look at; -1: the context.")
+    ] = SAMPLING.repeat_last_n,
+    presence_penalty: Annotated[
+        float, typer.Option("--presence-penalty", help="0: off.")
+    ] = SAMPLING.presence_penalty,
+    frequency_penalty: Annotated[
+        float, typer.Option("--frequency-penalty", help="0: off.")
+    ] = SAMPLING.frequency_penalty,
+    grammar: Annotated[str, typer.Option("--grammar", help="GBNF grammar that the text follows.")] = SAMPLING.grammar,
+    grammar_file: Annotated[Path | None, typer.Option("--grammar-file", metavar="FILE", help="GBNF from a file.")] = None,
+    json_schema: Annotated[
+        str, typer.Option("-j", "--json-schema", help="JSON schema that the text follows.")
+    ] = SAMPLING.json_schema,
+    seed: Annotated[int, typer.Option("-s", "--seed", help="-1: a random one.")] = SAMPLING.seed,
+    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", help="Context, tokens; 0: as trained.")] = p.LOAD.n_ctx,
+    batch_size: p.BatchSize = p.LOAD.n_batch,
+    threads: p.Threads = p.LOAD.threads,
+    threads_batch: p.ThreadsBatch = p.LOAD.threads_batch,
+    gpu_layers: p.GpuLayers = p.LOAD.n_gpu_layers,
+    flash_attn: p.FlashAttn = p.LOAD.flash_attn,
+    cache_type_k: p.CacheTypeK = p.LOAD.cache_type_k,
+    cache_type_v: p.CacheTypeV = p.LOAD.cache_type_v,
+    force: p.Force = p.LOAD.force,
+    verbose: p.Verbose = False,
+    json_: p.Json = False,
+) -> None:  # fmt: skip
+    """Continue a text with a base and its memories.
+
+    Raw completion, no chat template. Text streams to stdout, everything else goes to stderr.
+    """
+    memories = p.memory_options(memory, memory_scaled)
+    load = LoadOptions(
+        n_ctx=ctx_size, n_batch=batch_size, threads=threads, threads_batch=threads_batch, n_gpu_layers=gpu_layers,
+        flash_attn=flash_attn, cache_type_k=cache_type_k, cache_type_v=cache_type_v, force=force,
+    )  # fmt: skip
+    if grammar and grammar_file:
+        raise OptionError("--grammar-file", str(grammar_file), "given beside --grammar; give one of the two")
+    sampling = SamplingOptions(
+        temperature=temp, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty,
+        repeat_last_n=repeat_last_n, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+        grammar=_text_of(grammar_file) if grammar_file else grammar, json_schema=json_schema, seed=seed,
+    )  # fmt: skip
+    generation = GenerationOptions(n_predict=predict, ignore_eos=ignore_eos, stop=tuple(stop or ()))
+    if prompt is not None and file is not None:
+        raise OptionError("--file", str(file), "given beside --prompt; give one of the two")
+    _check_lambda(lambda_)
+    _set_verbose(verbose)
+    from memdec_edge.api import open_model
+
+    text = prompt if prompt is not None else _text_of(file)
+    with open_model(model, memories, load) as language_model:
+        engine = language_model.engine
+        weights = engine.weights(lambda_)
+        for warning in engine.warnings:
+            print(f"Warning: {warning}", file=sys.stderr)
+        for opened, weight in zip(engine.memories, weights, strict=True):
+            print(f"memory {opened.model.path} at lambda {weight:.3g}", file=sys.stderr)
+        if json_:
+            done = language_model.generate(text, sampling, generation, lambda_)
+            print(json.dumps(_jsonable(asdict(done))))
+            return
+        for chunk in language_model.stream(text, sampling, generation, lambda_):
+            print(chunk.text, end="", flush=True)
+        print()
+        timings = chunk.timings
+        print(
+            f"{timings.prompt_n} prompt tokens in {timings.prompt_ms / 1e3:.2f} s, "
+            f"{timings.predicted_n} new in {timings.predicted_ms / 1e3:.2f} s "
+            f"({timings.predicted_per_second:.1f} tokens/s), ended by {chunk.finish_reason}",
+            file=sys.stderr,
+        )
+
+
+def eval_(
+    model: p.Base,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Text: .txt, .md, .jsonl, or a folder of them.")],
+    memory: p.Memories = None,
+    memory_scaled: p.Scaled = None,
+    lambda_: p.Lambda = None,
+    window: Annotated[int, typer.Option("--window", help="Tokens of a window.")] = EVAL.window,
+    stride: Annotated[int, typer.Option("--stride", help="New tokens of a window, those scored.")] = EVAL.stride,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", help="Score a sample of at most this many, evenly spaced; 0: all.")
+    ] = EVAL.max_tokens,
+    batch_size: p.BatchSize = p.LOAD.n_batch,
+    threads: p.Threads = p.LOAD.threads,
+    threads_batch: p.ThreadsBatch = p.LOAD.threads_batch,
+    gpu_layers: p.GpuLayers = p.LOAD.n_gpu_layers,
+    flash_attn: p.FlashAttn = p.LOAD.flash_attn,
+    cache_type_k: p.CacheTypeK = p.LOAD.cache_type_k,
+    cache_type_v: p.CacheTypeV = p.LOAD.cache_type_v,
+    force: p.Force = p.LOAD.force,
+    verbose: p.Verbose = False,
+    json_: p.Json = False,
+) -> None:
+    """Perplexity of base, memories and mixture on a text.
+
+    A sweep over lambda comes with it. Of a folder with split files the test split is scored.
+    """
+    options = EvalOptions(window=window, stride=stride, max_tokens=max_tokens)
+    memories = p.memory_options(memory, memory_scaled)
+    load = LoadOptions(
+        n_ctx=window, n_batch=batch_size, threads=threads, threads_batch=threads_batch, n_gpu_layers=gpu_layers,
+        flash_attn=flash_attn, cache_type_k=cache_type_k, cache_type_v=cache_type_v, force=force,
+    )  # fmt: skip
+    _check_lambda(lambda_)
+    _set_verbose(verbose)
+    from memdec_edge.documents import read_documents
+    from memdec_edge.engine import Engine
+    from memdec_edge.evaluate import evaluate
+
+    documents = read_documents(path)
+    with closing(Engine(model, memories, load)) as engine:
+        for warning in engine.warnings:
+            print(f"Warning: {warning}", file=sys.stderr)
+        found = evaluate(engine, documents, options, lambda_)
+    scores = {"base": found.base, "memory": found.memory, "mixture": found.mixture}
+    print(f"{found.tokens} of {found.text_tokens} tokens scored, window {window}, stride {stride}")
+    for name, score in scores.items():
+        if score:
+            print(
+                f"{name:8} perplexity {score.perplexity:9.3f} ± {score.standard_error:.3f}   "
+                f"bits per byte {score.bits_per_byte:.4f}" + (f"   lambda {found.weight:g}" * (name == "mixture"))
+            )
+    for value, perplexity in found.lambda_sweep.items():
+        print(f"lambda {value:<4g} perplexity {perplexity:9.3f}")
+    if json_:
+        report = {
+            "tokens": found.tokens,
+            "text_tokens": found.text_tokens,
+            "lambda": found.weight,
+            **{
+                field: {name: score and getattr(score, field) for name, score in scores.items()}
+                for field in ("perplexity", "standard_error", "bits_per_byte")
+            },
+            "lambda_sweep": [{"lambda": key, "perplexity": value} for key, value in found.lambda_sweep.items()],
+            "window": window,
+            "stride": stride,
+        }
+        print(json.dumps(_jsonable(report)))
+
+
+def check(
+    model: p.Base,
+    memory: Annotated[Path, typer.Option("-M", "--memory", metavar="FILE", help="Memory GGUF.")],
+) -> None:
+    """Do a base and a memory share a vocabulary?
+
+    Exit code 0 or 1; the first difference is named.
+    """
+    from memdec_edge.llama import Model
+    from memdec_edge.pairing import require_match
+
+    with closing(Model(model, vocab_only=True)) as base, closing(Model(memory, vocab_only=True)) as opened:
+        warning = require_match(base, opened)
+        if warning:
+            print(f"Warning: {warning}", file=sys.stderr)
+        print(f"{memory} matches {model}: {min(base.n_vocab, opened.n_vocab)} shared tokens")
+
+
+def show(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF.")],
+    json_: p.Json = False,
+) -> None:
+    """What a memory GGUF says about itself."""
+    from memdec_edge.llama import Model
+
+    with closing(Model(file, vocab_only=True)) as model:
+        facts = {
+            key: value
+            for key, value in model.metadata.items()
+            if key.startswith(("general.", "memdec_edge.")) and value not in ("", "nan")
+        }
+        facts |= {"n_vocab": str(model.n_vocab), "n_ctx_train": str(model.n_ctx_train)}
+    facts["bytes"] = str(file.stat().st_size)
+    if "memdec_edge.role" not in facts:
+        print(f"{file} is a plain model, not a memory", file=sys.stderr)
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        print(f"{key:{width}}  {value}")
+    if json_:
+        print(json.dumps(facts))
+
+
+def _text_of(path: Path | None) -> str:
+    """A text file, or stdin; UTF-8."""
+    from memdec_edge.documents import decode_text, read_text
+
+    return decode_text(sys.stdin.buffer.read(), "stdin") if path is None else read_text(path)
+
+
+def _check_lambda(value: float | None) -> None:
+    if value is not None:
+        from memdec_edge.options import check_range
+
+        check_range("--lambda", value, 0.0, 1.0)
+
+
+def _set_verbose(verbose: bool) -> None:
+    if verbose:
+        from memdec_edge.llama import set_verbose
+
+        set_verbose(True)
+
+
+def _jsonable(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_jsonable(item) for item in value]
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value

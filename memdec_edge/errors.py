@@ -1,0 +1,177 @@
+"""Every error that memdec-edge raises on purpose.
+
+    MemdecError                     exit 1, HTTP 500
+    ├── OptionError                 exit 2, HTTP 400   an option outside its range
+    ├── MissingFileError            exit 1, HTTP 404   a file or folder that is not there
+    ├── ExistingOutputError         exit 1, HTTP 409   an output path that exists
+    ├── OutputError                 exit 1, HTTP 507   writing failed: no space, no permission
+    ├── ModelFileError              exit 1, HTTP 400   a GGUF or checkpoint that cannot be used
+    ├── RoleError                   exit 1, HTTP 400   a memory given as base, or a base as memory
+    ├── PairingError                exit 1, HTTP 400   base and memory speak different vocabularies
+    ├── CorpusError                 exit 1, HTTP 400   text that cannot be read or is too short
+    ├── StageError                  exit 1, HTTP 409   a stage folder made with other options, or damaged
+    ├── ContextError                exit 1, HTTP 400   more tokens than the context holds
+    ├── NumericsError               exit 1, HTTP 500   NaN where numbers belong
+    ├── DecodeError                 exit 1, HTTP 500   llama.cpp refused a batch
+    ├── LibraryError                exit 1, HTTP 500   llama-cpp-python lays out its structs differently
+    ├── MissingExtraError           exit 1, HTTP 501   an optional dependency is not installed
+    └── Cancelled                   exit 130, HTTP 499 the user or a caller stopped the work
+
+Each message names the culprit, the value and the next step, on one line. Classes carry their data as attributes.
+Knows nothing of where an error is shown: the CLI prints `Error: <message>`, the server the OpenAI error shape.
+"""
+
+from pathlib import Path
+
+
+class MemdecError(Exception):
+    """Root of the tree. `str(error)` is one line, fit to be shown to a user."""
+
+    exit_code = 1
+    http_status = 500
+
+
+class OptionError(MemdecError):
+    """An option has a value outside its range."""
+
+    exit_code = 2
+    http_status = 400
+
+    def __init__(self, option: str, value: object, allowed: str) -> None:
+        self.option, self.value, self.allowed = option, value, allowed
+        super().__init__(f"{option} is {value}: {allowed}")
+
+
+class MissingFileError(MemdecError):
+    """A file or folder that the user named is not there."""
+
+    http_status = 404
+
+    def __init__(self, path: Path | str, what: str) -> None:
+        self.path, self.what = Path(path), what
+        super().__init__(f"{path}: no such {what}; check the path")
+
+
+class ExistingOutputError(MemdecError):
+    """The output path exists and is not overwritten."""
+
+    http_status = 409
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        super().__init__(f"{path} exists and is not overwritten; remove it or choose another path")
+
+
+class OutputError(MemdecError):
+    """Writing failed. Nothing half-written stays under the final name."""
+
+    http_status = 507
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        self.path, self.reason = Path(path), reason
+        super().__init__(f"{path} could not be written: {reason}; nothing was left under that name")
+
+
+class ModelFileError(MemdecError):
+    """A GGUF file or an HF checkpoint that cannot be used."""
+
+    http_status = 400
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        self.path, self.reason = Path(path), reason
+        super().__init__(f"{path}: {reason}")
+
+
+class RoleError(MemdecError):
+    """A memory stands where a base belongs, or the other way round."""
+
+    http_status = 400
+
+    def __init__(self, path: Path | str, found: str, wanted: str, advice: str) -> None:
+        self.path, self.found, self.wanted = Path(path), found, wanted
+        super().__init__(f"{path} is a {found}, not a {wanted}; {advice}")
+
+
+class PairingError(MemdecError):
+    """Base and memory do not share a vocabulary. `difference` names the first thing that differs."""
+
+    http_status = 400
+
+    def __init__(self, base: Path | str, memory: Path | str, difference: str) -> None:
+        self.base, self.memory, self.difference = Path(base), Path(memory), difference
+        super().__init__(
+            f"{memory} does not match {base}: {difference}; "
+            "use a memory trained for this model family, or --force to mix them anyway"
+        )
+
+
+class CorpusError(MemdecError):
+    """Text that cannot be read, or of which there is not enough."""
+
+    http_status = 400
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        self.path, self.reason = Path(path), reason
+        super().__init__(f"{path}: {reason}")
+
+
+class StageError(MemdecError):
+    """A folder of intermediate results was made with other inputs or options, or is damaged."""
+
+    http_status = 409
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        self.path, self.reason = Path(path), reason
+        super().__init__(f"{path}: {reason}; use another output folder, or --fresh to redo it")
+
+
+class ContextError(MemdecError):
+    """More tokens than the context holds."""
+
+    http_status = 400
+
+    def __init__(self, prompt: int, wanted: int, n_ctx: int) -> None:
+        self.prompt, self.wanted, self.n_ctx = prompt, wanted, n_ctx
+        need = f"a prompt of {prompt} tokens" + (f" and {wanted} new ones" if wanted else "")
+        super().__init__(f"{need} do not fit the context of {n_ctx}; raise -c, shorten the prompt or lower -n")
+
+
+class NumericsError(MemdecError):
+    """NaN, or no possible token, where a distribution belongs."""
+
+
+class DecodeError(MemdecError):
+    """llama.cpp refused a batch."""
+
+
+class LibraryError(MemdecError):
+    """llama-cpp-python declares a struct differently from what the C code was built for. `found` is its version."""
+
+    def __init__(self, found: str, difference: str) -> None:
+        from memdec_edge import __version__
+
+        self.found, self.difference = found, difference
+        super().__init__(
+            f"llama-cpp-python {found} does not fit memdec-edge {__version__}: {difference}; "
+            "pip install 'llama-cpp-python>=0.3.36,<0.4'"
+        )
+
+
+class MissingExtraError(MemdecError):
+    """An optional dependency is not installed."""
+
+    http_status = 501
+
+    def __init__(self, module: str, extra: str) -> None:
+        self.module, self.extra = module, extra
+        super().__init__(f"{module} is not installed; pip install 'memdec-edge[{extra}]'")
+
+
+class Cancelled(MemdecError):
+    """The user (Ctrl-C) or a caller stopped the work; what was finished is kept."""
+
+    exit_code = 130
+    http_status = 499
+
+    def __init__(self, advice: str = "") -> None:
+        super().__init__("stopped" + (f"; {advice}" if advice else ""))

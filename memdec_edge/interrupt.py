@@ -1,0 +1,31 @@
+"""Stopping a long llama_decode: Ctrl-C and cancellation from another thread.
+
+Python's own signal handler only runs between bytecodes, so not inside a C call of seconds. llama.cpp asks an abort
+callback before each graph node; ours reads a flag, and from time to time lets Python look at its signals.
+Knows nothing of models.
+"""
+
+import ctypes
+
+try:
+    from memdec_edge._native import ABORT_CALLBACK
+except ImportError:
+    ABORT_CALLBACK = 0  # llama.cpp then asks nobody: Ctrl-C and cancel() work between decodes only
+
+
+class AbortFlag:
+    """The flag of one context: `callback` and `data` are what llama.cpp wants."""
+
+    def __init__(self) -> None:
+        self._value = ctypes.c_int32(0)
+        self.callback: int = ABORT_CALLBACK
+        self.data = ctypes.addressof(self._value)
+
+    def set(self) -> None:
+        """Ask for an abort; callable from any thread."""
+        self._value.value = 1
+
+    def take(self) -> bool:
+        """Whether an abort was asked for; the flag is down afterwards."""
+        raised, self._value.value = self._value.value != 0, 0
+        return raised

@@ -1,0 +1,222 @@
+"""Options: the only home of defaults and ranges.
+
+Frozen dataclasses that check themselves; each raises OptionError, which names the command-line option.
+Knows nothing of where the values came from: the CLI, Python and tests build the same objects.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from memdec_edge.errors import OptionError
+
+DEFAULT_LAMBDA = 0.6  # the paper's choice; flat within 2.5 % of perplexity over 0.4-0.8 (2508.09874, table 6)
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
+OUT_TYPES = ("f32", "f16", "bf16", "q8_0", "auto")
+
+
+def check_range(option: str, value: float, low: float, high: float = math.inf) -> None:
+    """Raise OptionError unless low <= value <= high (so NaN fails too)."""
+    if not low <= value <= high:
+        raise OptionError(option, value, f"must be from {low} to {high}" if high < math.inf else f"must be >= {low}")
+
+
+def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise OptionError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise OptionError(option, value, f"must be one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How models are opened. The same settings serve base and memories."""
+
+    n_ctx: int = 4096  # tokens; 0, or more than the models were trained for: what they were trained for
+    n_batch: int = 512  # tokens evaluated in one pass during prefill
+    threads: int = 0  # of decoding; 0: one per CPU that this process may use
+    threads_batch: int = 0  # of prefill; 0: as `threads`
+    n_gpu_layers: int = 999  # layers put on a GPU where llama-cpp-python was built for one
+    flash_attn: Literal["on", "off", "auto"] = "auto"
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    force: bool = False  # mix models whose vocabularies differ
+
+    def __post_init__(self) -> None:
+        check_range("--ctx-size", self.n_ctx, 0, 1 << 24)
+        check_range("--batch-size", self.n_batch, 1, 1 << 16)
+        check_range("--threads", self.threads, 0, 512)
+        check_range("--threads-batch", self.threads_batch, 0, 512)
+        check_range("--gpu-layers", self.n_gpu_layers, 0, 100_000)
+        check_choice("--flash-attn", self.flash_attn, ("on", "off", "auto"))
+        check_choice("--cache-type-k", self.cache_type_k, CACHE_TYPES)
+        check_choice("--cache-type-v", self.cache_type_v, CACHE_TYPES)
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """One memory and its weight; `weight` None: the GGUF's recommendation, else DEFAULT_LAMBDA."""
+
+    path: Path
+    weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight is not None:
+            check_range("--memory-scaled", self.weight, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """The sampler chain, in llama.cpp's terms and with its defaults."""
+
+    temperature: float = 0.8  # 0: greedy
+    top_k: int = 40  # 0: all
+    top_p: float = 0.95  # 1: off
+    min_p: float = 0.05  # 0: off
+    repeat_penalty: float = 1.0  # 1: off
+    repeat_last_n: int = 64  # tokens that penalties look at; -1: the whole context
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    grammar: str = ""  # GBNF
+    json_schema: str = ""  # JSON; becomes a grammar
+    seed: int = -1  # -1: a random one
+
+    def __post_init__(self) -> None:
+        check_range("--temp", self.temperature, 0.0, 100.0)
+        check_range("--top-k", self.top_k, 0)
+        check_range("--top-p", self.top_p, 0.0, 1.0)
+        check_range("--min-p", self.min_p, 0.0, 1.0)
+        check_range("--repeat-penalty", self.repeat_penalty, 0.01, 100.0)
+        check_range("--repeat-last-n", self.repeat_last_n, -1, 1 << 24)
+        check_range("--presence-penalty", self.presence_penalty, -2.0, 2.0)
+        check_range("--frequency-penalty", self.frequency_penalty, -2.0, 2.0)
+        check_range("--seed", self.seed, -1, 2**32 - 2)
+        if self.grammar and self.json_schema:
+            raise OptionError("--json-schema", "given beside --grammar", "give one of the two")
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """When generation ends."""
+
+    n_predict: int = -1  # tokens at most; -1: to the context's end
+    ignore_eos: bool = False  # exactly n_predict tokens: end-of-generation tokens are not picked
+    stop: tuple[str, ...] = ()  # strings that end the text and are not part of it
+
+    def __post_init__(self) -> None:
+        check_range("--predict", self.n_predict, -1, 1 << 24)
+        if "" in self.stop:
+            raise OptionError("--stop", "an empty string", "give at least one character")
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Perplexity: one definition everywhere. Only tokens new to a window are scored."""
+
+    window: int = 1024  # tokens
+    stride: int = 512  # tokens
+    max_tokens: int = 0  # score at most this many, as evenly spaced whole windows; 0: all
+    lambdas: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(11))  # of the sweep
+
+    def __post_init__(self) -> None:
+        check_range("--window", self.window, 2, 1 << 20)
+        check_range("--stride", self.stride, 1, self.window - 1)
+        check_range("--max-tokens", self.max_tokens, 0)
+        for value in self.lambdas:
+            check_range("--lambdas", value, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """The kNN cache: a teacher's keys over a corpus, their neighbours, the sparse targets."""
+
+    teacher: Path  # HF folder or GGUF
+    corpus: Path  # text file, jsonl or folder
+    out: Path
+    k: int = 1024  # neighbours; 2508.09874 uses 1024
+    knn_temp: float | None = None  # tau of exp(-d^2 / tau), squared L2; None: chosen on validation positions
+    block: int = 512  # tokens of context that the teacher sees
+    batch: int = 4  # blocks in one forward pass
+    valid_fraction: float = 0.05  # of documents, where the corpus has no validation split of its own
+    test_fraction: float = 0.05
+    max_tokens: int = 0  # of the training split; 0: all
+    seed: int = 0
+    fresh: bool = False  # redo a cache that was made with other options
+
+    def __post_init__(self) -> None:
+        check_range("--k", self.k, 1, 1 << 20)
+        if self.knn_temp is not None:
+            check_range("--knn-temp", self.knn_temp, 1e-6, 1e12)
+        check_range("--block", self.block, 8, 1 << 20)
+        check_range("--batch", self.batch, 1, 4096)
+        check_range("--valid-fraction", self.valid_fraction, 0.0, 0.5)
+        check_range("--test-fraction", self.test_fraction, 0.0, 0.5)
+        check_range("--max-tokens", self.max_tokens, 0)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """A memory: how it starts, its loss, its budget."""
+
+    cache: CacheOptions
+    out: Path  # checkpoint folder
+    init: Path | None = None  # HF folder or GGUF; None: the teacher
+    layers: int | None = None  # keep this many, evenly chosen
+    hidden: int | None = None  # smaller width; embedding by truncated SVD of the source's
+    epochs: float = 1.0
+    steps: int = 0  # optimiser steps; 0: as many as `epochs` asks for
+    beta: float = 0.5  # L = beta * KL(p_kNN || p_mem) + (1 - beta) * CE; 2508.09874, eq. 5
+    lr: float = 1e-4
+    warmup: float = 0.05  # of the steps
+    weight_decay: float = 0.01
+    clip: float = 1.0  # of the gradient's norm
+    batch: int = 4  # blocks in one forward pass
+    accumulate: int = 1  # passes in one optimiser step
+    save_every: int = 50  # optimiser steps between resumable checkpoints
+    seed: int = 0
+    domain: str = ""  # free text, into the GGUF
+    license: str = ""  # SPDX id of the source text, into general.license
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        if self.layers is not None:
+            check_range("--layers", self.layers, 1)
+        if self.hidden is not None:
+            check_range("--hidden", self.hidden, 8)
+        check_range("--epochs", self.epochs, 0.0, 1e6)
+        check_range("--steps", self.steps, 0)
+        check_range("--beta", self.beta, 0.0, 1.0)
+        check_range("--lr", self.lr, 0.0, 1.0)
+        check_range("--warmup", self.warmup, 0.0, 1.0)
+        check_range("--weight-decay", self.weight_decay, 0.0, 1.0)
+        check_range("--clip", self.clip, 1e-6, 1e6)
+        check_range("--batch", self.batch, 1, 4096)
+        check_range("--accumulate", self.accumulate, 1, 4096)
+        check_range("--save-every", self.save_every, 1)
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Checkpoint folder -> GGUF."""
+
+    checkpoint: Path
+    outfile: Path
+    outtype: str = "q8_0"
+    base: Path | None = None  # GGUF whose tokenizer block is copied byte for byte
+    role: Literal["memory", "model"] = "memory"
+    verify: bool = False  # reopen the file and compare log-probs with PyTorch
+
+    def __post_init__(self) -> None:
+        check_choice("--outtype", self.outtype, OUT_TYPES)
+        check_choice("--role", self.role, ("memory", "model"))
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """The demo: which text, how much of it."""
+
+    domain: Literal["medicine", "licences"] = "medicine"
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("--domain", self.domain, ("medicine", "licences"))

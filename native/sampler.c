@@ -1,0 +1,134 @@
+/* The llama.cpp sampler: gather logits by token id, mix the contiguous row, scatter back. */
+#include "sampler.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(_MSC_VER)
+#include <intrin.h>
+#define COUNT(p, by) (_InterlockedExchangeAdd((volatile long *)(p), by) + (by))
+#else
+#define COUNT(p, by) __atomic_add_fetch(p, by, __ATOMIC_ACQ_REL)
+#endif
+
+struct md_sampler {
+    long holders;
+    md_sampler_init init;
+    md_status status;
+    size_t n_rows;
+    md_row rows[MD_MAX_ROWS]; /* rows[0].logits is `gathered` */
+    md_stats stats[MD_MAX_ROWS];
+    float *gathered, *mixed;   /* [rows[0].length] each */
+    float *owned[MD_MAX_ROWS]; /* a clone's copies of its memories' rows */
+};
+
+md_sampler *md_sampler_new(const md_row *rows, size_t n_rows, md_sampler_init init) {
+    md_sampler *state = calloc(1, sizeof *state);
+    if (state == NULL) return NULL;
+    state->holders = 1;
+    state->init = init;
+    state->n_rows = n_rows;
+    memcpy(state->rows, rows, n_rows * sizeof *rows);
+    state->gathered = malloc(rows[0].length * sizeof(float));
+    state->mixed = malloc(rows[0].length * sizeof(float));
+    if (state->gathered == NULL || state->mixed == NULL) {
+        md_sampler_release(state);
+        return NULL;
+    }
+    state->rows[0].logits = state->gathered;
+    return state;
+}
+
+md_sampler *md_sampler_hold(md_sampler *state) {
+    (void)COUNT(&state->holders, 1);
+    return state;
+}
+
+void md_sampler_release(md_sampler *state) {
+    if (COUNT(&state->holders, -1) > 0) return;
+    for (size_t k = 1; k < state->n_rows; k++) free(state->owned[k]);
+    free(state->gathered);
+    free(state->mixed);
+    free(state);
+}
+
+size_t md_sampler_rows(const md_sampler *state) { return state->n_rows; }
+
+void md_sampler_set_row(md_sampler *state, size_t index, const float *logits, size_t length) {
+    state->rows[index].logits = logits;
+    state->rows[index].length = length;
+    free(state->owned[index]);
+    state->owned[index] = NULL;
+}
+
+void md_sampler_forget_rows(md_sampler *state) {
+    for (size_t k = 1; k < state->n_rows; k++)
+        if (state->owned[k] == NULL) state->rows[k].logits = NULL;
+}
+
+md_status md_sampler_take_status(md_sampler *state) {
+    const md_status status = state->status;
+    state->status = MD_OK;
+    return status;
+}
+
+const char *md_sampler_name(const llama_sampler *sampler) {
+    (void)sampler;
+    return "memdec-fusion";
+}
+
+/* Whether the candidates are all tokens in order of id, as a chain's first sampler gets them. Any other order, and any
+ * part of the vocabulary, is gathered too: what is absent has no probability. */
+static bool gather(float *row, size_t n, const llama_token_data_array *candidates) {
+    const llama_token_data *data = candidates->data;
+    size_t i = 0;
+    if (candidates->size == n)
+        for (; i < n && data[i].id == (int32_t)i; i++) row[i] = data[i].logit;
+    if (i == n) return true;
+    for (i = 0; i < n; i++) row[i] = -INFINITY;
+    for (i = 0; i < candidates->size; i++) {
+        if (data[i].id < 0 || (size_t)data[i].id >= n) return false;
+        row[data[i].id] = data[i].logit;
+    }
+    return true;
+}
+
+void md_sampler_apply(llama_sampler *sampler, llama_token_data_array *candidates) {
+    md_sampler *state = sampler->ctx;
+    md_status status = MD_OK;
+    for (size_t k = 1; k < state->n_rows; k++)
+        if (state->rows[k].logits == NULL) status = MD_NO_ROWS;
+    if (status == MD_OK && !gather(state->gathered, state->rows[0].length, candidates)) status = MD_BAD_ROW;
+    if (status == MD_OK) status = md_fuse(state->rows, state->n_rows, state->mixed, state->stats);
+    if (status != MD_OK) { /* a sampler cannot fail: the base's logits stay, and whoever asks is told */
+        if (state->status == MD_OK) state->status = status;
+        return;
+    }
+    for (size_t i = 0; i < candidates->size; i++) candidates->data[i].logit = state->mixed[candidates->data[i].id];
+    candidates->sorted = false;
+}
+
+void md_sampler_reset(llama_sampler *sampler) { ((md_sampler *)sampler->ctx)->status = MD_OK; }
+
+/* The clone gets copies of the rows: the caller frees its own when it sets the next ones, and knows of no clone. */
+llama_sampler *md_sampler_clone(const llama_sampler *sampler) {
+    const md_sampler *state = sampler->ctx;
+    md_sampler *twin = md_sampler_new(state->rows, state->n_rows, state->init);
+    if (twin == NULL) return NULL;
+    for (size_t k = 1; k < twin->n_rows; k++) {
+        if (state->rows[k].logits == NULL) continue;
+        const size_t bytes = twin->rows[k].length * sizeof(float);
+        twin->owned[k] = malloc(bytes);
+        if (twin->owned[k] == NULL) {
+            md_sampler_release(twin);
+            return NULL;
+        }
+        memcpy(twin->owned[k], state->rows[k].logits, bytes);
+        twin->rows[k].logits = twin->owned[k];
+    }
+    twin->status = state->status;
+    return state->init(sampler->iface, twin);
+}
+
+void md_sampler_free(llama_sampler *sampler) { md_sampler_release(sampler->ctx); }

@@ -1,0 +1,44 @@
+"""Fixtures that several test files share: a family of tiny GGUFs, made once per run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import OTHER_TEXT, tiny_checkpoint, tiny_gguf
+
+RENAMED_TOKEN = 300  # the id whose text differs in `Family.renamed`
+PADDING = 16  # embedding rows without a token in `Family.padded`
+
+
+@dataclass(frozen=True)
+class Family:
+    """F32 GGUFs; `base`, `memory` and `padded` share a tokenizer of 400 tokens."""
+
+    base_checkpoint: Path
+    memory_checkpoint: Path
+    base: Path  # role model, hidden 96
+    memory: Path  # role memory, tokenizer copied from `base`
+    padded: Path  # role memory, PADDING tokens [PADn] beyond the base's
+    stranger: Path  # role memory, trained on other text: other tokens, fewer of them
+    renamed: Path  # role memory, token #RENAMED_TOKEN has another text
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    folder = tmp_path_factory.mktemp("family")
+    base = tiny_checkpoint(folder / "base", hidden=96, seed=1, tied=False)
+    memory = tiny_checkpoint(folder / "memory", seed=2)
+    padded = tiny_checkpoint(folder / "padded", seed=3, vocab_extra=PADDING)
+    stranger = tiny_checkpoint(folder / "stranger", seed=4, text=OTHER_TEXT)
+    renamed = tiny_checkpoint(folder / "renamed", seed=5, rename=(RENAMED_TOKEN, "renamed-token"))
+    base_gguf = tiny_gguf(folder / "base.gguf", base)
+    return Family(
+        base_checkpoint=base,
+        memory_checkpoint=memory,
+        base=base_gguf,
+        memory=tiny_gguf(folder / "memdec-tiny.gguf", memory, role="memory", base=base_gguf),
+        padded=tiny_gguf(folder / "memdec-padded.gguf", padded, role="memory"),
+        stranger=tiny_gguf(folder / "memdec-stranger.gguf", stranger, role="memory"),
+        renamed=tiny_gguf(folder / "memdec-renamed.gguf", renamed, role="memory"),
+    )

@@ -1,0 +1,67 @@
+"""Reading text files as documents."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memdec_edge.documents import decode_text, read_documents
+from memdec_edge.errors import CorpusError, MissingFileError
+
+
+def test_a_folder_is_read_in_order_of_names_without_hidden_and_other_files(tmp_path: Path) -> None:
+    (tmp_path / "b.md").write_text("second")
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "c.jsonl").write_text('{"text": "third"}\n\n{"text": "fourth"}\n')
+    (tmp_path / "d.pdf").write_text("no text file")
+    (tmp_path / ".hidden.txt").write_text("hidden")
+    assert read_documents(tmp_path) == ["first", "second", "third", "fourth"]
+
+
+def test_of_a_folder_with_splits_the_test_split_is_read(tmp_path: Path) -> None:
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}))
+    assert read_documents(tmp_path) == ["test"]
+
+
+def test_a_missing_path_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"nowhere\.txt: no such text file"):
+        read_documents(tmp_path / "nowhere.txt")
+
+
+def test_a_file_that_is_not_utf8_names_byte_and_offset(tmp_path: Path) -> None:
+    path = tmp_path / "latin.txt"
+    path.write_bytes("café".encode("latin-1"))
+    with pytest.raises(CorpusError, match=r"latin\.txt: not UTF-8: byte 0xe9 at offset 3"):
+        read_documents(path)
+
+
+@pytest.mark.parametrize("line", ["{", "3", '{"body": "x"}', '{"text": 3}', "[" * 100_000])
+def test_a_jsonl_line_without_text_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "good"}\n' + line + "\n")
+    with pytest.raises(CorpusError, match="line 2"):
+        read_documents(path)
+
+
+@pytest.mark.parametrize("content", ["", " \n\n"])
+def test_an_empty_corpus_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.txt").write_text(content)
+    with pytest.raises(CorpusError, match="no text in it"):
+        read_documents(tmp_path)
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_what_is_utf8_reads_back(text: str) -> None:
+    assert decode_text(b"\xef\xbb\xbf" + text.encode(), "x") == text
+
+
+@given(st.binary())
+def test_any_bytes_give_text_or_a_typed_error(data: bytes) -> None:
+    try:
+        decode_text(data, "x")
+    except CorpusError as error:
+        assert "offset" in str(error)

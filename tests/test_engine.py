@@ -1,0 +1,126 @@
+"""Base and memories as one model, against PyTorch in float64 mixing and llama.cpp's own rows."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from memdec_edge import metadata
+from memdec_edge.engine import Engine
+from memdec_edge.errors import ContextError, ModelFileError, OptionError, PairingError
+from memdec_edge.options import LoadOptions, MemoryOptions
+from tests.conftest import PADDING, Family
+from tests.real import EXACT
+
+OPTIONS = LoadOptions(**EXACT, n_batch=32)
+TOKENS = np.random.default_rng(7).integers(1, 400, 60).tolist()
+
+
+def torch_log_probs(checkpoint: Path, tokens: list[int]) -> npt.NDArray[np.float64]:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    with torch.no_grad():
+        return torch.log_softmax(model(torch.tensor([tokens])).logits[0].double(), -1).numpy()
+
+
+@pytest.fixture
+def engine(family: Family) -> Iterator[Engine]:
+    with closing(Engine(family.base, [MemoryOptions(family.memory)], OPTIONS)) as opened:
+        yield opened
+
+
+def log_softmax(row: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    wide = row.astype(np.float64)
+    top = wide.max()
+    return wide - top - np.log(np.exp(wide - top).sum())
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 0.6, 1.0])
+def test_mixed_log_probs_are_those_of_pytorch(family: Family, engine: Engine, weight: float) -> None:
+    base = torch_log_probs(family.base_checkpoint, TOKENS)[-1]
+    memory = torch_log_probs(family.memory_checkpoint, TOKENS)[-1]
+    with np.errstate(divide="ignore"):
+        expected = np.logaddexp(np.log1p(-weight) + base, np.log(weight) + memory)
+    sequence = engine.sequence(weight)
+    row = sequence.feed(TOKENS)
+    np.testing.assert_allclose(log_softmax(row), expected, atol=1e-3)
+    assert sequence.log_prob(TOKENS[0]) == pytest.approx(expected[TOKENS[0]], abs=1e-3)
+
+
+def test_two_memories_mix_with_their_weights_and_padding_is_left_out(family: Family) -> None:
+    memories = [MemoryOptions(family.memory, 0.25), MemoryOptions(family.padded, 0.5)]
+    padded = family.base_checkpoint.parent / "padded"
+    parts = [torch_log_probs(path, TOKENS)[-1] for path in (family.base_checkpoint, family.memory_checkpoint, padded)]
+    parts[2] = parts[2][:-PADDING]
+    parts[2] -= np.log(np.exp(parts[2]).sum())
+    expected = np.log(sum(w * np.exp(p) for w, p in zip((0.25, 0.25, 0.5), parts, strict=True)))
+    with closing(Engine(family.base, memories, OPTIONS)) as engine:
+        np.testing.assert_allclose(log_softmax(engine.sequence().feed(TOKENS)), expected, atol=1e-3)
+
+
+def test_lambda_zero_and_one_are_the_raw_rows_bit_for_bit(engine: Engine) -> None:
+    for weight, context in ((0.0, engine.context), (1.0, engine.memories[0].context)):
+        row = engine.sequence(weight).feed(TOKENS).copy()
+        assert row.tobytes() == context.row(-1).tobytes()
+
+
+def test_step_by_step_gives_the_rows_of_prefill(engine: Engine) -> None:
+    whole = engine.sequence().feed(TOKENS).copy()
+    sequence = engine.sequence()
+    for token in TOKENS:
+        row = sequence.feed([token])
+    np.testing.assert_allclose(row, whole, atol=1e-3)
+
+
+def test_after_a_rollback_the_sequence_goes_on_as_if_nothing_had_been(engine: Engine) -> None:
+    plain = engine.sequence().feed(TOKENS[:20]).copy()
+    sequence = engine.sequence()
+    sequence.feed(TOKENS[:19])
+    sequence.feed(TOKENS[30:40])
+    sequence.truncate(19)
+    np.testing.assert_allclose(sequence.feed([TOKENS[19]]), plain, atol=1e-3)
+
+
+def test_the_recommendation_and_temperature_of_the_gguf_are_used(family: Family, tmp_path: Path) -> None:
+    path = tmp_path / "memdec-copy.gguf"
+    path.write_bytes(family.memory.read_bytes())
+    metadata.patch(path, {metadata.LAMBDA: 0.25, metadata.TEMPERATURE: 2.0})
+    base = torch_log_probs(family.base_checkpoint, TOKENS)[-1]
+    memory = torch_log_probs(family.memory_checkpoint, TOKENS)[-1] / 2
+    memory -= np.log(np.exp(memory).sum())
+    with closing(Engine(family.base, [MemoryOptions(path)], OPTIONS)) as engine:
+        assert engine.weights() == [0.25]
+        row = log_softmax(engine.sequence().feed(TOKENS))
+    np.testing.assert_allclose(row, np.log(0.75 * np.exp(base) + 0.25 * np.exp(memory)), atol=1e-3)
+
+
+def test_a_nonsense_recommendation_is_refused_with_key_and_value(family: Family, tmp_path: Path) -> None:
+    path = tmp_path / "memdec-bad.gguf"
+    path.write_bytes(family.memory.read_bytes())
+    metadata.patch(path, {metadata.LAMBDA: 0.5})
+    data = path.read_bytes()
+    at = data.index(b"memdec_edge.lambda") + len(b"memdec_edge.lambda") + 4
+    path.write_bytes(data[:at] + np.float32(7).tobytes() + data[at + 4 :])
+    with pytest.raises(ModelFileError, match=r"memdec_edge\.lambda is 7"):
+        Engine(family.base, [MemoryOptions(path)], OPTIONS)
+
+
+def test_too_many_tokens_name_the_numbers_and_leave_the_sequence(engine: Engine) -> None:
+    sequence = engine.sequence()
+    sequence.feed(TOKENS)
+    with pytest.raises(ContextError, match="do not fit the context of 512"):
+        sequence.feed([1] * 500)
+    assert sequence.tokens == TOKENS
+    sequence.feed([1])
+
+
+def test_weights_over_one_and_strangers_are_refused_before_any_work(family: Family) -> None:
+    memories = [MemoryOptions(family.memory, 0.7), MemoryOptions(family.memory, 0.4)]
+    with pytest.raises(OptionError, match=r"0\.7 \+ 0\.4 = 1\.1"):
+        Engine(family.base, memories, OPTIONS)
+    with pytest.raises(PairingError):
+        Engine(family.base, [MemoryOptions(family.stranger)], OPTIONS)
