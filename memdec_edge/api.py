@@ -102,8 +102,6 @@ class LanguageModel:
                 return Timings(len(tokens), prompt_ms, done, 1e3 * (time.perf_counter() - decoding))
 
             while done < limit:
-                if done:
-                    row = sequence.feed([token])
                 token = sampler.pick(row, forbidden)
                 if token in engine.base.eog_tokens:
                     reason = "stop"
@@ -115,6 +113,8 @@ class LanguageModel:
                     reason = "stop"
                     break
                 sampler.accept(token)
+                if done < limit:
+                    row = sequence.feed([token])
             yield Chunk(text.flush(), None, None, reason, timings())
 
     def generate(

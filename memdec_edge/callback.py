@@ -63,7 +63,7 @@ class FusionSampler:
         self = cls.__new__(cls)
         self._state = _native.sampler_hold(sampler.contents.ctx)
         self.sampler = sampler
-        self._rows = []
+        self._rows = [None] * _native.sampler_memories(self._state)
         return self
 
     def set_rows(self, rows: Sequence[npt.NDArray[np.float32]]) -> None:
@@ -72,8 +72,9 @@ class FusionSampler:
         They are read when the chain is applied, not copied: an array that llama.cpp or the caller overwrites in place
         need not be given again. Raises TypeError and ValueError for other arrays.
         """
-        self._rows += [None] * (_native.sampler_memories(self._state) - len(self._rows))
-        for index, (row, _) in enumerate(zip(rows, self._rows, strict=True)):
+        if len(rows) != len(self._rows):
+            raise ValueError(f"{len(rows)} rows for a sampler of {len(self._rows)} memories")
+        for index, row in enumerate(rows):
             _native.sampler_set_row(self._state, index, row)
             self._rows[index] = row
 

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from memdec_edge.errors import CorpusError, MissingExtraError, MissingFileError
 from memdec_edge.files import write_text
 from memdec_edge.options import check_choice, check_range
 
-Domain = Literal["medicine", "licences"]
+Domain = str  # "medicine" or "licences"
 
 # For the side-by-side continuation: beginnings that are typical of a domain and stand in none of its documents.
 PROMPTS: dict[Domain, tuple[str, str, str]] = {
@@ -138,6 +137,7 @@ def split(documents: list[Document], family: list[int], budgets: dict[str, int],
             if chars < budgets[name] and size <= largest:
                 chosen[name] += members.pop(number)
                 chars += size
+        rng.shuffle(chosen[name])  # a base model must not find near-copies side by side in its context
         order = [number for number in order if number in members]
     rest = sorted(i for number in order for i in members[number])
     rng.shuffle(rest)

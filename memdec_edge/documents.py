@@ -10,6 +10,7 @@ from memdec_edge.errors import CorpusError, MissingFileError
 
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl")
 SPLITS = ("train", "valid", "test")
+NO_TEXT = "no text in it; give .txt, .md or .jsonl files with some"
 
 
 def decode_text(data: bytes, name: Path | str) -> str:
@@ -28,32 +29,42 @@ def read_text(path: Path) -> str:
     return decode_text(path.read_bytes(), path)
 
 
-def read_documents(path: Path) -> list[str]:
-    """Documents of a file or folder, in order of names; empty ones are left out.
+def split_files(path: Path) -> dict[str, list[Path]]:
+    """The text files of a file or folder, by split.
 
-    A jsonl file holds a document a line, another file is one document. Of a folder with split files the test split is
-    read. Raises MissingFileError, and CorpusError for text that is not UTF-8, lines that are no {"text": ...}, or
-    nothing at all.
+    A folder with train.jsonl or test.jsonl names its splits by files; of anything else all files are "train", in order
+    of names. Hidden files are left out. Raises MissingFileError, and CorpusError when there is no text file.
     """
     if path.is_dir():
-        split = path / "test.jsonl"
-        files = [split] if split.is_file() else text_files(path)
-    else:
+        named = {split: path / f"{split}.jsonl" for split in SPLITS}
+        if named["train"].is_file() or named["test"].is_file():
+            return {split: [file] for split, file in named.items() if file.is_file()}
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file())
+        files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    elif path.exists():
         files = [path]
+    else:
+        raise MissingFileError(path, "text file or folder")
+    if not files:
+        raise CorpusError(path, NO_TEXT)
+    return {"train": files}
+
+
+def read_documents(path: Path) -> list[str]:
+    """The documents to evaluate: the test split where the corpus has one, else all. Raises as read_file() does."""
+    splits = split_files(path)
+    files = splits["test"] if "test" in splits else splits["train"]
     documents = [document for file in files for document in read_file(file)]
     if not documents:
-        raise CorpusError(path, "no text in it; give .txt, .md or .jsonl files with some")
+        raise CorpusError(path, NO_TEXT)
     return documents
 
 
-def text_files(folder: Path) -> list[Path]:
-    """Every text file below `folder`, sorted; hidden ones are left out."""
-    found = (file for file in folder.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file())
-    return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
-
-
 def read_file(path: Path) -> list[str]:
-    """Documents of one file, empty ones left out."""
+    """Documents of one file, blank ones left out: each line of a jsonl file, else the whole file.
+
+    Raises MissingFileError, and CorpusError for text that is not UTF-8 or a line that is no {"text": ...}.
+    """
     text = read_text(path)
     if path.suffix.lower() != ".jsonl":
         return [text] if text.strip() else []
@@ -68,4 +79,5 @@ def read_file(path: Path) -> list[str]:
         if not isinstance(document, str):
             raise CorpusError(path, f'line {number} is no JSON object with a string "text"; mend that line')
         documents.append(document)
-    return [document for document in documents if document.strip()]
+    # JSON can spell half a surrogate pair, which is no character
+    return [text.encode("utf-8", "replace").decode("utf-8") for text in documents if text.strip()]

@@ -167,7 +167,7 @@ class MissingExtraError(MemdecError):
         super().__init__(f"{module} is not installed; pip install 'memdec-edge[{extra}]'")
 
 
-class Cancelled(MemdecError):
+class Cancelled(MemdecError):  # noqa: N818 - it is no failure
     """The user (Ctrl-C) or a caller stopped the work; what was finished is kept."""
 
     exit_code = 130

@@ -1,8 +1,8 @@
 """Perplexity of base, memory and mixture over a text, one definition everywhere.
 
 A window slides over the tokens by a stride and only tokens new to it are scored, so that each has a long context.
-Documents are joined by EOS; BOS stands first iff the vocabulary adds it. One pass per model keeps one log-prob per scored
-token, from which every lambda follows. Knows nothing of files or terminals.
+Documents are joined by EOS; BOS stands first iff the vocabulary adds it. One pass per model keeps one log-prob per
+scored token, from which every lambda follows. Knows nothing of files or terminals.
 """
 
 import math
@@ -42,7 +42,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`tokens`: scored; `text_tokens`: in the whole text; `memory` is None without a memory (several are one mixture)."""
+    """`tokens`: scored; `text_tokens`: in the text; `memory`: None without one, several together as one mixture."""
 
     tokens: int
     text_tokens: int
@@ -52,54 +52,67 @@ class Evaluation:
     mixture: Score
     lambda_sweep: dict[float, float]  # total lambda -> perplexity
 
-    @property
-    def best_lambda(self) -> float:
-        """The lambda of the sweep with the lowest perplexity."""
-        return min(self.lambda_sweep, key=self.lambda_sweep.__getitem__)
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Log-probs of the scored tokens under each model alone."""
+
+    windows: list[Window]
+    base: LogProbs
+    memories: list[LogProbs]
+    n_bytes: int  # UTF-8 bytes of the scored tokens
+    text_tokens: int
+
+    def score(self, weights: Sequence[float]) -> Score:
+        """Of the mixture with a lambda for each memory; the base has the rest."""
+        log_probs = mix([self.base, *self.memories], [max(1 - sum(weights), 0.0), *weights])
+        value, error = perplexity(log_probs, self.windows)
+        return Score(value, error, float(-log_probs.sum()) / math.log(2) / max(self.n_bytes, 1))
+
+    def sweep(self, shares: Sequence[float], lambdas: Sequence[float]) -> dict[float, float]:
+        """Perplexity at each total lambda, split among the memories in the ratio of `shares`."""
+        return {value: self.score([value * share / sum(shares) for share in shares]).perplexity for value in lambdas}
 
 
 def evaluate(
     engine: Engine, documents: Sequence[str], options: EvalOptions | None = None, total: float | None = None
 ) -> Evaluation:
-    """Score `documents` under base, memories and their mixture with engine.weights(total).
+    """Score `documents` under base, memories and their mixture with engine.weights(total). Errors: score_tokens()."""
+    options = options or EvalOptions()
+    scores = score_tokens(engine, documents, options)
+    weights = engine.weights(total)
+    shares = weights if sum(weights) else [1.0] * len(weights)
+    return Evaluation(
+        tokens=len(scores.base),
+        text_tokens=scores.text_tokens,
+        weight=sum(weights),
+        base=scores.score([0.0] * len(weights)),
+        memory=scores.score([share / sum(shares) for share in shares]) if weights else None,
+        mixture=scores.score(weights),
+        lambda_sweep=scores.sweep(shares, options.lambdas) if weights else {},
+    )
+
+
+def score_tokens(engine: Engine, documents: Sequence[str], options: EvalOptions) -> TokenScores:
+    """One pass of each model over `documents`.
 
     Raises OptionError when the window exceeds the context and CorpusError for a text of fewer than two tokens.
     """
-    options = options or EvalOptions()
     if options.window > engine.n_ctx:
         raise OptionError("--window", options.window, f"the context is {engine.n_ctx} tokens; use at most that")
     tokens = join_documents(engine, documents)
     if len(tokens) < 2:
         raise CorpusError("the text", f"{len(tokens)} tokens are too few to score; give a longer one")
     windows = sample(slide(len(tokens), options.window, options.stride), options.max_tokens)
-    weights = engine.weights(total)
-    weight = min(sum(weights), 1.0)
     n_scored = sum(window.end - window.scored for window in windows)
     with progress("perplexity", n_scored * (1 + len(engine.memories))) as advance:
         base = token_log_probs(engine.context, tokens, windows, advance)
-        parts = [
+        memories = [
             token_log_probs(memory.context, tokens, windows, advance, engine.base.n_vocab, memory.facts.temperature)
             for memory in engine.memories
         ]
-    shares = weights if weight else [1.0] * len(parts)
-    memory = mix(parts, [share / sum(shares) for share in shares])
     n_bytes = sum(len(engine.base.piece(token)) for window in windows for token in tokens[window.scored : window.end])
-
-    def score(log_probs: LogProbs) -> Score:
-        value, error = perplexity(log_probs, windows)
-        return Score(value, error, float(-log_probs.sum()) / math.log(2) / max(n_bytes, 1))
-
-    lambdas = options.lambdas if parts else ()
-    sweep = [perplexity(mix([base, memory], [1 - value, value]), windows)[0] for value in lambdas]
-    return Evaluation(
-        tokens=n_scored,
-        text_tokens=len(tokens),
-        weight=weight,
-        base=score(base),
-        memory=score(memory) if parts else None,
-        mixture=score(mix([base, *parts], [1 - weight, *weights])),
-        lambda_sweep=dict(zip(lambdas, sweep, strict=True)),
-    )
+    return TokenScores(windows, base, memories, n_bytes, len(tokens))
 
 
 def join_documents(engine: Engine, documents: Sequence[str]) -> list[int]:
@@ -123,12 +136,12 @@ def slide(n_tokens: int, window: int, stride: int) -> list[Window]:
 
 
 def sample(windows: list[Window], max_tokens: int) -> list[Window]:
-    """Evenly spaced windows that score at most `max_tokens` (0: all windows), at least one."""
-    longest = max(window.end - window.scored for window in windows)
-    count = max(max_tokens // longest, 1) if max_tokens else len(windows)
-    if count >= len(windows):
+    """Evenly spaced windows of full context that score at most `max_tokens` (0: all windows), at least one."""
+    if not max_tokens or max_tokens >= windows[-1].end - 1:
         return windows
-    return [windows[(2 * index + 1) * len(windows) // (2 * count)] for index in range(count)]
+    full = windows[1:] or windows  # the first one scores tokens of short context, and more of them
+    count = min(max(max_tokens // (full[0].end - full[0].scored), 1), len(full))
+    return [full[(2 * index + 1) * len(full) // (2 * count)] for index in range(count)]
 
 
 def token_log_probs(

@@ -8,9 +8,11 @@ Knows nothing of models.
 import ctypes
 
 try:
-    from memdec_edge._native import ABORT_CALLBACK
+    from memdec_edge import _native
+
+    _callback = _native.ABORT_CALLBACK
 except ImportError:
-    ABORT_CALLBACK = 0  # llama.cpp then asks nobody: Ctrl-C and cancel() work between decodes only
+    _callback = 0  # llama.cpp then asks nobody: Ctrl-C and cancel() work between decodes only
 
 
 class AbortFlag:
@@ -18,7 +20,7 @@ class AbortFlag:
 
     def __init__(self) -> None:
         self._value = ctypes.c_int32(0)
-        self.callback: int = ABORT_CALLBACK
+        self.callback = _callback
         self.data = ctypes.addressof(self._value)
 
     def set(self) -> None:

@@ -302,7 +302,7 @@ class Context:
         address = ctypes.cast(llama_cpp.llama_get_logits_ith(self._handle, index), ctypes.c_void_p).value
         if address is None:
             raise DecodeError(f"{self.model.path}: llama.cpp kept no logits of row {index}")
-        return np.frombuffer(self._row_type.from_address(address), np.float32)
+        return np.frombuffer(memoryview(self._row_type.from_address(address)).cast("B"), np.float32)
 
     def truncate(self, length: int) -> None:
         """Roll the KV cache back to its first `length` tokens; a cache that cannot is emptied (feed() refills it)."""

@@ -1,8 +1,9 @@
 """What a memory says about itself: the `memdec_edge.*` keys of its GGUF, read, checked and patched.
 
-The names stand here and nowhere else. Values that are learned after conversion (lambda, temperature, gate, perplexities)
-are fixed-size f32 placeholders, NaN for "not set", so that they are patched in place without rewriting the file. The
-gate is eight single keys and not one array, since llama.cpp gives no arrays to those who read metadata through it.
+The names stand here and nowhere else. Values that are learned after conversion (lambda, temperature, gate,
+perplexities) are fixed-size f32 placeholders, NaN for "not set", so that they are patched in place without rewriting
+the file. The gate is eight single keys and not one array, since llama.cpp gives no arrays to those who read metadata
+through it.
 Knows nothing of models, mixing or how the values are found.
 """
 

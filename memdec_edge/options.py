@@ -7,7 +7,6 @@ Knows nothing of where the values came from: the CLI, Python and tests build the
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from memdec_edge.errors import OptionError
 
@@ -37,7 +36,7 @@ class LoadOptions:
     threads: int = 0  # of decoding; 0: one per CPU that this process may use
     threads_batch: int = 0  # of prefill; 0: as `threads`
     n_gpu_layers: int = 999  # layers put on a GPU where llama-cpp-python was built for one
-    flash_attn: Literal["on", "off", "auto"] = "auto"
+    flash_attn: str = "auto"  # on, off, auto
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     force: bool = False  # mix models whose vocabularies differ
@@ -203,7 +202,7 @@ class ConvertOptions:
     outfile: Path
     outtype: str = "q8_0"
     base: Path | None = None  # GGUF whose tokenizer block is copied byte for byte
-    role: Literal["memory", "model"] = "memory"
+    role: str = "memory"  # or model
     verify: bool = False  # reopen the file and compare log-probs with PyTorch
 
     def __post_init__(self) -> None:
@@ -215,7 +214,7 @@ class ConvertOptions:
 class DemoOptions:
     """The demo: which text, how much of it."""
 
-    domain: Literal["medicine", "licences"] = "medicine"
+    domain: str = "medicine"  # or licences
     quick: bool = False
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """The sampler chain: llama.cpp's samplers in llama.cpp's order, applied to a row of logits, and the seeded pick.
 
-Calls llama.cpp's sampler API and nothing else of it. Knows nothing of models beyond the vocabulary handle that a grammar
-needs, and nothing of mixing: a row is a row.
+Calls llama.cpp's sampler API and nothing else of it. Knows nothing of models beyond the vocabulary handle that a
+grammar needs, and nothing of mixing: a row is a row.
 """
 
 import ctypes

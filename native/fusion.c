@@ -75,12 +75,13 @@ static void split(double value, float *high, float *low) {
     *low = (float)(value - (double)*high);
 }
 
-/* Rows [n_rows] are all at least `n` long from `from` on; out[from .. from + n). */
-static void mix_segment(const md_row *rows, const md_affine *affines, size_t n_rows, size_t from, size_t n, float *out) {
+/* out[from .. end), where each of rows[n_rows] either ends at `from` or before, or goes on to `end`. */
+static void mix_segment(const md_row *rows, const md_affine *affines, size_t n_rows, size_t from, size_t end,
+                        float *out) {
     const size_t block = 2048; /* `out` stays in the L1 cache while row after row is added */
     const md_kernels *kernels = variants[selected];
-    for (size_t i = from; i < from + n; i += block) {
-        const size_t count = from + n - i < block ? from + n - i : block;
+    for (size_t i = from; i < end; i += block) {
+        const size_t count = end - i < block ? end - i : block;
         int empty = 1;
         for (size_t k = 0; k < n_rows; k++) {
             if (rows[k].weight <= 0.0 || rows[k].length <= i) continue;
@@ -97,7 +98,7 @@ md_status md_fuse(const md_row *given, size_t n_rows, float *out, md_stats *stat
     md_affine affines[MD_MAX_ROWS];
     const size_t n = given[0].length;
     double memories = 0.0, offset = 0.0;
-    size_t whole = 0; /* the row that has all the weight, if one has */
+    size_t active = 0, last = 0; /* rows with weight, and the last of them */
 
     for (size_t k = 0; k < n_rows; k++) {
         rows[k] = given[k];
@@ -107,18 +108,20 @@ md_status md_fuse(const md_row *given, size_t n_rows, float *out, md_stats *stat
         }
         if (rows[k].length > n) rows[k].length = n;
         memories += rows[k].weight;
-        if (rows[k].weight == 1.0) whole = k;
     }
     rows[0].weight = memories < 1.0 ? 1.0 - memories : 0.0;
     for (size_t k = 0; k < n_rows; k++) {
         const md_status status = md_row_stats(&rows[k], &stats[k]);
         if (status != MD_OK) return status;
+        if (rows[k].weight <= 0.0) continue;
         offset += rows[k].weight * stats[k].lse;
+        active++;
+        last = k;
     }
 
-    if (memories == 0.0 || (whole > 0 && memories == 1.0 && rows[whole].temperature == 1.0)) {
-        memcpy(out, rows[whole].logits, rows[whole].length * sizeof *out);
-        for (size_t y = rows[whole].length; y < n; y++) out[y] = -INFINITY;
+    if (active == 1 && rows[last].temperature == 1.0) { /* nothing is mixed, and nothing rounded */
+        memcpy(out, rows[last].logits, rows[last].length * sizeof *out);
+        for (size_t y = rows[last].length; y < n; y++) out[y] = -INFINITY;
         return MD_OK;
     }
 
@@ -131,7 +134,7 @@ md_status md_fuse(const md_row *given, size_t n_rows, float *out, md_stats *stat
         size_t end = n;
         for (size_t k = 0; k < n_rows; k++)
             if (rows[k].length > from && rows[k].length < end) end = rows[k].length;
-        mix_segment(rows, affines, n_rows, from, end - from, out);
+        mix_segment(rows, affines, n_rows, from, end, out);
         from = end;
     }
     return MD_OK;

@@ -59,8 +59,8 @@ static Py_ssize_t get_mixture(PyObject *weights, PyObject *temperatures, md_row 
     double sum = 0.0;
     if (n < 0 || n_temperatures < 0) return -1;
     if (n != n_temperatures || n >= MD_MAX_ROWS) {
-        PyErr_Format(PyExc_ValueError, "%zd weights and %zd temperatures: give one of each for each of at most %d memories",
-                     n, n_temperatures, MD_MAX_ROWS - 1);
+        PyErr_Format(PyExc_ValueError, "%zd weights and %zd temperatures for at most %d memories", n, n_temperatures,
+                     MD_MAX_ROWS - 1);
         return -1;
     }
     for (Py_ssize_t k = 0; k < n; k++) {
@@ -352,7 +352,8 @@ static PyMethodDef methods[] = {
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)native_exec}, {0, NULL}};
 
 static PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "memdec_edge._native", "The mixture in C; see fusion.py.", 0, methods, slots, NULL, NULL, NULL,
+    PyModuleDef_HEAD_INIT, "memdec_edge._native", "The mixture in C; see fusion.py.", 0, methods, slots,
+    NULL, NULL, NULL,
 };
 
 PyMODINIT_FUNC PyInit__native(void);

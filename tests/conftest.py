@@ -1,5 +1,6 @@
 """Fixtures that several test files share: a family of tiny GGUFs, made once per run."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,3 +43,15 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
         stranger=tiny_gguf(folder / "memdec-stranger.gguf", stranger, role="memory"),
         renamed=tiny_gguf(folder / "memdec-renamed.gguf", renamed, role="memory"),
     )
+
+
+@pytest.fixture
+def checkpoint(family: Family, tmp_path: Path) -> Path:
+    """A copy of the memory's checkpoint folder, to be edited."""
+    return Path(shutil.copytree(family.memory_checkpoint, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where a memory GGUF may be written; its folder does not exist yet."""
+    return tmp_path / "out" / "memdec-own.gguf"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import llama_cpp
@@ -19,7 +20,7 @@ PROMPT = "The heart is a muscle that"
 
 @pytest.fixture(scope="module")
 def tiny(family: Family) -> Iterator[LanguageModel]:
-    with open_model(family.base, [family.memory], LoadOptions(**EXACT)) as model:
+    with open_model(family.base, [family.memory], EXACT) as model:
         yield model
 
 
@@ -59,7 +60,7 @@ def test_at_lambda_zero_and_one_greedy_text_is_that_of_base_or_memory_alone(
 
 
 def test_greedy_text_of_the_real_model_is_llama_cpp_pythons_over_200_tokens() -> None:
-    with open_model(SMOLLM2, options=LoadOptions(**EXACT, n_ctx=512)) as model:
+    with open_model(SMOLLM2, options=replace(EXACT, n_ctx=512)) as model:
         tokens = model.engine.base.tokenize(PROMPT)
         for repeat_penalty in (1.0, 1.1):
             sampling = SamplingOptions(temperature=0.0, repeat_penalty=repeat_penalty)

@@ -28,7 +28,7 @@ def test_of_a_folder_with_splits_the_test_split_is_read(tmp_path: Path) -> None:
 
 
 def test_a_missing_path_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match=r"nowhere\.txt: no such text file"):
+    with pytest.raises(MissingFileError, match=r"nowhere\.txt: no such text file or folder"):
         read_documents(tmp_path / "nowhere.txt")
 
 
@@ -54,6 +54,11 @@ def test_an_empty_corpus_is_refused(tmp_path: Path, content: str) -> None:
         read_documents(tmp_path)
 
 
+def test_half_a_surrogate_pair_in_json_becomes_a_question_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b"}')
+    assert read_documents(tmp_path) == ["a?b"]
+
+
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_what_is_utf8_reads_back(text: str) -> None:
     assert decode_text(b"\xef\xbb\xbf" + text.encode(), "x") == text
@@ -64,4 +69,4 @@ def test_any_bytes_give_text_or_a_typed_error(data: bytes) -> None:
     try:
         decode_text(data, "x")
     except CorpusError as error:
-        assert "offset" in str(error)
+        assert "offset" in str(error)  # noqa: PT017 - both outcomes are right

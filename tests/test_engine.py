@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,19 @@ from transformers import AutoModelForCausalLM
 from memdec_edge import metadata
 from memdec_edge.engine import Engine
 from memdec_edge.errors import ContextError, ModelFileError, OptionError, PairingError
-from memdec_edge.options import LoadOptions, MemoryOptions
+from memdec_edge.options import MemoryOptions
 from tests.conftest import PADDING, Family
 from tests.real import EXACT
 
-OPTIONS = LoadOptions(**EXACT, n_batch=32)
+OPTIONS = replace(EXACT, n_batch=32)
 TOKENS = np.random.default_rng(7).integers(1, 400, 60).tolist()
 
 
 def torch_log_probs(checkpoint: Path, tokens: list[int]) -> npt.NDArray[np.float64]:
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     with torch.no_grad():
-        return torch.log_softmax(model(torch.tensor([tokens])).logits[0].double(), -1).numpy()
+        rows: npt.NDArray[np.float64] = torch.log_softmax(model(torch.tensor([tokens])).logits[0].double(), -1).numpy()
+    return rows
 
 
 @pytest.fixture
@@ -36,7 +38,8 @@ def engine(family: Family) -> Iterator[Engine]:
 def log_softmax(row: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     wide = row.astype(np.float64)
     top = wide.max()
-    return wide - top - np.log(np.exp(wide - top).sum())
+    shifted: npt.NDArray[np.float64] = wide - top
+    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.6, 1.0])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from memdec_edge.engine import Engine
 from memdec_edge.errors import CorpusError, OptionError
 from memdec_edge.evaluate import evaluate, mix, sample, slide
-from memdec_edge.options import EvalOptions, LoadOptions, MemoryOptions
+from memdec_edge.options import EvalOptions, MemoryOptions
 from tests.conftest import Family
 from tests.real import EXACT
 from tests.test_engine import torch_log_probs
@@ -24,7 +25,7 @@ OPTIONS = EvalOptions(window=64, stride=24)
 
 @pytest.fixture(scope="module")
 def engine(family: Family) -> Iterator[Engine]:
-    with closing(Engine(family.base, [MemoryOptions(family.memory)], LoadOptions(**EXACT, n_ctx=64))) as opened:
+    with closing(Engine(family.base, [MemoryOptions(family.memory)], replace(EXACT, n_ctx=64))) as opened:
         yield opened
 
 
@@ -32,14 +33,15 @@ def test_perplexities_bits_and_sweep_are_those_of_pytorch(family: Family, engine
     tokens: list[int] = []
     for document in DOCUMENTS:
         tokens += [0] * bool(tokens) + engine.base.tokenize(document, add_special=False)
-    base, memory = [], []
+    base: list[float] = []
+    memory: list[float] = []
     scored_until = 1
     while scored_until < len(tokens):  # the definition, spelled out
         end = 64 if scored_until == 1 else min(scored_until + 24, len(tokens))
         start = max(end - 64, 0)
-        for found, checkpoint in ((base, family.base_checkpoint), (memory, family.memory_checkpoint)):
+        for scores, checkpoint in ((base, family.base_checkpoint), (memory, family.memory_checkpoint)):
             rows = torch_log_probs(checkpoint, tokens[start:end])
-            found += [rows[i - 1 - start][tokens[i]] for i in range(scored_until, end)]
+            scores += [rows[i - 1 - start][tokens[i]] for i in range(scored_until, end)]
         scored_until = end
     n_bytes = len("".join(DOCUMENTS).encode()) - len(engine.base.piece(tokens[0]))
     found = evaluate(engine, DOCUMENTS, OPTIONS, total=0.3)
@@ -61,7 +63,7 @@ def test_a_sample_scores_at_most_what_was_asked_and_states_its_error(engine: Eng
 
 
 def test_without_a_memory_the_mixture_is_the_base(family: Family) -> None:
-    with closing(Engine(family.base, (), LoadOptions(**EXACT, n_ctx=64))) as engine:
+    with closing(Engine(family.base, (), replace(EXACT, n_ctx=64))) as engine:
         found = evaluate(engine, DOCUMENTS, OPTIONS)
     assert found.memory is None
     assert found.mixture == found.base

@@ -158,6 +158,14 @@ def test_logits_that_cancel_against_the_normalisers_keep_their_digits(name: str)
 
 
 @each
+def test_the_smallest_weight_still_gives_its_tokens_a_probability(name: str) -> None:
+    base, memory = np.array([0, 1, -np.inf], np.float32), np.array([0, -np.inf, 1], np.float32)
+    with running(name):
+        for weights in ([1e-300, 1.0], [1e-20, 0.0]):  # the other row's weight is 1 to the last digit
+            assert_right((base, [memory, base], weights, [1.0, 1.0]))
+
+
+@each
 @settings(deadline=None, max_examples=50)
 @given(base=rows(), memory=rows())
 def test_without_weight_the_row_is_the_bases_bit_for_bit(name: str, base: Row, memory: Row) -> None:
@@ -231,12 +239,8 @@ def test_statistics_of_a_row_are_those_of_float64(name: str, row: Row, data: st.
     temperature = data.draw(st.floats(0.05, 50))
     with running(name):
         found = fusion.row_stats(row, length, temperature)
-    assert_near(found, truth((row[:1], [row[:length]], [1.0], [temperature]))[1][1] if length == 1 else _stats(row, length, temperature))
-
-
-def _stats(row: Row, length: int, temperature: float) -> tuple[float, float, float]:
     part = row[:length]
-    return truth((part, [part], [1.0], [temperature]))[1][1]
+    assert_near(found, truth((part, [part], [1.0], [temperature]))[1][1])
 
 
 @each
@@ -317,7 +321,9 @@ def test_without_the_extension_numpy_mixes_and_says_so() -> None:
         "fusion.fuse(a, [b], [0.5], [1.0], out)\n"
         "print(fusion.implementation(), *out.tolist(), sep='|')"
     )
-    words = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split("|")
+    words = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split(
+        "|"
+    )
     assert words[0].startswith("numpy (fallback: ")
-    base, memory = np.float32([1, 2]), np.float32([2, 0])
-    assert_near([float(word) for word in words[1:]], truth((base, [memory], [0.5], [1.0]))[0])  # type: ignore[arg-type]
+    base, memory = np.array([1, 2], np.float32), np.array([2, 0], np.float32)
+    assert_near([float(word) for word in words[1:]], truth((base, [memory], [0.5], [1.0]))[0])

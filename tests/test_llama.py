@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import llama_cpp
@@ -21,7 +22,7 @@ from memdec_edge.options import LoadOptions
 from tests.conftest import Family
 from tests.real import EXACT, SMOLLM2
 
-OPTIONS = LoadOptions(**EXACT, n_batch=16)
+OPTIONS = replace(EXACT, n_batch=16)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Builders of real tiny models: an HF llama folder with a trained byte-level BPE tokenizer, and its GGUF.
+"""Builders of real tiny models: an HF llama folder with a trained byte-level BPE tokenizer, its GGUF, and edits.
 
 Weights are random, with enough scale that logits are spread (deviation about 2) and depend on the context.
 Knows nothing of what a test does with them.
@@ -6,9 +6,12 @@ Knows nothing of what a test does with them.
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from memdec_edge.convert import ConvertReport
 
 TEXT = """The heart is a muscle that pumps blood through the body. Blood carries oxygen from the lungs to every cell, \
 and carbon dioxide back to the lungs. A fever is a body temperature above 38 degrees; it is a symptom, not a disease. \
@@ -27,8 +30,9 @@ with her brother, who didn't say much; they'd known the path since they were chi
     def area(width, height):
         return width * height  # square metres
 """
-OTHER_TEXT = """Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. Die Sonne scheint, der Himmel ist blau, \
-und die Kinder spielen im Garten hinter dem Haus. Am Abend kommt der Vater nach Hause und bringt Brot und Käse mit. \
+OTHER_TEXT = """Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. Die Sonne scheint, der Himmel ist \
+blau, und die Kinder spielen im Garten hinter dem Haus. Am Abend kommt der Vater nach Hause und bringt Brot und \
+Käse mit. \
 """
 END_OF_TEXT = "<|endoftext|>"  # id 0: BOS and EOS
 
@@ -59,9 +63,7 @@ def tiny_tokenizer(path: Path, *, text: str = TEXT, n_tokens: int = 400, rename:
         vocab: dict[str, int] = body["model"]["vocab"]
         old = next(token for token, number in vocab.items() if number == token_id)
         body["model"]["vocab"] = {new if token == old else token: number for token, number in vocab.items()}
-        body["model"]["merges"] = [
-            pair for pair in body["model"]["merges"] if old not in pair and "".join(pair) != old
-        ]
+        body["model"]["merges"] = [pair for pair in body["model"]["merges"] if old not in pair and "".join(pair) != old]
     path.mkdir(parents=True, exist_ok=True)
     (path / "tokenizer.json").write_text(json.dumps(body, ensure_ascii=False), encoding="utf-8")
     config = {
@@ -160,8 +162,28 @@ def tiny_gguf(
     base: Path | None = None,
 ) -> Path:
     """Convert `checkpoint` to a GGUF at `path` and return `path`."""
+    to_gguf(checkpoint, path, outtype, role=role, base=base)
+    return path
+
+
+def to_gguf(checkpoint: Path, outfile: Path, outtype: str = "f32", **options: Any) -> "ConvertReport":
+    """Convert with further ConvertOptions; as a memory unless `role` says otherwise."""
     from memdec_edge.convert import convert
     from memdec_edge.options import ConvertOptions
 
-    convert(ConvertOptions(checkpoint=checkpoint, outfile=path, outtype=outtype, base=base, role=role))
-    return path
+    return convert(ConvertOptions(checkpoint=checkpoint, outfile=outfile, outtype=outtype, **options))
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Overwrite entries of a JSON object."""
+    body = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(body | changes, ensure_ascii=False), encoding="utf-8")
+
+
+def edit_tensors(checkpoint: Path, add: dict[str, np.ndarray] | None = None, remove: str = "") -> None:
+    """Add (or replace) and remove tensors of a checkpoint folder."""
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(checkpoint / "model.safetensors") | (add or {})
+    tensors.pop(remove, None)
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})

@@ -18,6 +18,7 @@ app = typer.Typer(
     help="Domain memory for language models on your own machine.",
     invoke_without_command=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: instant, and the same in every terminal
 )
 for command in (infer.run, infer.eval_, infer.check, infer.show, build.cache, build.train, build.convert, build.demo):
@@ -47,7 +48,8 @@ def main() -> None:
             raise Cancelled
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output went away: not an error, but nothing more to say either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
         code = 0
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("stopped", Cancelled.exit_code)

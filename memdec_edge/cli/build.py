@@ -45,7 +45,9 @@ def train(
     teacher: p.Teacher,
     corpus: p.Corpus,
     out: p.Out,
-    init: Annotated[Path | None, typer.Option("--init", metavar="PATH", help="HF folder or GGUF; else the teacher.")] = None,
+    init: Annotated[
+        Path | None, typer.Option("--init", metavar="PATH", help="HF folder or GGUF; else the teacher.")
+    ] = None,
     layers: Annotated[int | None, typer.Option("--layers", help="Keep this many layers, evenly chosen.")] = None,
     hidden: Annotated[int | None, typer.Option("--hidden", help="Smaller width.")] = None,
     epochs: Annotated[float, typer.Option("--epochs", help="Passes over the text.")] = TrainOptions.epochs,
@@ -59,13 +61,15 @@ def train(
     block: p.Block = CacheOptions.block,
     max_tokens: p.MaxTokens = CacheOptions.max_tokens,
     seed: p.Seed = TrainOptions.seed,
-    domain: Annotated[str, typer.Option("--domain", help="What the memory is about; into the GGUF.")] = TrainOptions.domain,
+    domain: Annotated[
+        str, typer.Option("--domain", help="What the memory is about; into the GGUF.")
+    ] = TrainOptions.domain,
     license_: Annotated[
         str, typer.Option("--license", help="Licence of the source text, SPDX; into the GGUF.")
     ] = TrainOptions.license,
     fresh: p.Fresh = TrainOptions.fresh,
     json_: p.Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Train a memory on a corpus.
 
     The kNN cache is kept in DIR/cache. Run again to go on after a stop.
@@ -81,7 +85,9 @@ def train(
     from memdec_edge.train import train as run_training
 
     report = run_training(options)
-    print(f"checkpoint {report.path}  validation perplexity {report.validation_perplexity:.3f}")
+    print(f"checkpoint {report.path}")
+    if report.valid_perplexity is not None:
+        print(f"validation perplexity of the memory alone {report.valid_perplexity:.3f}")
     print(report.notice, file=sys.stderr)
     if json_:
         print(json.dumps(asdict(report), default=str))
@@ -95,19 +101,21 @@ def convert(
         Path | None, typer.Option("--base", metavar="FILE", help="GGUF whose tokenizer is copied byte for byte.")
     ] = None,
     role: Annotated[str, typer.Option("--role", help="memory, or model for a plain base.")] = ConvertOptions.role,
-    verify: Annotated[bool, typer.Option("--verify", help="Compare its log-probs with PyTorch.")] = ConvertOptions.verify,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare its log-probs with PyTorch.")
+    ] = ConvertOptions.verify,
     json_: p.Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Turn a checkpoint folder into a GGUF."""
-    options = ConvertOptions(directory, outfile, outtype.lower(), base, role, verify)  # type: ignore[arg-type]
+    options = ConvertOptions(directory, outfile, outtype.lower(), base, role, verify)
     from memdec_edge.convert import convert as run_conversion
 
     report = run_conversion(options)
     for warning in report.warnings:
         print(f"Warning: {warning}", file=sys.stderr)
-    print(f"{report.outfile}  {report.bytes / 1e6:.1f} MB  {report.outtype}")
-    if report.max_difference is not None:
-        print(f"largest difference from PyTorch's log-probs: {report.max_difference:.2g}")
+    print(f"{report.outfile}  {report.n_bytes / 1e6:.1f} MB  {report.outtype}")
+    if report.verification:
+        print(f"largest difference from PyTorch's log-probs: {report.verification.max_delta:.2g}")
     if json_:
         print(json.dumps(asdict(report), default=str))
 
@@ -121,7 +129,7 @@ def demo(
 
     Run again to go on after a stop, or to see the result again.
     """
-    options = DemoOptions(domain, quick)  # type: ignore[arg-type]
+    options = DemoOptions(domain, quick)
     from memdec_edge.demo import run_demo
 
     report = run_demo(options)

@@ -27,7 +27,9 @@ def run(
         int, typer.Option("-n", "--predict", help="Tokens at most; -1: to the context's end.")
     ] = GENERATION.n_predict,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Exactly -n tokens.")] = GENERATION.ignore_eos,
-    stop: Annotated[list[str] | None, typer.Option("-r", "--stop", help="Text that ends generation; repeatable.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("-r", "--stop", help="Text that ends generation; repeatable.")
+    ] = None,
     temp: Annotated[float, typer.Option("--temp", help="Temperature; 0: greedy.")] = SAMPLING.temperature,
     top_k: Annotated[int, typer.Option("--top-k", help="0: off.")] = SAMPLING.top_k,
     top_p: Annotated[float, typer.Option("--top-p", help="1: off.")] = SAMPLING.top_p,
@@ -38,14 +40,14 @@ def run(
     repeat_last_n: Annotated[
         int, typer.Option("--repeat-last-n", help="Tokens that penalties look at; -1: the context.")
     ] = SAMPLING.repeat_last_n,
-    presence_penalty: Annotated[
-        float, typer.Option("--presence-penalty", help="0: off.")
-    ] = SAMPLING.presence_penalty,
+    presence_penalty: Annotated[float, typer.Option("--presence-penalty", help="0: off.")] = SAMPLING.presence_penalty,
     frequency_penalty: Annotated[
         float, typer.Option("--frequency-penalty", help="0: off.")
     ] = SAMPLING.frequency_penalty,
     grammar: Annotated[str, typer.Option("--grammar", help="GBNF grammar that the text follows.")] = SAMPLING.grammar,
-    grammar_file: Annotated[Path | None, typer.Option("--grammar-file", metavar="FILE", help="GBNF from a file.")] = None,
+    grammar_file: Annotated[
+        Path | None, typer.Option("--grammar-file", metavar="FILE", help="GBNF from a file.")
+    ] = None,
     json_schema: Annotated[
         str, typer.Option("-j", "--json-schema", help="JSON schema that the text follows.")
     ] = SAMPLING.json_schema,
@@ -61,7 +63,7 @@ def run(
     force: p.Force = p.LOAD.force,
     verbose: p.Verbose = False,
     json_: p.Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Continue a text with a base and its memories.
 
     Raw completion, no chat template. Text streams to stdout, everything else goes to stderr.

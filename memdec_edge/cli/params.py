@@ -12,8 +12,8 @@ Base = Annotated[Path, typer.Option("-m", "--model", metavar="FILE", help="Base 
 Memories = Annotated[list[Path] | None, typer.Option("-M", "--memory", metavar="FILE", help="Memory GGUF; repeatable.")]
 Scaled = Annotated[
     list[str] | None,
-    typer.Option("--memory-scaled", metavar="FILE:LAMBDA", help="Memory with its own weight, taken literally; repeatable."),
-]  # fmt: skip
+    typer.Option("--memory-scaled", metavar="FILE:LAMBDA", help="Memory with a literal weight; repeatable."),
+]
 Lambda = Annotated[
     float | None,
     typer.Option(

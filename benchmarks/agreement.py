@@ -1,0 +1,87 @@
+"""How far are mixed log-probs through llama.cpp from PyTorch's?
+
+    python benchmarks/agreement.py [MEMORY_CHECKPOINT]
+
+SmolLM2-135M is the base and an HF checkpoint folder the memory (default: the one `memdec-edge demo` trains). PyTorch
+mixes their log-probs in float64 over 200 tokens of general.txt; the same weights as F32 GGUFs are run with exact
+settings (F32 KV cache, flash attention off) and with the defaults, and as the quantised files that users run. The last
+line is one JSON object: the largest difference over all positions and ids, in nats, of each.
+"""
+
+import json
+import sys
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from memdec_edge.convert import convert
+from memdec_edge.demo import GENERAL, demo_base, demo_home
+from memdec_edge.engine import Engine
+from memdec_edge.options import ConvertOptions, LoadOptions, MemoryOptions
+
+TOKENS, WEIGHT = 200, 0.6
+EXACT = LoadOptions(flash_attn="off", cache_type_k="f32", cache_type_v="f32")
+
+
+def torch_rows(checkpoint: Path, tokens: list[int]) -> npt.NDArray[np.float64]:
+    """Log-probs at every position, float64 [tokens, n_vocab]."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    with torch.no_grad():
+        return np.asarray(torch.log_softmax(model(torch.tensor([tokens])).logits[0].double(), -1).numpy())
+
+
+def our_rows(base: Path, memory: Path, options: LoadOptions, tokens: list[int]) -> npt.NDArray[np.float64]:
+    """As torch_rows, of the mixture, token by token as in generation."""
+    rows = []
+    with closing(Engine(base, [MemoryOptions(memory, WEIGHT)], options)) as engine:
+        sequence = engine.sequence()
+        for token in tokens:
+            row = sequence.feed([token]).astype(np.float64)
+            rows.append(row - row.max() - np.log(np.exp(row - row.max()).sum()))
+    return np.stack(rows)
+
+
+def main() -> None:
+    """Convert, run, compare, print."""
+    default = demo_home() / "demo" / "medicine" / "memory"
+    checkpoint = Path(sys.argv[1]) if len(sys.argv) > 1 else default
+    base = demo_base()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = AutoModelForCausalLM.from_pretrained(base.parent, gguf_file=base.name, dtype=torch.float32)
+        config = source.config
+        del config.quantization_config
+        model = type(source)(config)
+        model.load_state_dict(source.state_dict())
+        model.save_pretrained(folder / "base")
+        AutoTokenizer.from_pretrained(base.parent, gguf_file=base.name).save_pretrained(folder / "base")
+        base32 = folder / "base.gguf"
+        convert(ConvertOptions(folder / "base", base32, "f32", base=base, role="model"))
+        for kind in ("f32", "q8_0"):
+            convert(ConvertOptions(checkpoint, folder / f"memdec-{kind}.gguf", kind, base=base))
+        memory32, memory8 = folder / "memdec-f32.gguf", folder / "memdec-q8_0.gguf"
+        with closing(Engine(base)) as engine:
+            tokens = engine.base.tokenize(GENERAL.read_text(encoding="utf-8"))[:TOKENS]
+        mixed = np.logaddexp(
+            np.log(1 - WEIGHT) + torch_rows(folder / "base", tokens), np.log(WEIGHT) + torch_rows(checkpoint, tokens)
+        )
+        found = {
+            "f32_exact": our_rows(base32, memory32, EXACT, tokens),
+            "f32_default": our_rows(base32, memory32, LoadOptions(), tokens),
+            "q4_1_base_q8_0_memory_default": our_rows(base, memory8, LoadOptions(), tokens),
+        }
+    result = {"tokens": len(tokens), "lambda": WEIGHT, "n_vocab": mixed.shape[1]}
+    for name, rows in found.items():
+        same = float((rows.argmax(1) == mixed.argmax(1)).mean())
+        result[name] = {"max_difference": float(np.abs(rows - mixed).max()), "same_argmax": same}
+        print(f"{name:30} largest difference {np.abs(rows - mixed).max():.2e}, same argmax {same:.1%}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Writing a GGUF file: keys, tensor table, tensors one after the other in constant memory.
+
+Own, and not gguf.GGUFWriter, because a tokenizer block is copied here as raw bytes, which that writer cannot take.
+Knows nothing of models. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little-endian.
+"""
+
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from gguf.constants import GGMLQuantizationType
+
+from memdec_edge.header import ARRAY, FLOAT32, MAGIC, SCALARS, STRING
+
+from . import tensors
+
+VERSION, ALIGNMENT = 3, 32
+UINT32, INT32, BOOL, UINT64, INT64, FLOAT64 = 4, 5, 7, 10, 11, 12  # enum gguf_type
+Value = bool | int | float | str | list[str] | list[bytes] | list[int]
+
+
+class GgufFile:
+    """Keys and tensors of a file to be written. Order is kept; a key given twice keeps its first place."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, bytes] = {}
+        self.tensors: list[tuple[str, tuple[int, ...], GGMLQuantizationType]] = []
+
+    def add(self, key: str, value: Value) -> None:
+        """Add a key: bool, u32 (a larger int u64, a negative one i64), f32, string, or an array of strings or i32."""
+        self.entries[key] = pack_entry(key, value)
+
+    def add_tensor(self, name: str, shape: tuple[int, ...], kind: GGMLQuantizationType) -> None:
+        """Announce a tensor; `shape` in PyTorch's order."""
+        self.tensors.append((name, shape, kind))
+
+    def write(self, path: Path, data: Iterable[npt.NDArray[np.generic]]) -> None:
+        """Write everything; `data` yields the tensors' bytes in the order in which they were announced."""
+        with path.open("wb") as file:
+            file.write(MAGIC + struct.pack("<IQQ", VERSION, len(self.tensors), len(self.entries)))
+            file.writelines(self.entries.values())
+            offset = 0
+            for name, shape, kind in self.tensors:
+                dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
+                file.write(pack_string(name.encode()) + dimensions + struct.pack("<IQ", kind, offset))
+                offset += _aligned(tensors.n_bytes(shape, kind))
+            file.write(bytes(_aligned(file.tell()) - file.tell()))
+            for (name, shape, kind), array in zip(self.tensors, data, strict=True):
+                size = tensors.n_bytes(shape, kind)
+                assert array.nbytes == size, f"{name} has {array.nbytes} bytes and was announced with {size}"
+                file.write(np.ascontiguousarray(array).view(np.uint8).data)
+                file.write(bytes(_aligned(size) - size))
+
+
+def pack_string(value: bytes) -> bytes:
+    """Length and bytes."""
+    return struct.pack("<Q", len(value)) + value
+
+
+def pack_entry(key: str, value: Value) -> bytes:
+    """Key, type and value as they stand in the file."""
+    head = pack_string(key.encode())
+    if isinstance(value, str):
+        return head + struct.pack("<I", STRING) + pack_string(value.encode())
+    if isinstance(value, list):
+        strings = [item.encode() if isinstance(item, str) else item for item in value if isinstance(item, str | bytes)]
+        kind = STRING if strings else INT32
+        body = b"".join(map(pack_string, strings)) if strings else struct.pack(f"<{len(value)}i", *value)
+        return head + struct.pack("<IIQ", ARRAY, kind, len(value)) + body
+    kind = _scalar_kind(value)
+    return head + struct.pack("<I", kind) + SCALARS[kind].pack(value)
+
+
+def _scalar_kind(value: float) -> int:
+    if isinstance(value, bool):
+        return BOOL
+    if isinstance(value, float):
+        return FLOAT32
+    return UINT32 if 0 <= value < 2**32 else INT64 if value < 0 else UINT64
+
+
+def _aligned(size: int) -> int:
+    return (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT

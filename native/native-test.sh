@@ -1,0 +1,39 @@
+#!/bin/sh
+# The C code under AddressSanitizer and UndefinedBehaviorSanitizer, and every warning an error.
+# Builds in build/native-test, leaves the installed extension alone, and runs the kernels' tests on it. GCC on Linux.
+set -eu
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+CC=${CC:-gcc}
+build=$PWD/build/native-test
+include=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+mkdir -p "$build"
+
+common="-std=c11 -Wall -Wextra -Werror -fno-math-errno -fno-trapping-math -fPIC -shared -DPy_LIMITED_API=0x030B0000"
+# Once as it ships: some warnings need the optimiser.
+"$CC" $common -O3 -isystem "$include" native/*.c -o "$build/optimised.so"
+"$CC" $common -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
+    -isystem "$include" native/*.c -o "$build/_native.abi3.so"
+
+# Leaks are not looked for: CPython keeps what it has until the end. Its own allocator would hide overruns.
+LD_PRELOAD=$("$CC" -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+    PYTHONMALLOC=malloc OMP_NUM_THREADS=1 "$PYTHON" - "$build/_native.abi3.so" "$@" <<'PYTHON_END'
+import ctypes
+import importlib.util
+import sys
+
+path, *arguments = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("memdec_edge._native", path)
+sys.modules["memdec_edge._native"] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+
+import pytest
+
+import memdec_edge.fusion
+
+assert memdec_edge.fusion._native is module and ctypes.CDLL(path).__asan_init, "not the sanitised build"
+print("testing", path, "variants", *module.variants(), flush=True)
+# The shared fixtures need PyTorch, which these tests do not; the sanitisers write to the real stderr.
+options = ["-q", "--noconftest", "--capture=sys", "-p", "no:cacheprovider"]
+sys.exit(pytest.main([*options, "tests/test_fusion.py", "tests/test_callback.py", *arguments]))
+PYTHON_END

@@ -1,0 +1,167 @@
+"""build_cache() and train() on a tiny llama: what they write, against transformers and NumPy."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file
+
+from memdec_edge.errors import StageError
+from memdec_edge.train import NOTICE, build_cache, train
+from memdec_edge.train.loop import learning_rate
+from tests.training import BLOCK, K, cache_options, flip, make_room, metrics, train_options
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_room(tmp_path_factory.mktemp("train"))
+
+
+def test_the_report_counts_what_the_cache_holds(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = build_cache(cache_options(room))
+    tokens = {split: np.load(room / "cache" / "tokens" / f"{split}.npy") for split in ("train", "valid", "test")}
+    assert (report.train_tokens, report.valid_tokens, report.test_tokens) == tuple(map(len, tokens.values()))
+    assert report.train_tokens == 700
+    assert report.path == room / "cache"
+    assert report.bytes == sum(path.stat().st_size for path in (room / "cache").rglob("*") if path.is_file())
+    assert report.knn_perplexity is not None
+    assert report.teacher_perplexity is not None
+    assert report.knn_perplexity < report.teacher_perplexity
+    assert capsys.readouterr() == ("", "")  # nothing to do, nothing to say
+
+
+def test_the_disk_needed_is_said_before_work_starts(
+    room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_cache(cache_options(room, out=tmp_path / "cache"))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("the kNN cache needs 0 MB for keys and at most 0 MB for targets in ")
+    assert err.count("\n") == 1
+
+
+def test_keys_are_the_inputs_of_the_last_mlp_at_each_position_of_each_block(room: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(room / "teacher", dtype=torch.float32)
+    caught: list[torch.Tensor] = []
+    model.model.layers[-1].post_attention_layernorm.register_forward_hook(lambda m, i, out: caught.append(out))
+    tokens = torch.from_numpy(np.load(room / "cache" / "tokens" / "train.npy").astype(np.int64))
+    with torch.no_grad():
+        for start in range(0, len(tokens) - 1 - BLOCK, BLOCK):
+            model(input_ids=tokens[None, start : start + BLOCK])
+    truth = torch.cat(caught, 1)[0].numpy()
+    keys = load_file(room / "cache" / "keys" / "00000.safetensors")["keys"]
+    assert keys.dtype == np.float16
+    assert keys.shape == truth.shape
+    assert np.square(keys - truth).mean() < 0.002 * np.square(truth).mean()  # bfloat16 where the CPU has it
+
+
+def test_targets_are_what_the_other_keys_say_comes_next(room: Path) -> None:
+    tokens = np.load(room / "cache" / "tokens" / "train.npy").astype(int)
+    keys = load_file(room / "cache" / "keys" / "00000.safetensors")["keys"].astype(np.float64)
+    targets = load_file(room / "cache" / "targets" / "00000.safetensors")
+    tau = json.loads((room / "cache" / "manifest.json").read_text())["facts"]["tau"]
+    distances = ((keys[:, None] - keys[None]) ** 2).sum(2)
+    np.fill_diagonal(distances, np.inf)
+    for row in range(0, len(keys), 17):
+        nearest = distances[row].argsort()[:K]
+        truth = np.zeros(500)
+        np.add.at(truth, tokens[nearest + 1], np.exp(-distances[row, nearest] / tau))
+        found = np.zeros(500)
+        pairs = slice(targets["offsets"][row], targets["offsets"][row + 1])
+        found[targets["ids"][pairs]] = targets["probs"][pairs]
+        np.testing.assert_allclose(found, truth / truth.sum(), atol=2e-3)
+
+
+def test_special_tokens_in_the_text_are_text(room: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(" ".join(["a <|endoftext|> b"] * 60))
+    options = cache_options(room, corpus=tmp_path / "a.txt", out=tmp_path / "cache", max_tokens=0)
+    build_cache(options)
+    tokens = np.load(tmp_path / "cache" / "tokens" / "train.npy")
+    assert tokens.tolist().count(0) == 1  # EOS at the end
+
+
+def test_a_trained_memory_is_an_ordinary_checkpoint_with_its_facts(
+    room: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = train_options(room, tmp_path / "memory", domain="old words", license="CC0-1.0", beta=0.5)
+    report = train(options)
+    assert capfd.readouterr() == ("", "")  # no chatter of libraries
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "memory", dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "memory")
+    assert tokenizer.get_vocab() == transformers.AutoTokenizer.from_pretrained(room / "teacher").get_vocab()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    tau = json.loads((room / "cache" / "manifest.json").read_text())["facts"]["tau"]
+    tokens = 12 * 2 * BLOCK
+    assert json.loads((tmp_path / "memory" / "memdec.json").read_text()) == {
+        "memdec_edge.domain": "old words",
+        "memdec_edge.train.beta": 0.5,
+        "memdec_edge.train.k": K,
+        "memdec_edge.train.knn_temperature": tau,
+        "memdec_edge.train.key": "mlp_input",
+        "memdec_edge.train.teacher": "teacher",
+        "memdec_edge.train.epochs": pytest.approx(tokens / (700 // BLOCK * BLOCK)),
+        "memdec_edge.train.tokens": tokens,
+        "general.name": "memdec-old-words",
+        "general.description": f"Memory Decoder for old words. {NOTICE}",
+        "general.license": "CC0-1.0",
+    }
+    assert (report.path, report.steps, report.tokens, report.notice) == (tmp_path / "memory", 12, tokens, NOTICE)
+    assert [line["step"] for line in metrics(tmp_path / "memory")] == list(range(1, 13))
+    assert not (tmp_path / "memory" / "resume.safetensors").exists()
+
+    valid = torch.from_numpy(np.load(room / "cache" / "tokens" / "valid.npy").astype(np.int64))
+    losses = []
+    with torch.no_grad():
+        for start in range(0, len(valid) - 1 - BLOCK, BLOCK):
+            ids = valid[None, start : start + BLOCK + 1]
+            logits = model(input_ids=ids[:, :-1]).logits
+            losses.append(torch.nn.functional.cross_entropy(logits[0], ids[0, 1:], reduction="none"))
+    assert report.valid_perplexity == pytest.approx(torch.cat(losses).mean().exp().item(), rel=0.02)
+
+
+def test_a_finished_training_is_reused_and_its_licence_can_be_corrected(room: Path, tmp_path: Path) -> None:
+    first = train(train_options(room, tmp_path / "memory"))
+    before = (tmp_path / "memory" / "model.safetensors").stat().st_mtime_ns
+    again = train(train_options(room, tmp_path / "memory", license="MIT"))
+    assert replace(again, seconds=first.seconds) == first
+    assert (tmp_path / "memory" / "model.safetensors").stat().st_mtime_ns == before
+    assert json.loads((tmp_path / "memory" / "memdec.json").read_text())["general.license"] == "MIT"
+    flip(tmp_path / "memory" / "model.safetensors")
+    with pytest.raises(StageError, match=r"model\.safetensors: missing, or changed since it was written"):
+        train(train_options(room, tmp_path / "memory"))
+
+
+def test_the_loss_falls(room: Path, tmp_path: Path) -> None:
+    train(train_options(room, tmp_path / "memory", steps=60, beta=1.0))
+    kl = [line["kl"] for line in metrics(tmp_path / "memory")]
+    assert sum(kl[-5:]) < 0.6 * sum(kl[:5])
+
+
+def test_a_control_without_targets_sees_the_same_text_in_the_same_order(room: Path, tmp_path: Path) -> None:
+    train(train_options(room, tmp_path / "memory", lr=0.0))
+    train(train_options(room, tmp_path / "control", lr=0.0, beta=0.0))
+    memory, control = metrics(tmp_path / "memory"), metrics(tmp_path / "control")
+    assert [line["ce"] for line in control] == pytest.approx([line["ce"] for line in memory], rel=1e-5)
+    assert all(line["loss"] == line["ce"] and line["kl"] == 0 for line in control)
+
+
+def test_accumulated_passes_equal_one_large_pass(room: Path, tmp_path: Path) -> None:
+    train(train_options(room, tmp_path / "one", batch=4, steps=2))
+    train(train_options(room, tmp_path / "four", batch=1, accumulate=4, steps=2))
+    for name in ("loss", "ce", "kl", "grad_norm"):
+        one, four = ([line[name] for line in metrics(tmp_path / out)] for out in ("one", "four"))
+        assert four == pytest.approx(one, rel=0.02)
+
+
+def test_the_learning_rate_warms_up_and_ends_near_zero(room: Path, tmp_path: Path) -> None:
+    options = train_options(room, tmp_path, warmup=0.1, lr=1.0)
+    rates = [learning_rate(options, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert 0 < rates[99] < 0.001
+    assert learning_rate(replace(options, warmup=0.0), 0, 100) == 1.0

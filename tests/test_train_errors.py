@@ -1,0 +1,199 @@
+"""What build_cache() and train() refuse, and what the message says."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from memdec_edge.errors import (
+    CorpusError,
+    MissingFileError,
+    ModelFileError,
+    NumericsError,
+    OptionError,
+    OutputError,
+    StageError,
+)
+from memdec_edge.train import build_cache, train
+from tests.tiny import OTHER_TEXT, TEXT, tiny_checkpoint
+from tests.training import BLOCK, PROGRAM, cache_options, flip, make_room, own_cache, train_options
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_room(tmp_path_factory.mktemp("train"))
+
+
+def test_a_missing_teacher_names_the_path(room: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"nothing: no such HF folder or GGUF file; check the path"):
+        build_cache(cache_options(room, teacher=tmp_path / "nothing", out=tmp_path / "cache"))
+
+
+def test_a_teacher_that_is_no_model_names_the_path(room: Path, tmp_path: Path) -> None:
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "notes.txt").write_text("")
+    with pytest.raises(ModelFileError, match=r"teacher: transformers cannot load it as a causal LM \("):
+        build_cache(cache_options(room, teacher=tmp_path / "teacher", out=tmp_path / "cache"))
+
+
+def test_a_corpus_shorter_than_a_block_names_both_sizes(room: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("too short")
+    options = cache_options(room, corpus=tmp_path / "a.txt", out=tmp_path / "cache", valid_fraction=0, test_fraction=0)
+    with pytest.raises(CorpusError) as caught:
+        build_cache(options)
+    assert "a.txt: " in str(caught.value)
+    assert "training tokens are less than one block and a token; give more text, or a smaller --block than 16" in str(
+        caught.value
+    )
+
+
+def test_more_neighbours_than_keys_names_both_numbers(room: Path, tmp_path: Path) -> None:
+    keys = 700 // BLOCK * BLOCK
+    with pytest.raises(OptionError) as caught:
+        build_cache(cache_options(room, k=keys, out=tmp_path / "cache"))
+    assert str(caught.value) == f"--k is {keys}: the datastore has {keys} keys, so a key has {keys - 1} neighbours"
+    build_cache(cache_options(room, k=keys - 1, out=tmp_path / "other"))
+
+
+def test_a_block_longer_than_the_teachers_context_is_refused(room: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--block is 513: the teacher's context is 512 tokens"):
+        build_cache(cache_options(room, block=513, out=tmp_path / "cache"))
+
+
+def test_an_automatic_temperature_needs_validation_text(room: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    options = cache_options(room, corpus=tmp_path / "a.txt", out=tmp_path / "cache", valid_fraction=0)
+    with pytest.raises(OptionError, match="--knn-temp is auto: needs a block of validation text"):
+        build_cache(options)
+    report = build_cache(replace(options, knn_temp=4.0, fresh=True))
+    assert (report.tau, report.knn_perplexity, report.teacher_perplexity) == (4.0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": 3}, "--layers is 3: the source has 2"),
+        ({"hidden": 64}, "--hidden is 64: must be below the source's 64 and a multiple of its head size, 16"),
+        ({"hidden": 40}, "--hidden is 40: must be below the source's 64 and a multiple of its head size, 16"),
+    ],
+)
+def test_a_shape_that_the_source_cannot_give_is_refused(
+    room: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptionError) as caught:
+        train(train_options(room, tmp_path / "memory", **changes))
+    assert str(caught.value) == message
+
+
+def test_an_initial_model_with_another_vocabulary_is_refused(room: Path, tmp_path: Path) -> None:
+    larger = tiny_checkpoint(tmp_path / "larger", vocab_extra=200)
+    with pytest.raises(
+        ModelFileError, match=r"larger: its vocabulary has \d+ tokens, the teacher's \d+; a memory starts"
+    ):
+        train(train_options(room, tmp_path / "a", init=larger))
+    stranger = tiny_checkpoint(tmp_path / "stranger", text=OTHER_TEXT)
+    with pytest.raises(
+        ModelFileError, match=r"stranger: its vocabulary is not the teacher's: token \d+ is .* there and"
+    ):
+        train(train_options(room, tmp_path / "b", init=stranger))
+
+
+def test_an_initial_model_with_padding_rows_is_accepted(room: Path, tmp_path: Path) -> None:
+    padded = tiny_checkpoint(tmp_path / "padded", vocab_extra=16, layers=4)
+    train(train_options(room, tmp_path / "memory", init=padded, steps=1, layers=3))
+    assert json.loads((tmp_path / "memory" / "config.json").read_text())["num_hidden_layers"] == 3
+
+
+def test_a_cache_made_otherwise_is_refused_naming_the_difference(room: Path, tmp_path: Path) -> None:
+    options = own_cache(room, tmp_path)
+    with pytest.raises(StageError) as caught:
+        build_cache(replace(options, k=7))
+    assert str(caught.value) == (
+        f"{options.out}: made with --k 6, now 7; use another output folder, or --fresh to redo it"
+    )
+    corpus = tmp_path / "corpus"
+    shutil.copytree(room / "corpus", corpus)
+    with (corpus / "train.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(StageError, match=r"made with other inputs: corpus train\.jsonl has changed"):
+        build_cache(replace(options, corpus=corpus))
+    teacher = tiny_checkpoint(tmp_path / "teacher", tied=False, seed=5)
+    with pytest.raises(StageError, match=r"made with other inputs: teacher model\.safetensors has changed"):
+        build_cache(replace(options, teacher=teacher))
+    assert build_cache(replace(options, k=7, fresh=True)).tau > 0
+
+
+@pytest.mark.parametrize("name", ["keys/00000.safetensors", "validation.safetensors", "tokens/train.npy"])
+def test_a_flipped_byte_is_noticed_when_the_cache_goes_on(room: Path, tmp_path: Path, name: str) -> None:
+    options = own_cache(room, tmp_path)
+    (options.out / "targets" / "00000.safetensors").unlink()
+    manifest = json.loads((options.out / "manifest.json").read_text())
+    del manifest["facts"]["tau"]
+    (options.out / "manifest.json").write_text(json.dumps(manifest))
+    flip(options.out / name)
+    with pytest.raises(StageError) as caught:
+        build_cache(options)
+    assert str(caught.value).startswith(f"{options.out / name}: ")
+
+
+def test_a_flipped_target_is_never_trained_on(room: Path, tmp_path: Path) -> None:
+    options = own_cache(room, tmp_path)
+    flip(options.out / "targets" / "00000.safetensors")
+    with pytest.raises(StageError, match=r"targets/00000\.safetensors: damaged"):
+        train(train_options(room, tmp_path / "memory", cache=options))
+    assert not (tmp_path / "memory" / "metrics.jsonl").exists()
+
+
+def poisoned(room: Path, folder: Path) -> Path:
+    """An initial model that answers NaN to one token, which only one block of the corpus holds."""
+    shutil.copytree(room / "teacher", folder)
+    tokens = np.load(room / "cache" / "tokens" / "train.npy")[: 700 // BLOCK * BLOCK].reshape(-1, BLOCK)
+    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0)).tolist()
+    late = set(tokens[order[14]].tolist()) - {int(t) for block in order[:14] for t in tokens[block]}
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][late.pop()] = np.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_loss_of_nan_stops_and_keeps_the_last_state(room: Path, tmp_path: Path) -> None:
+    init = poisoned(room, tmp_path / "poisoned")
+    with pytest.raises(NumericsError) as caught:
+        train(train_options(room, tmp_path / "memory", init=init))
+    assert str(caught.value) == (
+        "the loss is nan at step 8; the state after step 5 is kept; use --fresh and a lower --lr"
+    )
+    state = load_file(tmp_path / "memory" / "resume.safetensors")
+    assert np.isfinite(state["weight.lm_head.weight"]).all()
+    assert not (tmp_path / "memory" / "model.safetensors").exists()
+
+    flip(tmp_path / "memory" / "resume.safetensors")
+    with pytest.raises(StageError, match=r"resume\.safetensors: damaged"):
+        train(train_options(room, tmp_path / "memory", init=init))
+
+
+def test_a_full_disk_is_an_output_error(room: Path, tmp_path: Path) -> None:
+    program = PROGRAM.replace(
+        "try:", "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\ntry:", 1
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(room), str(tmp_path)], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == OutputError("", "").exit_code
+    assert done.stdout.startswith(f"{tmp_path / 'memory' / 'resume.safetensors'} could not be written: ")
+    assert done.stdout.count("\n") == 1
+    assert not [path for path in (tmp_path / "memory").iterdir() if "safetensors" in path.name]
+
+
+def test_a_missing_extra_is_named() -> None:
+    program = "import sys; sys.modules['torch'] = None\nimport memdec_edge.train"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "MissingExtraError: torch is not installed; pip install 'memdec-edge[train]'" in done.stderr

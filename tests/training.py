@@ -1,0 +1,76 @@
+"""What the tests of training share: a tiny teacher, a corpus, a finished cache; and a program to kill."""
+
+import json
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from memdec_edge.options import CacheOptions, TrainOptions
+from memdec_edge.train import build_cache
+from tests.tiny import TEXT, tiny_checkpoint
+
+BLOCK, K = 16, 6
+
+
+def words(count: int, seed: int) -> list[str]:
+    """Documents of shuffled words of TEXT: the tokenizer knows them."""
+    random_ = random.Random(seed)
+    return [" ".join(random_.choices(TEXT.split()[:60], k=30)) for _ in range(count)]
+
+
+def make_room(folder: Path) -> Path:
+    """A teacher, a corpus with splits, a finished cache."""
+    tiny_checkpoint(folder / "teacher", tied=False)
+    for split, count in (("train", 20), ("valid", 6), ("test", 2)):
+        (folder / "corpus").mkdir(exist_ok=True)
+        lines = (json.dumps({"text": text}) + "\n" for text in words(count, len(split)))
+        (folder / "corpus" / f"{split}.jsonl").write_text("".join(lines))
+    build_cache(cache_options(folder))
+    return folder
+
+
+def cache_options(folder: Path, **changes: Any) -> CacheOptions:
+    options = CacheOptions(folder / "teacher", folder / "corpus", folder / "cache", k=K, block=BLOCK, max_tokens=700)
+    return replace(options, **changes)
+
+
+def train_options(room: Path, out: Path, **changes: Any) -> TrainOptions:
+    options = TrainOptions(cache_options(room), out, lr=3e-3, steps=12, batch=2, save_every=5)
+    return replace(options, **changes)
+
+
+def own_cache(room: Path, tmp_path: Path) -> CacheOptions:
+    """A copy of the finished cache, to be damaged."""
+    shutil.copytree(room / "cache", tmp_path / "cache")
+    return cache_options(room, out=tmp_path / "cache")
+
+
+def flip(path: Path) -> None:
+    """Change the last byte of a file."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# argv: room, output folder; caches and trains there, prints a typed error
+PROGRAM = """
+import sys
+from pathlib import Path
+from memdec_edge.errors import MemdecError
+from memdec_edge.options import CacheOptions, TrainOptions
+from memdec_edge.train import cache, train
+cache.SHARD_POSITIONS = 64
+room, out = Path(sys.argv[1]), Path(sys.argv[2])
+options = CacheOptions(room / "teacher", room / "corpus", out / "cache", k=6, block=16)
+try:
+    train(TrainOptions(options, out / "memory", lr=3e-3, steps=120, batch=2, accumulate=2, save_every=7))
+except MemdecError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""

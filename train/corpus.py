@@ -1,0 +1,73 @@
+"""Text into tokens: split documents, pack each split into one stream of uint32 token ids.
+
+A folder with train.jsonl in it names its splits: train/valid/test.jsonl. What a corpus does not name is taken from its
+training documents. Documents of a split stand in a seeded random order (so that a token limit takes a fair sample) and
+are packed as [BOS] document EOS, BOS only where the tokenizer adds it. Knows nothing of models and of file formats.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from memdec_edge.documents import NO_TEXT, SPLITS, read_file, split_files
+from memdec_edge.errors import CorpusError
+
+Encode = Callable[[list[str]], list[list[int]]]
+Tokens = npt.NDArray[np.uint32]
+
+
+def split_documents(path: Path, valid: float, test: float, seed: int) -> dict[str, list[str]]:
+    """Documents of each split, in seeded random order.
+
+    Splits that the corpus does not name are taken from its training documents: fractions `valid` and `test` of them,
+    at least one (none where the fraction is 0). When a single document is left, its tail is cut off instead.
+    Raises CorpusError when there is no text.
+    """
+    named = split_files(path)
+    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for split, files in named.items():
+        splits[split] = _shuffled([document for file in files for document in read_file(file)], seed)
+    documents = splits["train"]
+    if not documents:
+        raise CorpusError(path, NO_TEXT)
+    total = len(documents)
+    shares: dict[str, float] = {"valid": valid, "test": test}
+    for split, share in shares.items():
+        if split in named or share == 0:
+            continue
+        if len(documents) == 1:
+            documents[0], tail = _cut(documents[0], share)
+            splits[split] = [tail] if tail.strip() else []
+        else:
+            count = min(max(1, round(share * total)), len(documents) - 1)
+            splits[split], documents = documents[:count], documents[count:]
+    splits["train"] = documents
+    return splits
+
+
+def _cut(document: str, share: float) -> tuple[str, str]:
+    """Head and tail, about `share` of it, cut at white space."""
+    target = len(document) - int(share * len(document))
+    at = max(document.rfind("\n", 0, target), document.rfind(" ", 0, target), 0) or len(document)
+    return document[:at], document[at:]
+
+
+def _shuffled(documents: list[str], seed: int) -> list[str]:
+    return [documents[i] for i in np.random.default_rng(seed).permutation(len(documents))]
+
+
+def pack(documents: list[str], encode: Encode, bos: int | None, eos: int, limit: int) -> Tokens:
+    """Token ids of `documents` one after the other, uint32 [n]; at most `limit` of them unless it is 0."""
+    head = [] if bos is None else [bos]
+    parts: list[Tokens] = []
+    count = 0
+    for start in range(0, len(documents), 64):
+        for ids in encode(documents[start : start + 64]):
+            parts.append(np.array([*head, *ids, eos], np.uint32))
+            count += len(parts[-1])
+        if limit and count >= limit:
+            break
+    tokens = np.concatenate(parts) if parts else np.empty(0, np.uint32)
+    return tokens[:limit] if limit else tokens

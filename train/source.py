@@ -1,0 +1,164 @@
+"""Models that training starts from, out of an HF folder or a GGUF: the teacher, and what a memory is initialised from.
+
+A GGUF is dequantised by transformers, its text tokenized by llama.cpp itself: transformers does not know every
+pre-tokenizer, and a memory must see the tokens that it will see at run time. Knows nothing of corpora and caches.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from memdec_edge.errors import MissingFileError, ModelFileError
+from memdec_edge.files import sha256
+
+from .corpus import Encode
+
+_BLOCK_MLP = ("mlp", "feed_forward", "ffn")  # what architectures call it
+
+
+@dataclass(frozen=True)
+class Source:
+    """A causal LM in float32 on the CPU, and its tokenizer."""
+
+    path: Path
+    name: str
+    model: Any  # transformers.PreTrainedModel; never changed: memories are copies
+    tokenizer: Any  # transformers.PreTrainedTokenizerFast
+    encode: Encode  # texts -> token ids, special tokens neither added nor parsed
+    bos: int | None  # where the tokenizer puts one before a text
+    eos: int
+
+    @property
+    def n_vocab(self) -> int:
+        """Rows of the embedding."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+
+def source_files(path: Path) -> dict[str, Path]:
+    """The files that make up a model, by name. Raises MissingFileError."""
+    if path.is_file():
+        return {path.name: path}
+    if not path.is_dir():
+        raise MissingFileError(path, "HF folder or GGUF file")
+    return {file.name: file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")}
+
+
+def load_source(path: Path) -> Source:
+    """Load an HF folder or a GGUF; the last one loaded is kept in memory.
+
+    Raises MissingFileError, and ModelFileError when transformers cannot make a causal LM with a tokenizer of it.
+    """
+    return _load(path, tuple((name, file.stat().st_mtime_ns) for name, file in source_files(path).items()))
+
+
+@lru_cache(maxsize=1)  # a GGUF takes 15 s to read, and cache, training and a control training all want the same
+def _load(path: Path, stamp: tuple[tuple[str, int], ...]) -> Source:
+    is_gguf = path.is_file()
+    where, how = (path.parent, {"gguf_file": path.name}) if is_gguf else (path, {})
+    try:
+        with quiet():
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                where, dtype=torch.float32, local_files_only=True, **how
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(where, local_files_only=True, **how)
+    except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ModelFileError(path, f"transformers cannot load it as a causal LM ({reason})") from error
+    if is_gguf:
+        encode, bos, eos = _read_gguf_tokenizer(path, tokenizer)
+    else:
+        encode, eos = _encode_with(tokenizer), tokenizer.eos_token_id
+        first = tokenizer("a").input_ids[:1]
+        bos = tokenizer.bos_token_id if first == [tokenizer.bos_token_id] else None
+    if eos is None or eos < 0:
+        raise ModelFileError(path, "its tokenizer has no EOS token, which separates documents; set eos_token")
+    return Source(path, path.stem if is_gguf else path.resolve().name, model.eval(), tokenizer, encode, bos, eos)
+
+
+def _encode_with(tokenizer: Any) -> Encode:
+    def encode(texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+        return ids
+
+    return encode
+
+
+def _read_gguf_tokenizer(path: Path, tokenizer: Any) -> tuple[Encode, int | None, int]:
+    """llama.cpp's tokenizer; `tokenizer`, which is saved with the memory, is given the right pre-tokenizer."""
+    from tokenizers import pre_tokenizers
+
+    from memdec_edge.llama import Model
+
+    gguf = Model(path, vocab_only=True)
+    if gguf.metadata.get("tokenizer.ggml.pre") == "smollm":  # transformers leaves out that digits stand alone
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [gguf.tokenize(text, add_special=False, parse_special=False) for text in texts]
+
+    return encode, gguf.bos if gguf.add_bos else None, gguf.eos
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from writing logs and progress bars to stderr."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    with redirect_stderr(io.StringIO()):  # its GGUF reader draws a bar of its own
+        yield
+
+
+def blocks_of(model: Any) -> tuple[str, torch.nn.ModuleList]:
+    """Name and modules of a model's transformer blocks. Raises ModelFileError when it has none that we can find."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == model.config.num_hidden_layers:
+            return name, module
+    raise ModelFileError(model.config.name_or_path, f"no list of blocks found in {type(model).__name__}")
+
+
+def last_mlp(model: Any) -> torch.nn.Module:
+    """The MLP of the last block; its input is the key (2508.09874, after 1911.00172, section 5)."""
+    block = blocks_of(model)[1][-1]
+    for name in _BLOCK_MLP:
+        if isinstance(mlp := getattr(block, name, None), torch.nn.Module):
+            return mlp
+    raise ModelFileError(model.config.name_or_path, f"no MLP found in the blocks of {type(model).__name__}")
+
+
+def cast_parameters(model: Any, dtype: torch.dtype) -> None:
+    """Give all parameters another type. Buffers stay: rotary frequencies in bfloat16 would blur far positions."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+@cache
+def work_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it (twice as fast or better there), float32 elsewhere."""
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    has = torch.cpu.get_capabilities() if device == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
+    return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
+
+
+def first_difference(mine: Any, theirs: Any) -> str:
+    """The first token in which two tokenizers differ, in words; empty when the ids they share mean the same."""
+    mine, theirs = ({i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in (mine, theirs))
+    for i in sorted({*mine, *theirs}):
+        if mine.get(i) != theirs.get(i):
+            return f"token {i} is {json.dumps(theirs.get(i))} there and {json.dumps(mine.get(i))} here"
+    return ""
+
+
+def digests(files: dict[str, Path], prefix: str) -> dict[str, str]:
+    """SHA-256 of each file, keyed by what a user would call it."""
+    return {f"{prefix} {name}": sha256(file) for name, file in files.items()}

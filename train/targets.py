@@ -1,0 +1,114 @@
+"""What the retriever answers: p_kNN from neighbours, sparse, on disk and back. Knows nothing of models.
+
+    p_kNN(y) = sum of exp(-d_j^2 / tau) over neighbours j whose next token is y, normalised    (1911.00172, section 2)
+
+A target shard is CSR: offsets int64 [n + 1], ids uint32 [pairs] ascending in a row, probs float16 [pairs].
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from memdec_edge.options import DEFAULT_LAMBDA
+
+from .stage import Stage
+
+Array = npt.NDArray[Any]
+
+
+def aggregate(distances: Array, values: Array, tau: float) -> dict[str, Array]:
+    """p_kNN of each row as CSR arrays.
+
+    distances  float32 [n, k], squared L2; values  uint32 [n, k], next tokens; tau > 0
+    Probabilities that float16 rounds to 0 (below 3e-8) are left out.
+    """
+    n, k = distances.shape
+    weights = np.exp((distances.min(1, keepdims=True) - distances).astype(np.float64) / tau)
+    order = values.argsort(axis=1, kind="stable")
+    values, weights = np.take_along_axis(values, order, 1), np.take_along_axis(weights, order, 1)
+    first = np.ones((n, k), bool)
+    first[:, 1:] = values[:, 1:] != values[:, :-1]
+    sums = np.add.reduceat(weights.reshape(-1), first.reshape(-1).nonzero()[0])
+    rows = np.repeat(np.arange(n), first.sum(1))
+    probs = (sums / weights.sum(1)[rows]).astype(np.float16)
+    kept = probs > 0
+    offsets = np.zeros(n + 1, np.int64)
+    np.cumsum(np.bincount(rows[kept], minlength=n), out=offsets[1:])
+    return {"offsets": offsets, "ids": values[first][kept].astype(np.uint32), "probs": probs[kept]}
+
+
+@dataclass(frozen=True)
+class Support:
+    """p_kNN of some positions: CSR with probabilities that sum to 1 in float32."""
+
+    offsets: Tensor  # int64 [n + 1]
+    ids: Tensor  # int64 [pairs]
+    probs: Tensor  # float32 [pairs]
+
+    @staticmethod
+    def empty(n: int) -> "Support":
+        """No target at any of n positions, for beta = 0."""
+        return Support(torch.zeros(n + 1, dtype=torch.int64), torch.empty(0, dtype=torch.int64), torch.empty(0))
+
+    def to(self, device: torch.device) -> "Support":
+        return Support(self.offsets.to(device), self.ids.to(device), self.probs.to(device))
+
+
+class Targets:
+    """The target shards of a finished cache, all checked against their digests when this is made.
+
+    Raises StageError naming a shard that is missing, torn or changed.
+    """
+
+    def __init__(self, stage: Stage, names: list[str]) -> None:
+        shards = [stage.read(name) for name in names]
+        lengths = [len(shard["offsets"]) - 1 for shard in shards]
+        self._starts = np.cumsum([0, *lengths])
+        self._shards = shards
+
+    def rows(self, starts: list[int], length: int) -> Support:
+        """Targets of positions start ... start + length - 1 for each start; no run crosses a shard's border."""
+        offsets, ids, probs = [np.zeros(1, np.int64)], [], []
+        for start in starts:
+            number = int(np.searchsorted(self._starts, start, side="right")) - 1
+            shard, row = self._shards[number], start - int(self._starts[number])
+            bounds = shard["offsets"][row : row + length + 1]
+            pairs = slice(bounds[0], bounds[-1])
+            sums = np.add.reduceat(shard["probs"][pairs].astype(np.float32), bounds[:-1] - bounds[0])
+            offsets.append(bounds[1:] - bounds[0] + offsets[-1][-1])
+            ids.append(shard["ids"][pairs].astype(np.int64))
+            probs.append(shard["probs"][pairs] / np.repeat(sums, np.diff(bounds)))
+        return Support(*(torch.from_numpy(np.concatenate(parts)) for parts in (offsets, ids, probs)))
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """A tau, and perplexities on the validation positions."""
+
+    tau: float
+    knn: float  # of the kNN-LM: DEFAULT_LAMBDA * p_kNN + (1 - DEFAULT_LAMBDA) * p_teacher
+    teacher: float
+
+
+def choose_temperature(distances: Array, hits: Array, teacher: Array, tau: float | None) -> Temperature:
+    """The tau with the least kNN-LM perplexity, among powers of sqrt(2) times the median distance; or `tau` itself.
+
+    distances  float32 [n, k], squared L2, nearest first; hits  bool [n, k], the neighbour's next token is the true one
+    teacher    float32 [n], log-prob of the true next token
+
+    The mixture is the one of run time, at the weight that a memory gets by default; it needs no floor.
+    """
+    scale = float(np.median(distances)) or 1.0
+    grid = [tau] if tau is not None else [scale * 2 ** (power / 2) for power in range(-20, 9)]
+    spread = distances - distances[:, :1]
+    losses = []
+    for candidate in grid:
+        weights = np.exp(-spread / np.float32(candidate))
+        knn = (weights * hits).sum(1) / weights.sum(1)
+        losses.append(-np.log(DEFAULT_LAMBDA * knn + (1 - DEFAULT_LAMBDA) * np.exp(teacher)).mean())
+    best = int(np.argmin(losses))
+    return Temperature(grid[best], float(np.exp(losses[best])), float(np.exp(-teacher.mean())))
