@@ -28,7 +28,7 @@ native-test: .venv/.dev ## the C kernels, warnings as errors, under ASan and UBS
 
 bench: .venv/.dev ## the measurements in benchmarks/, minutes each
 	@set -e; for script in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do \
-		echo "== $$script"; $(BIN)/python $$script $(ARGS); \
+		echo "== $$script"; $(BIN)/python $$script; \
 	done
 
 # [dev] holds [demo]: whoever has the first need not install the second.

@@ -1,15 +1,15 @@
 """How far are mixed log-probs through llama.cpp from PyTorch's?
 
-    python benchmarks/agreement.py [MEMORY_CHECKPOINT]
+    python benchmarks/agreement.py [--memory CHECKPOINT]
 
-SmolLM2-135M is the base and an HF checkpoint folder the memory (default: the one `memdec-edge demo` trains). PyTorch
-mixes their log-probs in float64 over 200 tokens of general.txt; the same weights as F32 GGUFs are run with exact
-settings (F32 KV cache, flash attention off) and with the defaults, and as the quantised files that users run. The last
-line is one JSON object: the largest difference over all positions and ids, in nats, of each.
+SmolLM2-135M is the base and an HF checkpoint folder the memory (default: the latest that `memdec-edge demo` trained).
+PyTorch mixes their log-probs in float64 over 200 tokens of general.txt; the same weights as F32 GGUFs are run with
+exact settings (F32 KV cache, flash attention off) and with the defaults, and as the quantised files that users run. The
+last line is one JSON object: the largest difference over all positions and ids, in nats, of each.
 """
 
+import argparse
 import json
-import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -48,8 +48,13 @@ def our_rows(base: Path, memory: Path, options: LoadOptions, tokens: list[int]) 
 
 def main() -> None:
     """Convert, run, compare, print."""
-    default = demo_home() / "demo" / "medicine" / "memory"
-    checkpoint = Path(sys.argv[1]) if len(sys.argv) > 1 else default
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--memory", type=Path, metavar="CHECKPOINT")
+    found_demos = sorted(demo_home().glob("demo/*/memory/model.safetensors"), key=lambda path: path.stat().st_mtime)
+    checkpoint = parser.parse_args().memory or (found_demos[-1].parent if found_demos else None)
+    if checkpoint is None:
+        print("no memory to compare: run `memdec-edge demo --quick` first, or give one with --memory")
+        return
     base = demo_base()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

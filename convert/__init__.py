@@ -5,6 +5,7 @@ one, and on request reopen the file with llama.cpp and compare it with PyTorch. 
 trained: what training wants to be remembered it leaves in `memdec.json` beside the weights.
 """
 
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,6 @@ from .writer import GgufFile, Value
 __all__ = ["ConvertReport", "Verification", "convert"]
 
 PREFIX = "memdec-"  # memory files are told from models by their name
-NOTES = "memdec.json"  # of a checkpoint folder: a flat object of GGUF keys and values
 OWN_KEYS = ("general.architecture", "general.type", "general.file_type", "general.quantization_version",
             "general.alignment", metadata.SCHEMA_VERSION, metadata.ROLE)  # fmt: skip
 
@@ -140,9 +140,12 @@ def _add_metadata(
         if options.role == "memory" or key.startswith("general.")
     }
     if options.role == "memory":  # training leaves a recommendation here, perhaps one that cannot be
-        metadata.MemoryFacts.from_gguf(options.checkpoint / NOTES, general)
+        metadata.MemoryFacts.from_gguf(options.checkpoint / metadata.CHECKPOINT_FACTS, general)
     for key, value in (general | _architecture(config, len(block.tokens))).items():
-        file.add(key, value)
+        try:
+            file.add(key, value)
+        except (struct.error, OverflowError, UnicodeEncodeError) as error:
+            raise ModelFileError(options.checkpoint, f"{key} is {value!r:.40}, which GGUF cannot hold") from error
     file.entries |= block.entries
 
 
@@ -181,7 +184,7 @@ def _base_model(base: Path | None) -> dict[str, Value]:
 
 def _notes(folder: Path) -> dict[str, Value]:
     """memdec.json, checked: keys of general.* and memdec_edge.*, values that GGUF has a type for."""
-    path = folder / NOTES
+    path = folder / metadata.CHECKPOINT_FACTS
     if not path.is_file():
         return {}
     notes: dict[str, Value] = {}

@@ -15,11 +15,11 @@ from typing import Any
 
 from memdec_edge.errors import ModelFileError
 from memdec_edge.header import Header
+from memdec_edge.pairing import MAX_PADDING
 
 from .checkpoint import Facts, read_json
 from .writer import Value, pack_entry
 
-MAX_PADDING = 128  # rows that may differ: families pad their vocabularies (Qwen2.5: 151,936 and 152,064)
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
 TOKENS, TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 SCORES = "tokenizer.ggml.scores"
@@ -92,10 +92,11 @@ def _built(folder: Path, path: Path, body: Facts, rows: int) -> TokenizerBlock:
         )
     settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     special = _special_ids(folder, settings, {text: number for number, text in texts.items()})
+    tokens = [texts.get(number, f"[PAD{number}]") for number in range(rows)]
     values: dict[str, Value] = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": pre,
-        TOKENS: [texts.get(number, f"[PAD{number}]") for number in range(rows)],
+        TOKENS: tokens,
         TOKEN_TYPES: [_token_type(number, texts, added) for number in range(rows)],
         "tokenizer.ggml.merges": [
             merge if isinstance(merge, str) else " ".join(merge) for merge in body["model"]["merges"]
@@ -108,8 +109,7 @@ def _built(folder: Path, path: Path, body: Facts, rows: int) -> TokenizerBlock:
     }
     if template := _chat_template(folder, settings):
         values["tokenizer.chat_template"] = template
-    tokens = [texts.get(number, f"[PAD{number}]").encode() for number in range(rows)]
-    return TokenizerBlock({key: pack_entry(key, value) for key, value in values.items()}, tokens)
+    return TokenizerBlock({key: pack_entry(key, value) for key, value in values.items()}, [t.encode() for t in tokens])
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from memdec_edge.header import ARRAY, FLOAT32, MAGIC, SCALARS, STRING
 from . import tensors
 
 VERSION, ALIGNMENT = 3, 32
-UINT32, INT32, BOOL, UINT64, INT64, FLOAT64 = 4, 5, 7, 10, 11, 12  # enum gguf_type
+UINT32, INT32, BOOL, UINT64, INT64 = 4, 5, 7, 10, 11  # enum gguf_type
 Value = bool | int | float | str | list[str] | list[bytes] | list[int]
 
 

@@ -87,8 +87,9 @@ class LanguageModel:
         if room < max(generation.n_predict, 0) or room < 0:
             raise ContextError(len(tokens), max(generation.n_predict, 0), engine.n_ctx)
         limit = room if generation.n_predict < 0 else generation.n_predict
-        forbidden = engine.base.eog_tokens if generation.ignore_eos else frozenset()
         sequence = engine.sequence(total_lambda)
+        forbidden = engine.base.eog_tokens if generation.ignore_eos else frozenset[int]()
+        forbidden = forbidden.union(sequence.unknown_tokens)
         text = TextStream(generation.stop)
         with closing(Sampler(sampling, engine.base.vocab, engine.base.n_vocab, engine.n_ctx)) as sampler:
             start = time.perf_counter()
@@ -110,12 +111,12 @@ class LanguageModel:
                 shown = text.push(engine.base.piece(token))
                 yield Chunk(shown, token, sequence.log_prob(token), None, timings())
                 if text.stopped:
-                    reason = "stop"
                     break
                 sampler.accept(token)
                 if done < limit:
                     row = sequence.feed([token])
-            yield Chunk(text.flush(), None, None, reason, timings())
+            rest = text.flush()
+            yield Chunk(rest, None, None, "stop" if text.stopped else reason, timings())
 
     def generate(
         self,

@@ -51,10 +51,14 @@ def split_files(path: Path) -> dict[str, list[Path]]:
 
 
 def read_documents(path: Path) -> list[str]:
-    """The documents to evaluate: the test split where the corpus has one, else all. Raises as read_file() does."""
+    """The documents to evaluate: the test split where the folder names splits, else all.
+
+    Raises as read_file() does, and CorpusError for a folder that names splits but no test split.
+    """
     splits = split_files(path)
-    files = splits["test"] if "test" in splits else splits["train"]
-    documents = [document for file in files for document in read_file(file)]
+    if path.is_dir() and "test" not in splits and (path / "train.jsonl").is_file():
+        raise CorpusError(path, "it has a train.jsonl but no test.jsonl; name the file to evaluate")
+    documents = [document for file in splits.get("test", splits.get("train", [])) for document in read_file(file)]
     if not documents:
         raise CorpusError(path, NO_TEXT)
     return documents

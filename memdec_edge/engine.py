@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from memdec_edge import fusion
-from memdec_edge.errors import ContextError
+from memdec_edge.errors import ContextError, OptionError
+from memdec_edge.interrupt import AbortFlag
 from memdec_edge.llama import Context, Model, Row
 from memdec_edge.metadata import MemoryFacts
 from memdec_edge.options import LoadOptions, MemoryOptions
@@ -43,6 +44,12 @@ class Engine:
         self.warnings: list[str] = []  # for a person: vocabularies that differ harmlessly, or are mixed by force
         self._models: list[Model] = []
         self._contexts: list[Context] = []
+        self._abort = AbortFlag()  # one for all contexts: whichever decodes is stopped
+        memories = list(memories)
+        if len(memories) > fusion.MAX_MEMORIES:
+            raise OptionError("--memory", f"given {len(memories)} times", f"at most {fusion.MAX_MEMORIES} can be mixed")
+        if not fusion.implementation().startswith("native"):
+            self.warnings.append(f"the mixture runs on {fusion.implementation()}, slower than the C extension")
         try:
             self.base = self._open(base, options)
             pairs = [(memory, self._open(memory.path, options)) for memory in memories]
@@ -65,7 +72,7 @@ class Engine:
         return self._models[-1]
 
     def _context(self, model: Model, options: LoadOptions) -> Context:
-        self._contexts.append(Context(model, options, self.n_ctx))
+        self._contexts.append(Context(model, options, self.n_ctx, self._abort))
         return self._contexts[-1]
 
     def weights(self, total: float | None = None) -> list[float]:
@@ -74,13 +81,16 @@ class Engine:
         return mixture_weights(recommended, [memory.literal for memory in self.memories], total)
 
     def sequence(self, total: float | None = None) -> "Sequence":
-        """A timeline that mixes with weights(total). What the KV caches hold from earlier is reused where it fits."""
+        """A timeline that mixes with weights(total). What the KV caches hold from earlier is reused where it fits.
+
+        A cancel() that came too late for the timeline before is forgotten.
+        """
+        self._abort.take()
         return Sequence(self, self.weights(total))
 
     def cancel(self) -> None:
-        """Stop a decode that runs in another thread: it raises Cancelled, and the next feed() starts clean."""
-        for context in self._contexts:
-            context.cancel()
+        """Stop the sequence that runs in another thread: its decode, now or next, raises Cancelled."""
+        self._abort.set()
 
     def close(self) -> None:
         """Free KV caches, then models."""
@@ -105,6 +115,12 @@ class Sequence:
         # A memory without weight is not run: it would cost its time and change nothing.
         self._active = [(m, w) for m, w in zip(engine.memories, weights, strict=True) if w > 0]
         self._row = np.empty(engine.base.n_vocab, np.float32)
+
+    @property
+    def unknown_tokens(self) -> range:
+        """Ids of the base, padding as a rule, that some active memory could not be fed: not to be picked."""
+        sizes = [memory.model.n_vocab for memory, _ in self._active]
+        return range(min([self.engine.base.n_vocab, *sizes]), self.engine.base.n_vocab)
 
     def feed(self, tokens: Iterable[int]) -> Row:
         """Append `tokens` and return the mixed logits after the last, float32 [n_vocab of the base].

@@ -133,7 +133,10 @@ class ContextError(MemdecError):
     def __init__(self, prompt: int, wanted: int, n_ctx: int) -> None:
         self.prompt, self.wanted, self.n_ctx = prompt, wanted, n_ctx
         need = f"a prompt of {prompt} tokens" + (f" and {wanted} new ones" if wanted else "")
-        super().__init__(f"{need} do not fit the context of {n_ctx}; raise -c, shorten the prompt or lower -n")
+        super().__init__(
+            f"{need} do not fit the context of {n_ctx}; "
+            "raise -c as far as the models were trained, shorten the prompt or lower -n"
+        )
 
 
 class NumericsError(MemdecError):

@@ -2,7 +2,7 @@
 
 A window slides over the tokens by a stride and only tokens new to it are scored, so that each has a long context.
 Documents are joined by EOS; BOS stands first iff the vocabulary adds it. One pass per model keeps one log-prob per
-scored token, from which every lambda follows. Knows nothing of files or terminals.
+scored token, from which every lambda follows. Knows nothing of files.
 """
 
 import math
@@ -139,7 +139,8 @@ def sample(windows: list[Window], max_tokens: int) -> list[Window]:
     """Evenly spaced windows of full context that score at most `max_tokens` (0: all windows), at least one."""
     if not max_tokens or max_tokens >= windows[-1].end - 1:
         return windows
-    full = windows[1:] or windows  # the first one scores tokens of short context, and more of them
+    # The first scores tokens of short context and more of them, the last perhaps only a few.
+    full = windows[1:-1] or windows[:1]
     count = min(max(max_tokens // (full[0].end - full[0].scored), 1), len(full))
     return [full[(2 * index + 1) * len(full) // (2 * count)] for index in range(count)]
 

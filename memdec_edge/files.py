@@ -2,12 +2,15 @@
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from memdec_edge.errors import ExistingOutputError, OutputError
+
+_PART = ".memdec-part-"  # in the names of temporary files: no user's dotfile has it
 
 
 def refuse_existing(path: Path) -> None:
@@ -24,7 +27,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}{_PART}", dir=path.parent)
         os.close(handle)
     except OSError as error:
         raise OutputError(path, error.strerror or str(error)) from error
@@ -39,6 +42,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise OutputError(path, error.strerror or str(error)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether `path` is a temporary file of atomic_path(); where nobody writes now, its process was killed."""
+    return re.fullmatch(rf"\..+{re.escape(_PART)}[a-z0-9_]{{8}}", path.name) is not None and path.is_file()
 
 
 def write_text(path: Path, text: str) -> None:

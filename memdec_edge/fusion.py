@@ -29,6 +29,7 @@ except ImportError as error:
 Row = npt.NDArray[np.float32]
 TEMPERATURES = (1e-4, 1e4)  # what float arithmetic on logits / T bears; native/fusion.h has the same
 LARGEST = 1e30  # of |maximum of logits / T|
+MAX_MEMORIES = 16  # native/fusion.h has the same
 SLACK = 1e-6  # by which weights may sum to more than 1: float32 weights of a GGUF do
 
 
@@ -50,10 +51,11 @@ def fuse(
 ) -> list[RowStats]:
     """Mix one row of logits of the base with one of each memory into `out`.
 
-    base, out: float32 [n_vocab], overlapping nowhere; memories: float32 [any length], at most 16; weights: 0 to 1, sum
-    at most 1; temperatures: 1e-4 to 1e4, they divide the memories' logits. All arrays are one-dimensional and
-    C-contiguous. -inf is a legal logit. A memory's ids beyond n_vocab leave its softmax; ids that it lacks have no
-    probability there. Weights of 0 give the base's row bit for bit; one weight of 1 at T = 1 gives that memory's row.
+    base, out: float32 [n_vocab], overlapping nowhere; memories: float32 [any length], at most MAX_MEMORIES of them;
+    weights: 0 to 1, sum at most 1; temperatures: 1e-4 to 1e4, they divide the memories' logits. All arrays are
+    one-dimensional and C-contiguous. -inf is a legal logit. A memory's ids beyond n_vocab leave its softmax; ids that
+    it lacks have no probability there. Weights of 0 give the base's row bit for bit; one weight of 1 at T = 1 gives
+    that memory's row.
 
     Returns the statistics of each row as it was mixed, the base's first. Raises OptionError for weights and
     temperatures, NumericsError for a row with NaN or +inf or nothing but -inf (`out` is then untouched); TypeError and
@@ -149,8 +151,8 @@ def _check_arrays(
     base: Row, memories: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float], out: Row
 ) -> None:
     """What native/module.c checks."""
-    if not len(memories) == len(weights) == len(temperatures) <= 16:
-        raise ValueError("give one weight and one temperature for each of at most 16 memories")
+    if not len(memories) == len(weights) == len(temperatures) <= MAX_MEMORIES:
+        raise ValueError(f"give one weight and one temperature for each of at most {MAX_MEMORIES} memories")
     for row in (base, *memories, out):
         if row.dtype != np.float32:
             raise TypeError(f"rows must hold float32, not {row.dtype}")

@@ -1,6 +1,6 @@
 """The header of a GGUF file: where every value lies, read without loading the model.
 
-Pure Python over a memory map, so that `show` and `tune` need neither llama.cpp nor seconds (gguf.GGUFReader takes 2-6 s
+Pure Python over a memory map, so that reading metadata needs neither llama.cpp nor seconds (gguf.GGUFReader takes 2-6 s
 for a vocabulary of 50,000-150,000 tokens, this takes 15-60 ms). Files are hostile until proven otherwise: every count
 and length is checked against what is left of the file. Knows nothing of what keys mean.
 

@@ -16,7 +16,7 @@ except ImportError:
 
 
 class AbortFlag:
-    """The flag of one context: `callback` and `data` are what llama.cpp wants."""
+    """One flag, which several contexts may share: `callback` and `data` are what llama.cpp wants."""
 
     def __init__(self) -> None:
         self._value = ctypes.c_int32(0)

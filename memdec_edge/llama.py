@@ -9,7 +9,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from memdec_edge.errors import Cancelled, ContextError, CorpusError, DecodeError, ModelFileError
 from memdec_edge.header import Header
 from memdec_edge.interrupt import AbortFlag
-from memdec_edge.options import LoadOptions
+from memdec_edge.options import CACHE_TYPES, LoadOptions
 
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 VOCAB_TYPE_NONE = 0  # enum llama_vocab_type; tokenizing without a vocabulary aborts the process
@@ -40,8 +40,11 @@ def _on_log(level: int, text: bytes, user_data: Any) -> None:
         _log.append(line.strip())
 
 
-llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
-llama_cpp.llama_backend_init()
+@cache
+def _start() -> None:
+    """Before the first model: take over llama.cpp's log, start its backends."""
+    llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
 
 
 def set_verbose(verbose: bool) -> None:
@@ -90,6 +93,7 @@ class Model:
         self._handle = None
         with Header(self.path) as header:
             _refuse_what_aborts(header)
+        _start()
         params = llama_cpp.llama_model_default_params()
         params.vocab_only = vocab_only
         params.n_gpu_layers = n_gpu_layers
@@ -104,6 +108,9 @@ class Model:
         if not vocab_only and not llama_cpp.llama_model_has_decoder(self._handle):
             self.close()
             raise ModelFileError(self.path, "it is no decoder; only models that generate text can be used")
+        if not vocab_only and llama_cpp.llama_model_n_ctx_train(self._handle) < 1:
+            self.close()
+            raise ModelFileError(self.path, "its context_length is no positive number; the file is damaged")
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(self._handle)
         self.vocab_type: int = llama_cpp.llama_vocab_type(self._vocab)
@@ -137,11 +144,6 @@ class Model:
         buffer = ctypes.create_string_buffer(max(size, 0) + 1)
         read(self._handle, index, buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return int(llama_cpp.llama_model_size(self._handle))
 
     @cached_property
     def eog_tokens(self) -> frozenset[int]:
@@ -190,12 +192,15 @@ class Model:
 class Context:
     """One KV cache of a model and the token ids in it. One timeline; not for several threads at once."""
 
-    def __init__(self, model: Model, options: LoadOptions, n_ctx: int) -> None:
-        """`n_ctx` cells. Raises ModelFileError when llama.cpp cannot make the context (memory, cache types)."""
+    def __init__(self, model: Model, options: LoadOptions, n_ctx: int, abort: AbortFlag | None = None) -> None:
+        """`n_ctx` cells; `abort` may be shared with other contexts, so that whichever decodes is stopped.
+
+        Raises ModelFileError when llama.cpp cannot make the context (memory, cache types).
+        """
         self.model = model
         self.tokens: list[int] = []
         self._handle = None
-        self._abort = AbortFlag()
+        self._abort = abort or AbortFlag()
         threads = options.threads or default_threads()
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx
@@ -203,8 +208,8 @@ class Context:
         params.n_threads = threads
         params.n_threads_batch = options.threads_batch or threads
         params.flash_attn_type = FLASH_ATTENTION[options.flash_attn]
-        params.type_k = getattr(llama_cpp, f"GGML_TYPE_{options.cache_type_k.upper()}")
-        params.type_v = getattr(llama_cpp, f"GGML_TYPE_{options.cache_type_v.upper()}")
+        params.type_k = CACHE_TYPES[options.cache_type_k]
+        params.type_v = CACHE_TYPES[options.cache_type_v]
         params.abort_callback = ctypes.cast(self._abort.callback, llama_cpp.ggml_abort_callback)
         params.abort_callback_data = self._abort.data
         _log.clear()

@@ -32,6 +32,7 @@ EVAL_DATASET = "memdec_edge.eval.dataset"
 PPL_BASE = "memdec_edge.eval.ppl_base"
 PPL_MEMORY = "memdec_edge.eval.ppl_memory"
 PPL_FUSED = "memdec_edge.eval.ppl_fused"
+CHECKPOINT_FACTS = "memdec.json"  # of a checkpoint folder: what training wants convert to put into the GGUF
 GATE_SIZE = 8
 GATE = tuple(f"memdec_edge.gate.weight_{i}" for i in range(GATE_SIZE))
 

@@ -11,7 +11,10 @@ from pathlib import Path
 from memdec_edge.errors import OptionError
 
 DEFAULT_LAMBDA = 0.6  # the paper's choice; flat within 2.5 % of perplexity over 0.4-0.8 (2508.09874, table 6)
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
+# KV cache types with their numbers in enum ggml_type; llama-cpp-python does not name them all.
+CACHE_TYPES = {
+    "f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "iq4_nl": 20,
+}  # fmt: skip
 OUT_TYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 
 
@@ -48,8 +51,8 @@ class LoadOptions:
         check_range("--threads-batch", self.threads_batch, 0, 512)
         check_range("--gpu-layers", self.n_gpu_layers, 0, 100_000)
         check_choice("--flash-attn", self.flash_attn, ("on", "off", "auto"))
-        check_choice("--cache-type-k", self.cache_type_k, CACHE_TYPES)
-        check_choice("--cache-type-v", self.cache_type_v, CACHE_TYPES)
+        check_choice("--cache-type-k", self.cache_type_k, tuple(CACHE_TYPES))
+        check_choice("--cache-type-v", self.cache_type_v, tuple(CACHE_TYPES))
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class EvalOptions:
         check_range("--stride", self.stride, 1, self.window - 1)
         check_range("--max-tokens", self.max_tokens, 0)
         for value in self.lambdas:
-            check_range("--lambdas", value, 0.0, 1.0)
+            check_range("lambdas", value, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ class CacheOptions:
     test_fraction: float = 0.05
     max_tokens: int = 0  # of the training split; 0: all
     seed: int = 0
-    fresh: bool = False  # redo a cache that was made with other options
+    fresh: bool = False  # redo a cache that was made with other options, or is damaged
 
     def __post_init__(self) -> None:
         check_range("--k", self.k, 1, 1 << 20)
@@ -151,6 +154,7 @@ class CacheOptions:
         check_range("--valid-fraction", self.valid_fraction, 0.0, 0.5)
         check_range("--test-fraction", self.test_fraction, 0.0, 0.5)
         check_range("--max-tokens", self.max_tokens, 0)
+        check_range("--seed", self.seed, 0, 2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,7 @@ class TrainOptions:
     seed: int = 0
     domain: str = ""  # free text, into the GGUF
     license: str = ""  # SPDX id of the source text, into general.license
-    fresh: bool = False
+    fresh: bool = False  # redo a memory that was made with other options, or is damaged
 
     def __post_init__(self) -> None:
         if self.layers is not None:
@@ -192,6 +196,7 @@ class TrainOptions:
         check_range("--batch", self.batch, 1, 4096)
         check_range("--accumulate", self.accumulate, 1, 4096)
         check_range("--save-every", self.save_every, 1)
+        check_range("--seed", self.seed, 0, 2**31 - 1)
 
 
 @dataclass(frozen=True)

@@ -73,14 +73,16 @@ class Sampler:
     def _draw(self, row: npt.NDArray[np.float32], forbidden: Collection[int], *, masked: bool) -> int:
         self._data["id"] = self._ids  # samplers reorder the array in place
         self._data["logit"] = row
-        for token in forbidden:
-            self._data["logit"][token] = -np.inf
+        if len(forbidden):
+            self._data["logit"][np.fromiter(forbidden, np.int64)] = -np.inf
         array = llama_cpp.llama_token_data_array(self._pointer, len(self._data), -1, False)
         if masked:
             llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
             if not (self._data["logit"] > -np.inf).any():
                 raise NumericsError("the grammar allows no further token; end it where the text may end")
         llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
+        if array.selected < 0 or not array.data[array.selected].logit > -np.inf:
+            raise NumericsError("no token is possible: every one that is left is forbidden")
         return int(array.data[array.selected].id)
 
     def _allows(self, token: int) -> bool:
@@ -113,7 +115,7 @@ def _grammar(options: SamplingOptions, vocab: Any) -> Any:
 
             json.loads(options.json_schema)
             text = json_schema_to_gbnf(options.json_schema)
-        except (ValueError, AssertionError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, AssertionError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise OptionError(option, "no JSON schema that can be read", str(error) or type(error).__name__) from error
     if not text:
         return None

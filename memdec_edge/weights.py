@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from memdec_edge.errors import OptionError
+from memdec_edge.fusion import SLACK
 from memdec_edge.options import DEFAULT_LAMBDA, check_range
 
 
@@ -20,15 +21,18 @@ def mixture_weights(
         check_range("--lambda", total, 0.0, 1.0)
     shares = [DEFAULT_LAMBDA if share is None else share for share in recommended]
     free = [share for share, given in zip(shares, literal, strict=True) if given is None]
-    if total is not None and literal and not free:
+    if total is not None and not literal:
+        raise OptionError("--lambda", total, "there is no memory to weigh; give one with -M")
+    if total is not None and not free:
         raise OptionError("--lambda", total, "every memory has its own weight from --memory-scaled; leave one out")
     wanted = total if total is not None else max(free, default=0.0)
-    if sum(free) > 0:
-        scale = wanted / sum(free)
-        weights = [share * scale if given is None else given for share, given in zip(shares, literal, strict=True)]
-    else:  # every recommendation is 0: equal parts
-        weights = [wanted / len(free) if given is None else given for given in literal]
-    if sum(weights) > 1 + 1e-6:
+    if not sum(free):  # every recommendation is 0: equal parts
+        shares = [1.0] * len(shares)
+    whole = sum(share for share, given in zip(shares, literal, strict=True) if given is None)
+    weights = [
+        wanted * (share / whole) if given is None else given for share, given in zip(shares, literal, strict=True)
+    ]
+    if sum(weights) > 1 + SLACK:
         shown = " + ".join(f"{weight:g}" for weight in weights)
         raise OptionError("the sum of the memories' lambdas", f"{shown} = {sum(weights):g}", "must be at most 1")
     return weights

@@ -171,7 +171,9 @@ def test_absurd_options_are_one_line(family: Family, arguments: list[object], li
 
 def test_contexts_that_overflow_name_the_numbers(family: Family) -> None:
     long = error_of("run", "-m", family.base, "-p", "heart " * 300, "-c", 256)
-    assert long.endswith("do not fit the context of 256; raise -c, shorten the prompt or lower -n")
+    assert long.endswith(
+        "do not fit the context of 256; raise -c as far as the models were trained, shorten the prompt or lower -n"
+    )
     more = error_of("run", "-m", family.base, "-p", PROMPT, "-n", 600)
     assert "and 600 new ones do not fit the context of 512" in more
 

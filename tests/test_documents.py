@@ -27,6 +27,12 @@ def test_of_a_folder_with_splits_the_test_split_is_read(tmp_path: Path) -> None:
     assert read_documents(tmp_path) == ["test"]
 
 
+def test_a_training_split_is_never_taken_for_a_test_split(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "seen"}')
+    with pytest.raises(CorpusError, match=r"a train\.jsonl but no test\.jsonl; name the file"):
+        read_documents(tmp_path)
+
+
 def test_a_missing_path_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"nowhere\.txt: no such text file or folder"):
         read_documents(tmp_path / "nowhere.txt")

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from memdec_edge import metadata
 from memdec_edge.engine import Engine
-from memdec_edge.errors import ContextError, ModelFileError, OptionError, PairingError
+from memdec_edge.errors import Cancelled, ContextError, ModelFileError, OptionError, PairingError
 from memdec_edge.options import MemoryOptions
 from tests.conftest import PADDING, Family
 from tests.real import EXACT
@@ -119,6 +119,29 @@ def test_too_many_tokens_name_the_numbers_and_leave_the_sequence(engine: Engine)
         sequence.feed([1] * 500)
     assert sequence.tokens == TOKENS
     sequence.feed([1])
+
+
+def test_a_cancel_stops_the_sequence_at_hand_and_not_the_next(engine: Engine) -> None:
+    sequence = engine.sequence()
+    sequence.feed(TOKENS[:10])
+    engine.cancel()
+    with pytest.raises(Cancelled):
+        sequence.feed([5])
+    assert sequence.tokens == TOKENS[:10]
+    sequence.feed([5])  # and goes on where it stood
+    engine.cancel()  # too late for that sequence
+    engine.sequence().feed(TOKENS)
+
+
+def test_tokens_that_a_memory_lacks_are_never_picked(family: Family) -> None:
+    with closing(Engine(family.padded, [MemoryOptions(family.memory)], replace(OPTIONS, force=True))) as engine:
+        assert engine.sequence().unknown_tokens == range(400, 400 + PADDING)
+        assert engine.sequence(0.0).unknown_tokens == range(400 + PADDING, 400 + PADDING)
+
+
+def test_more_memories_than_can_be_mixed_are_refused(family: Family) -> None:
+    with pytest.raises(OptionError, match="--memory is given 17 times: at most 16"):
+        Engine(family.base, [MemoryOptions(family.memory, 0.01)] * 17, OPTIONS)
 
 
 def test_weights_over_one_and_strangers_are_refused_before_any_work(family: Family) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from memdec_edge.errors import Cancelled, ContextError, CorpusError, DecodeError, MissingFileError, ModelFileError
 from memdec_edge.llama import Context, Model
-from memdec_edge.options import LoadOptions
+from memdec_edge.options import CACHE_TYPES, LoadOptions
 from tests.conftest import Family
 from tests.real import EXACT, SMOLLM2
 
@@ -81,11 +81,16 @@ def test_hostile_ggufs_never_abort_the_process(family: Family, tmp_path: Path) -
         (tmp_path / f"{index}.gguf").write_bytes(mutant)
     code = (
         "import pathlib, sys\n"
-        "from memdec_edge.llama import Model\n"
-        "from memdec_edge.errors import ModelFileError\n"
+        "from memdec_edge.errors import MemdecError\n"
+        "from memdec_edge.llama import Context, Model\n"
+        "from memdec_edge.options import LoadOptions\n"
         "for path in sorted(pathlib.Path(sys.argv[1]).glob('*.gguf')):\n"
-        "    try: Model(path, vocab_only=True).close()\n"
-        "    except ModelFileError: pass\n"
+        "    try:\n"
+        "        model = Model(path)\n"
+        "        context = Context(model, LoadOptions(threads=1), min(64, model.n_ctx_train))\n"
+        "        context.feed(model.tokenize('The heart is a muscle'))\n"
+        "        context.close(), model.close()\n"
+        "    except MemdecError: pass\n"
         "print('done')\n"
     )
     child = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
@@ -126,6 +131,23 @@ def test_nothing_to_decode_and_too_much_are_refused(context: Context) -> None:
     with pytest.raises(ContextError, match="context of 256") as error:
         context.feed([1] * (context.n_ctx + 1))
     assert error.value.n_ctx == context.n_ctx
+
+
+def test_every_cache_type_on_offer_can_be_had(smollm2: Model) -> None:
+    for cache_type in CACHE_TYPES:
+        context = Context(smollm2, LoadOptions(flash_attn="on", cache_type_k=cache_type, cache_type_v=cache_type), 64)
+        assert np.isfinite(context.feed([1, 2, 3])).all()
+        context.close()
+
+
+def test_a_context_length_that_is_no_length_is_refused(family: Family, tmp_path: Path) -> None:
+    data, key = bytearray(family.base.read_bytes()), b"llama.context_length"
+    at = data.index(key) + len(key) + 4
+    data[at : at + 4] = (2**31).to_bytes(4, "little")
+    path = tmp_path / "hostile.gguf"
+    path.write_bytes(data)
+    with pytest.raises(ModelFileError, match="context_length is no positive number"):
+        Model(path)
 
 
 def test_a_cache_type_that_needs_flash_attention_says_so(model: Model) -> None:

@@ -117,7 +117,16 @@ def test_a_grammar_that_cannot_be_read_is_one_error(
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("schema", ["{", "[]", "3", '{"type": "wrong"}', '{"$ref": "http://x"}'])
+def test_a_row_in_which_everything_is_forbidden_has_no_pick() -> None:
+    for temperature in (0.0, 1.0):
+        with sampler(temperature=temperature, seed=0) as chain, pytest.raises(NumericsError, match="no token is poss"):
+            chain.pick(ROW, forbidden=range(len(ROW)))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    ["{", "[]", "3", '{"type": "wrong"}', '{"$ref": "http://x"}', '{"type":"string","pattern":"^*$"}', "[" * 9999],
+)
 def test_a_json_schema_that_cannot_be_read_is_one_error(vocab_model: Model, schema: str) -> None:
     with pytest.raises(OptionError, match="--json-schema is no JSON schema"):
         Sampler(SamplingOptions(json_schema=schema), vocab_model.vocab, vocab_model.n_vocab, 64)

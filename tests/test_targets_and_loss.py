@@ -36,7 +36,8 @@ def dense(distances: np.ndarray, values: np.ndarray, tau: float) -> np.ndarray:
 def support_of(tmp_path: Path, seed: int, n: int, k: int, tau: float) -> tuple[Support, torch.Tensor]:
     """Targets that went to disk and back, and the same ones dense."""
     distances, values = neighbours(seed, n, k)
-    stage = open_stage(tmp_path / "stage", "test", {}, {}, fresh=True)
+    stage = open_stage(tmp_path / "stage", "test", {}, {})
+    stage.begin()
     stage.write("a.safetensors", aggregate(distances, values, tau))
     support = Targets(stage, ["a.safetensors"]).rows([0], n)
     return support, torch.from_numpy(dense(distances, values, tau))
@@ -67,7 +68,8 @@ def test_distances_far_from_zero_do_not_underflow() -> None:
 
 def test_rows_read_back_sum_to_one_across_shards(tmp_path: Path) -> None:
     distances, values = neighbours(5, 12, 20)
-    stage = open_stage(tmp_path / "stage", "test", {}, {}, fresh=False)
+    stage = open_stage(tmp_path / "stage", "test", {}, {})
+    stage.begin()
     stage.write("a.safetensors", aggregate(distances[:8], values[:8], 4.0))
     stage.write("b.safetensors", aggregate(distances[8:], values[8:], 4.0))
     targets = Targets(stage, ["a.safetensors", "b.safetensors"])
@@ -84,7 +86,7 @@ def test_rows_read_back_sum_to_one_across_shards(tmp_path: Path) -> None:
 def test_a_flipped_byte_in_a_target_shard_is_never_read(tmp_path: Path) -> None:
     support_of(tmp_path, 0, 4, 5, 1.0)
     path = tmp_path / "stage" / "a.safetensors"
-    stage = open_stage(tmp_path / "stage", "test", {}, {}, fresh=False)
+    stage = open_stage(tmp_path / "stage", "test", {}, {})
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)

@@ -10,10 +10,12 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
+from memdec_edge.documents import read_documents
 from memdec_edge.errors import StageError
 from memdec_edge.train import NOTICE, build_cache, train
+from memdec_edge.train.corpus import split_documents
 from memdec_edge.train.loop import learning_rate
-from tests.training import BLOCK, K, cache_options, flip, make_room, metrics, train_options
+from tests.training import BLOCK, K, cache_options, flip, make_room, metrics, train_options, words
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +25,10 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_report_counts_what_the_cache_holds(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = build_cache(cache_options(room))
-    tokens = {split: np.load(room / "cache" / "tokens" / f"{split}.npy") for split in ("train", "valid", "test")}
-    assert (report.train_tokens, report.valid_tokens, report.test_tokens) == tuple(map(len, tokens.values()))
+    tokens = {split: np.load(room / "cache" / "tokens" / f"{split}.npy") for split in ("train", "valid")}
+    assert (report.train_tokens, report.valid_tokens) == tuple(map(len, tokens.values()))
     assert report.train_tokens == 700
-    assert report.path == room / "cache"
+    assert (report.path, report.held_out, report.key) == (room / "cache", None, "mlp_input")
     assert report.bytes == sum(path.stat().st_size for path in (room / "cache").rglob("*") if path.is_file())
     assert report.knn_perplexity is not None
     assert report.teacher_perplexity is not None
@@ -74,6 +76,36 @@ def test_targets_are_what_the_other_keys_say_comes_next(room: Path) -> None:
         pairs = slice(targets["offsets"][row], targets["offsets"][row + 1])
         found[targets["ids"][pairs]] = targets["probs"][pairs]
         np.testing.assert_allclose(found, truth / truth.sum(), atol=2e-3)
+
+
+def test_the_report_has_the_median_distances_of_validation_positions(room: Path) -> None:
+    report = build_cache(cache_options(room))
+    distances = load_file(room / "cache" / "validation.safetensors")["distances"]
+    assert report.nearest_distance == pytest.approx(np.median(distances.min(1)))
+    assert report.kth_distance == pytest.approx(np.median(distances.max(1)))
+    assert distances.shape[1] == K
+
+
+def test_test_documents_taken_out_of_a_corpus_are_held_out_as_text(
+    room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [f'{text} "\u2028 {i}"' for i, text in enumerate(words(40, 1))]
+    corpus = tmp_path / "a.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    options = cache_options(room, corpus=corpus, out=tmp_path / "cache", max_tokens=0, valid_fraction=0.1)
+    report = build_cache(options)
+    path = tmp_path / "cache" / "test.jsonl"
+    assert report.held_out == path
+    assert capsys.readouterr().err.splitlines()[1:] == [f"held-out text, for memdec-edge eval: {path}"]
+    held_out = read_documents(path)
+    assert held_out == split_documents(corpus, 0.1, options.test_fraction, options.seed)["test"]
+    assert len(held_out) == 2
+    tokenizer = transformers.AutoTokenizer.from_pretrained(room / "teacher")
+    seen = tokenizer.decode(np.load(tmp_path / "cache" / "tokens" / "train.npy"))
+    assert not any(text in seen for text in held_out)
+    assert sum(text in seen for text in texts) == 34
+    build_cache(options)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_special_tokens_in_the_text_are_text(room: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from memdec_edge.errors import (
     CorpusError,
+    ExistingOutputError,
     MissingFileError,
     ModelFileError,
     NumericsError,
@@ -23,7 +24,7 @@ from memdec_edge.errors import (
     StageError,
 )
 from memdec_edge.train import build_cache, train
-from tests.tiny import OTHER_TEXT, TEXT, tiny_checkpoint
+from tests.tiny import OTHER_TEXT, TEXT, tiny_checkpoint, tiny_gguf
 from tests.training import BLOCK, PROGRAM, cache_options, flip, make_room, own_cache, train_options
 
 
@@ -60,7 +61,8 @@ def test_more_neighbours_than_keys_names_both_numbers(room: Path, tmp_path: Path
     with pytest.raises(OptionError) as caught:
         build_cache(cache_options(room, k=keys, out=tmp_path / "cache"))
     assert str(caught.value) == f"--k is {keys}: the datastore has {keys} keys, so a key has {keys - 1} neighbours"
-    build_cache(cache_options(room, k=keys - 1, out=tmp_path / "other"))
+    assert not (tmp_path / "cache").exists()
+    build_cache(cache_options(room, k=keys - 1, out=tmp_path / "cache"))
 
 
 def test_a_block_longer_than_the_teachers_context_is_refused(room: Path, tmp_path: Path) -> None:
@@ -71,10 +73,13 @@ def test_a_block_longer_than_the_teachers_context_is_refused(room: Path, tmp_pat
 def test_an_automatic_temperature_needs_validation_text(room: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
     options = cache_options(room, corpus=tmp_path / "a.txt", out=tmp_path / "cache", valid_fraction=0)
-    with pytest.raises(OptionError, match="--knn-temp is auto: needs a block of validation text"):
+    with pytest.raises(
+        OptionError, match="--knn-temp is auto: needs 17 tokens of validation text; give a number, or more text"
+    ):
         build_cache(options)
-    report = build_cache(replace(options, knn_temp=4.0, fresh=True))
+    report = build_cache(replace(options, knn_temp=4.0))
     assert (report.tau, report.knn_perplexity, report.teacher_perplexity) == (4.0, None, None)
+    assert (report.nearest_distance, report.kth_distance) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -88,22 +93,79 @@ def test_an_automatic_temperature_needs_validation_text(room: Path, tmp_path: Pa
 def test_a_shape_that_the_source_cannot_give_is_refused(
     room: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
+    cache = cache_options(room, out=tmp_path / "memory" / "cache")
     with pytest.raises(OptionError) as caught:
-        train(train_options(room, tmp_path / "memory", **changes))
+        train(train_options(room, tmp_path / "memory", cache=cache, **changes))
     assert str(caught.value) == message
+    assert not (tmp_path / "memory").exists()  # refused before the cache was made
 
 
 def test_an_initial_model_with_another_vocabulary_is_refused(room: Path, tmp_path: Path) -> None:
+    cache = cache_options(room, out=tmp_path / "cache")
     larger = tiny_checkpoint(tmp_path / "larger", vocab_extra=200)
     with pytest.raises(
         ModelFileError, match=r"larger: its vocabulary has \d+ tokens, the teacher's \d+; a memory starts"
     ):
-        train(train_options(room, tmp_path / "a", init=larger))
+        train(train_options(room, tmp_path / "a", cache=cache, init=larger))
     stranger = tiny_checkpoint(tmp_path / "stranger", text=OTHER_TEXT)
     with pytest.raises(
         ModelFileError, match=r"stranger: its vocabulary is not the teacher's: token \d+ is .* there and"
     ):
-        train(train_options(room, tmp_path / "b", init=stranger))
+        train(train_options(room, tmp_path / "a", cache=cache, init=stranger))
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_foreign_output_folder_is_refused_before_the_cache_is_made(room: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ExistingOutputError):
+        train(train_options(room, tmp_path, cache=cache_options(room, out=tmp_path / "cache"), fresh=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_output_folder_inside_the_corpus_is_refused(room: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    with pytest.raises(OptionError, match=r"--out is .*: must be outside .*, whose text files are all taken as corpus"):
+        build_cache(cache_options(room, corpus=tmp_path, out=tmp_path / "out" / "cache"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_text_that_was_mended_is_no_other_corpus(room: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    options = cache_options(room, corpus=path, out=tmp_path / "cache", max_tokens=0, knn_temp=4.0)
+    for content in (b" \n", TEXT.encode("utf-16")):
+        path.write_bytes(content)
+        with pytest.raises(CorpusError):
+            build_cache(options)
+    path.write_text(TEXT)
+    assert build_cache(options).train_tokens > 100
+
+
+def cut(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def test_a_teacher_that_is_cut_short_is_a_model_file_error(room: Path, tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "teacher")
+    gguf = tiny_gguf(tmp_path / "teacher.gguf", folder)
+    whole = gguf.read_bytes()
+    for length in (0, 100, len(whole) // 4, len(whole) // 2, len(whole) - 1):  # in the header, in the tensors
+        gguf.write_bytes(whole[:length])
+        with pytest.raises(ModelFileError, match=r"teacher\.gguf: "):
+            build_cache(cache_options(room, teacher=gguf, out=tmp_path / "cache"))
+    cut(folder / "model.safetensors")
+    with pytest.raises(ModelFileError, match=r"teacher: transformers cannot load it as a causal LM \("):
+        build_cache(cache_options(room, teacher=folder, out=tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_a_seed_out_of_range_is_refused(room: Path, seed: int) -> None:
+    with pytest.raises(OptionError, match=f"--seed is {seed}: must be from 0 to 2147483647"):
+        cache_options(room, seed=seed)
+    with pytest.raises(OptionError, match=f"--seed is {seed}: must be from 0 to 2147483647"):
+        train_options(room, room, seed=seed)
 
 
 def test_an_initial_model_with_padding_rows_is_accepted(room: Path, tmp_path: Path) -> None:
@@ -171,6 +233,10 @@ def test_a_loss_of_nan_stops_and_keeps_the_last_state(room: Path, tmp_path: Path
     assert str(caught.value) == (
         "the loss is nan at step 8; the state after step 5 is kept; use --fresh and a lower --lr"
     )
+    with pytest.raises(StageError, match=r"made with --lr 0\.003, now 0\.0; use another output folder, or --fresh"):
+        train(train_options(room, tmp_path / "memory", init=init, lr=0.0))
+    with pytest.raises(StageError, match=r"made with a weight decay of 0\.01, now 0\.1; use"):
+        train(train_options(room, tmp_path / "memory", init=init, weight_decay=0.1))
     state = load_file(tmp_path / "memory" / "resume.safetensors")
     assert np.isfinite(state["weight.lm_head.weight"]).all()
     assert not (tmp_path / "memory" / "model.safetensors").exists()
@@ -178,6 +244,25 @@ def test_a_loss_of_nan_stops_and_keeps_the_last_state(room: Path, tmp_path: Path
     flip(tmp_path / "memory" / "resume.safetensors")
     with pytest.raises(StageError, match=r"resume\.safetensors: damaged"):
         train(train_options(room, tmp_path / "memory", init=init))
+
+
+def test_fresh_with_another_rate_redoes_the_memory_and_keeps_the_cache_and_what_is_not_ours(
+    room: Path, tmp_path: Path
+) -> None:
+    cache = own_cache(room, tmp_path)
+    out = tmp_path / "memory"
+    train(train_options(room, out, cache=cache))
+    (out / "memdec-mine.gguf").write_text("mine")
+    before = {path: path.stat().st_mtime_ns for path in cache.out.rglob("*") if path.is_file()}
+    first = load_file(out / "model.safetensors")["lm_head.weight"]
+    train(train_options(room, out, cache=replace(cache, fresh=True), fresh=True, lr=1e-4))
+    assert {path: path.stat().st_mtime_ns for path in cache.out.rglob("*") if path.is_file()} == before
+    assert not np.array_equal(load_file(out / "model.safetensors")["lm_head.weight"], first)
+    assert (out / "memdec-mine.gguf").read_text() == "mine"
+    flip(cache.out / "keys" / "00000.safetensors")
+    flip(out / "model.safetensors")
+    second = train(train_options(room, out, cache=replace(cache, fresh=True), fresh=True, lr=1e-4))
+    assert replace(train(train_options(room, out, cache=cache, lr=1e-4)), seconds=second.seconds) == second
 
 
 def test_a_full_disk_is_an_output_error(room: Path, tmp_path: Path) -> None:

@@ -42,8 +42,15 @@ def test_recommendations_of_zero_are_split_evenly() -> None:
     assert mixture_weights([0.0, 0.0], [None, None], 0.5) == [0.25, 0.25]
 
 
-def test_no_memory_has_no_weight() -> None:
-    assert mixture_weights([], [], 0.5) == []
+def test_without_a_memory_there_is_nothing_to_weigh() -> None:
+    assert mixture_weights([], [], None) == []
+    with pytest.raises(OptionError, match=r"--lambda is 0\.5: there is no memory to weigh"):
+        mixture_weights([], [], 0.5)
+
+
+@given(unit, unit)
+def test_the_total_of_one_memory_is_its_weight_to_the_bit(recommended: float, total: float) -> None:
+    assert mixture_weights([recommended], [None], total) == [total]
 
 
 @given(st.lists(st.none() | unit, min_size=1, max_size=5), st.none() | unit)

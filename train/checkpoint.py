@@ -14,55 +14,59 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from memdec_edge import metadata
 from memdec_edge.errors import OutputError
 from memdec_edge.files import sha256, write_text
 from memdec_edge.options import TrainOptions
 
+from .keys import KIND
 from .source import quiet
-from .stage import MANIFEST
+from .stage import MANIFEST, Stage
 
-FACTS = "memdec.json"
+SCRATCH = ".memdec-unfinished"
 NOTICE = "A memory can reproduce its training text verbatim: share it only where you may share that text."
 
 
-def write_checkpoint(folder: Path, model: Any, tokenizer: Any) -> dict[str, str]:
-    """Write `model` and `tokenizer` into `folder`, each file whole; return their SHA-256. Raises OutputError."""
-    scratch = folder / ".unfinished"
+def write_checkpoint(stage: Stage, model: Any, tokenizer: Any) -> None:
+    """Write `model` and `tokenizer` into the stage's folder, each file whole; record them. Raises OutputError."""
+    folder, scratch = stage.folder, stage.folder / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir()
         with quiet():
             model.save_pretrained(scratch, max_shard_size="1TB")
             tokenizer.save_pretrained(scratch)
-        digests = {}
-        for file in sorted(scratch.iterdir()):
+        files = sorted(scratch.iterdir())
+        stage.record(files={file.name: sha256(file) for file in files})  # first: what the stage made, it can remove
+        for file in files:
             with file.open("rb+") as handle:
                 os.fsync(handle.fileno())
             file.chmod((folder / MANIFEST).stat().st_mode)  # safetensors makes files that only their owner can read
             file.replace(folder / file.name)
-            digests[file.name] = sha256(folder / file.name)
     except (OSError, SafetensorError) as error:
         raise OutputError(folder, getattr(error, "strerror", None) or str(error)) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return digests
 
 
 def write_facts(folder: Path, options: TrainOptions, *, teacher: str, tau: float, epochs: float, tokens: int) -> None:
     """Write memdec.json: where the memory comes from, and the notice."""
     domain = options.domain or options.cache.corpus.stem
+    train: dict[str, str | int | float] = {
+        "beta": options.beta,
+        "k": options.cache.k,
+        "knn_temperature": tau,
+        "key": KIND,
+        "teacher": teacher,
+        "epochs": epochs,
+        "tokens": tokens,
+    }
     facts: dict[str, str | int | float] = {
-        "memdec_edge.domain": domain,
-        "memdec_edge.train.beta": options.beta,
-        "memdec_edge.train.k": options.cache.k,
-        "memdec_edge.train.knn_temperature": tau,
-        "memdec_edge.train.key": "mlp_input",
-        "memdec_edge.train.teacher": teacher,
-        "memdec_edge.train.epochs": epochs,
-        "memdec_edge.train.tokens": tokens,
+        metadata.DOMAIN: domain,
+        **{metadata.TRAIN + name: value for name, value in train.items()},
         "general.name": "memdec-" + "-".join(domain.lower().split()),
         "general.description": f"Memory Decoder for {domain}. {NOTICE}",
     }
     if options.license:
         facts["general.license"] = options.license
-    write_text(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / metadata.CHECKPOINT_FACTS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")

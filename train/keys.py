@@ -16,6 +16,8 @@ from memdec_edge.errors import NumericsError
 from .corpus import Tokens
 from .source import Source, cast_parameters, last_mlp, work_dtype
 
+KIND = "mlp_input"  # what a key is: the input of the last block's MLP (2508.09874)
+
 
 def n_blocks(tokens: Tokens, block: int) -> int:
     """Whole blocks in a stream; each needs one token more, the last position's next one."""

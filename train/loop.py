@@ -14,35 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from memdec_edge.errors import Cancelled, ModelFileError, NumericsError, OptionError
+from memdec_edge.metadata import CHECKPOINT_FACTS
 from memdec_edge.options import TrainOptions
+from memdec_edge.pairing import MAX_PADDING
 from memdec_edge.progress import progress
 
-from .cache import AGAIN, Cache, open_cache
-from .checkpoint import NOTICE, write_checkpoint, write_facts
+from .cache import AGAIN, Cache, fill_cache
+from .checkpoint import NOTICE, SCRATCH, write_checkpoint, write_facts
 from .keys import cross_entropy, gather_blocks, n_blocks
 from .loss import hybrid_loss
-from .memory import make_memory
-from .resume import STATE, Metrics, load_state, save_state
-from .source import (
-    Source,
-    cast_parameters,
-    digests,
-    first_difference,
-    load_source,
-    quiet,
-    source_files,
-    work_dtype,
-)
+from .memory import make_memory, memory_shape
+from .resume import METRICS, STATE, Metrics, load_state, save_state
+from .source import cast_parameters, digests, first_difference, load_source, source_files, work_dtype
 from .stage import Stage, open_stage
 from .targets import Support
 
 VALIDATION_TOKENS = 8192  # scored at the end; `memdec-edge eval` can score them all
-PADDING = 128  # embedding rows by which two sizes of one model family may differ
+LAYOUT = (METRICS, STATE, CHECKPOINT_FACTS, f"{SCRATCH}/*")
 
 
 @dataclass(frozen=True)
@@ -62,24 +54,32 @@ def train(options: TrainOptions) -> TrainReport:
 
     Raises what build_cache() raises; ModelFileError when the initial model speaks another vocabulary than the teacher,
     OptionError (--layers, --hidden, --block), StageError, OutputError, NumericsError naming the step whose loss is no
-    number (what was saved last is kept), and Cancelled on Ctrl-C (what was done is kept).
+    number (what was saved last is kept), and Cancelled on Ctrl-C (what was done is kept). What can be refused is
+    refused before the cache is made, and leaves no trace.
     """
     began = time.monotonic()
     waits = InitProcessGroupKwargs(timeout=timedelta(days=1))  # for the cache, which processes may finish hours apart
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[waits])
-    cache = open_cache(options.cache)
-    stage = _open(options, cache, accelerator)
     try:
+        cache = Cache(options.cache)
+        stage = _open(options, cache, accelerator.num_processes)
+        if not stage.begun:
+            _check(options)
+        fill_cache(cache)
         if "finished" not in stage.facts:
-            _Run(options, cache, stage, accelerator).run()
+            run = _Run(options, cache, stage, accelerator)
+            if accelerator.is_main_process:
+                stage.begin()
+            accelerator.wait_for_everyone()
+            run.run()
             accelerator.wait_for_everyone()
             stage.reload()
     except KeyboardInterrupt:
         raise Cancelled(AGAIN) from None
     finished = stage.facts["finished"]
     if accelerator.is_main_process:
-        for name, digest in stage.facts["files"].items():
-            stage.check(name, digest)
+        for name in stage.facts["files"]:
+            stage.check(name)
         tau, teacher = cache.stage.facts["tau"], cache.stage.facts["teacher"]
         epochs, tokens = finished["epochs"], finished["tokens"]
         write_facts(options.out, options, teacher=teacher, tau=tau, epochs=epochs, tokens=tokens)
@@ -87,15 +87,43 @@ def train(options: TrainOptions) -> TrainReport:
     return TrainReport(options.out, finished["steps"], finished["tokens"], finished["valid_perplexity"], seconds)
 
 
-def _open(options: TrainOptions, cache: Cache, accelerator: Accelerator) -> Stage:
-    names = ("layers", "hidden", "epochs", "steps", "beta", "lr", "warmup", "weight_decay", "clip", "batch",
-             "accumulate", "seed")  # fmt: skip
+def _open(options: TrainOptions, cache: Cache, processes: int) -> Stage:
+    chosen = {
+        "--layers": options.layers or "all",
+        "--hidden": options.hidden or "as it was",
+        "--epochs": options.epochs,
+        "--steps": options.steps,
+        "--beta": options.beta,
+        "--lr": options.lr,
+        "--batch": options.batch,
+        "--accumulate": options.accumulate,
+        "--seed": options.seed,
+        "a warm-up share of": options.warmup,
+        "a weight decay of": options.weight_decay,
+        "gradients clipped at": options.clip,
+        "a number of processes of": processes,
+    }
     inputs = {"the kNN cache": cache.stage.identity}
     inputs |= digests(source_files(options.init or options.cache.teacher), "initial model")
-    with accelerator.main_process_first():
-        main = accelerator.is_main_process
-        chosen = {name: getattr(options, name) for name in names} | {"processes": accelerator.num_processes}
-        return open_stage(options.out, "memory", inputs, chosen, options.fresh and main, write=main)
+    return open_stage(options.out, "memory", inputs, chosen, LAYOUT, options.fresh)
+
+
+def _check(options: TrainOptions) -> None:
+    """Raise unless the initial model can give the memory, sees a whole block and speaks the teacher's vocabulary."""
+    source = load_source(options.init or options.cache.teacher)
+    memory_shape(source, options.layers, options.hidden)
+    context = source.model.config.max_position_embeddings
+    if options.cache.block > context:
+        raise OptionError("--block", options.cache.block, f"the initial model's context is {context} tokens")
+    if options.init is None:
+        return
+    advice = "a memory starts from a model of the teacher's family"
+    teacher = load_source(options.cache.teacher)
+    mine, theirs = source.n_vocab, teacher.n_vocab
+    if abs(mine - theirs) > MAX_PADDING:
+        raise ModelFileError(source.path, f"its vocabulary has {mine} tokens, the teacher's {theirs}; {advice}")
+    if difference := first_difference(source.tokenizer, teacher.tokenizer):
+        raise ModelFileError(source.path, f"its vocabulary is not the teacher's: {difference}; {advice}")
 
 
 @lru_cache(maxsize=2)
@@ -118,7 +146,6 @@ class _Run:
         self.steps = options.steps or max(1, math.ceil(options.epochs * self.blocks / self.blocks_per_step))
 
         self.source = load_source(options.init or options.cache.teacher)
-        _check_source(self.source, cache, options)
         model = make_memory(self.source, options.layers, options.hidden, options.seed).to(accelerator.device)
         self.weights = {name: weight.detach() for name, weight in model.named_parameters()}
         cast_parameters(model, work_dtype(accelerator.device.type))  # self.weights stays float32
@@ -213,7 +240,7 @@ class _Run:
         perplexity = self._perplexity(model)
         for name, parameter in self.parameters.items():
             parameter.data = self.weights[name]
-        files = write_checkpoint(self.stage.folder, model, self.source.tokenizer)
+        write_checkpoint(self.stage, model, self.source.tokenizer)
         seen = self.steps * self.blocks_per_step
         finished = {
             "steps": self.steps,
@@ -221,7 +248,7 @@ class _Run:
             "epochs": seen / self.blocks,
             "valid_perplexity": perplexity,
         }
-        self.stage.record(files=files, finished=finished)
+        self.stage.record(finished=finished)
         (self.stage.folder / STATE).unlink(missing_ok=True)
 
     @torch.inference_mode()
@@ -245,20 +272,3 @@ def learning_rate(options: TrainOptions, step: int, steps: int) -> float:
     if step < warm:
         return options.lr * (step + 1) / warm
     return options.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-def _check_source(source: Source, cache: Cache, options: TrainOptions) -> None:
-    """Raise unless `source` speaks the teacher's vocabulary and can see a whole block."""
-    context = source.model.config.max_position_embeddings
-    if options.cache.block > context:
-        raise OptionError("--block", options.cache.block, f"the initial model's context is {context} tokens")
-    if options.init is None:
-        return
-    advice = "a memory starts from a model of the teacher's family"
-    mine, theirs = source.n_vocab, cache.stage.facts["n_vocab"]
-    if abs(mine - theirs) > PADDING:
-        raise ModelFileError(source.path, f"its vocabulary has {mine} tokens, the teacher's {theirs}; {advice}")
-    with quiet():
-        teacher = transformers.AutoTokenizer.from_pretrained(cache.stage.folder / "tokenizer", local_files_only=True)
-    if difference := first_difference(source.tokenizer, teacher):
-        raise ModelFileError(source.path, f"its vocabulary is not the teacher's: {difference}; {advice}")

@@ -19,8 +19,8 @@ from .source import Source, blocks_of
 FFN_MULTIPLE = 32  # rows of quantised GGUF weights are made of blocks of 32
 
 
-def make_memory(source: Source, layers: int | None, hidden: int | None, seed: int) -> Any:
-    """A new model in float32 that shares nothing with `source`; the same for a seed.
+def memory_shape(source: Source, layers: int | None, hidden: int | None) -> tuple[Any, list[int]]:
+    """The config of a memory, and the indices of the source's blocks that it keeps.
 
     Raises OptionError for more --layers than the source has, and for a --hidden that is not smaller than the source's
     or no multiple of its head size.
@@ -32,6 +32,12 @@ def make_memory(source: Source, layers: int | None, hidden: int | None, seed: in
     kept = _choose_layers(config, layers)
     if hidden is not None:
         _narrow(config, hidden)
+    return config, kept
+
+
+def make_memory(source: Source, layers: int | None, hidden: int | None, seed: int) -> Any:
+    """A new model in float32 that shares nothing with `source`; the same for a seed. Raises as memory_shape() does."""
+    config, kept = memory_shape(source, layers, hidden)
     torch.manual_seed(seed)  # of fresh weights
     model = type(source.model)(config)
     if hidden is None:

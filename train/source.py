@@ -6,6 +6,7 @@ pre-tokenizer, and a memory must see the tokens that it will see at run time. Kn
 
 import io
 import json
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -15,13 +16,17 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from memdec_edge.errors import MissingFileError, ModelFileError
 from memdec_edge.files import sha256
+from memdec_edge.header import Header
 
 from .corpus import Encode
 
 _BLOCK_MLP = ("mlp", "feed_forward", "ffn")  # what architectures call it
+_LOAD_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, struct.error,
+                SafetensorError)  # what transformers passes on from files that are damaged or strange  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,16 @@ def load_source(path: Path) -> Source:
 def _load(path: Path, stamp: tuple[tuple[str, int], ...]) -> Source:
     is_gguf = path.is_file()
     where, how = (path.parent, {"gguf_file": path.name}) if is_gguf else (path, {})
+    if is_gguf:
+        with Header(path):  # says what is wrong with it better than transformers does
+            pass
     try:
         with quiet():
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 where, dtype=torch.float32, local_files_only=True, **how
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, local_files_only=True, **how)
-    except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+    except _LOAD_ERRORS as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ModelFileError(path, f"transformers cannot load it as a causal LM ({reason})") from error
     if is_gguf:

@@ -2,15 +2,16 @@
 
 A shard is one safetensors file that carries the digest of its own arrays and the identity of its stage; it appears
 under its name only when it is whole (files.atomic_path). So a killed run is continued by making the shards that are
-not there, several processes may make different shards, and a torn or flipped one is noticed when it is read.
-Knows nothing of what the arrays mean.
+not there, several processes may make different shards, and a torn or flipped one is noticed when it is read. The
+digests of other files stand in the manifest, under the fact "files".
+
+open_stage() only looks; begin() takes the folder, after all checks that may refuse the work. Knows nothing of what the
+arrays mean.
 """
 
 import hashlib
 import json
-import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +21,43 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from memdec_edge.errors import ExistingOutputError, OutputError, StageError
-from memdec_edge.files import atomic_path, sha256, write_text
+from memdec_edge.files import atomic_path, is_leftover, sha256, write_text
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 MANIFEST = "manifest.json"
-FORMAT = 1  # raised when the meaning of a stage's files changes
-_LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}")  # a temporary file of atomic_path whose process was killed
+FORMAT = 2  # raised when the meaning of a stage's files changes
 
 
 class Stage:
-    """A folder whose manifest agrees with `inputs` and `options`; made by open_stage()."""
+    """Results in `folder`, made from `made_from`; opened by open_stage().
 
-    def __init__(self, folder: Path, made_from: dict[str, Any]) -> None:
-        self.folder = folder
-        self.made_from = made_from
+    layout  glob patterns of the files that the stage makes, apart from the manifest and those that it records
+    begun   the manifest stands and agrees with `made_from`
+    """
+
+    def __init__(self, folder: Path, made_from: dict[str, Any], layout: tuple[str, ...]) -> None:
+        self.folder, self.made_from, self.layout = folder, made_from, layout
         self.identity = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-        self.facts: dict[str, Any] = {}
+        self._proven: set[str] = set()  # names whose digest was checked: a shard of keys is read many times in a run
         self.reload()
 
     def reload(self) -> None:
         """Read the facts again: another process may have written them."""
-        manifest = self.folder / MANIFEST
-        if manifest.exists():
-            self.facts = _read_manifest(manifest)["facts"]
+        manifest = _read_manifest(self.folder)
+        self.begun = manifest is not None and not _difference(manifest, self.made_from)
+        self.facts: dict[str, Any] = manifest["facts"] if manifest and self.begun else {}
+
+    def begin(self) -> None:
+        """Take the folder: remove what is to be redone, write the manifest, remove what killed processes left."""
+        if not self.begun:
+            self._clear()
+            self.record()
+            self.begun = True
+        for folder in {self.folder, *((self.folder / pattern).parent for pattern in self.layout)}:
+            for path in folder.glob(".*"):
+                if is_leftover(path):
+                    path.unlink(missing_ok=True)
 
     def record(self, **facts: Any) -> None:
         """Add facts (anything JSON can hold) to the manifest."""
@@ -74,49 +88,84 @@ class Stage:
                 arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
         except (SafetensorError, OSError, ValueError) as error:
             raise StageError(path, f"damaged ({error})") from error
-        if facts.get("sha256") != _digest(arrays):
+        if name not in self._proven and facts.get("sha256") != _digest(arrays):
             raise StageError(path, "damaged (its content does not match its digest)")
         if facts.get("stage") != self.identity:
             raise StageError(path, "belongs to a run with other inputs or options")
+        self._proven.add(name)
         return arrays, facts
 
-    def check(self, name: str, digest: str) -> Path:
-        """The path of a plain file, whose SHA-256 must be `digest`. Raises StageError."""
+    def check(self, name: str) -> Path:
+        """The path of a file that the fact "files" names. Raises StageError when it is missing or was changed."""
         path = self.folder / name
-        if not path.is_file() or sha256(path) != digest:
+        if not path.is_file() or (name not in self._proven and sha256(path) != self.facts["files"].get(name)):
             raise StageError(path, "missing, or changed since it was written")
+        self._proven.add(name)
         return path
+
+    def is_whole(self) -> bool:
+        """Whether all recorded files are there and unchanged, and all shards that are there can be read."""
+        recorded = self.facts.get("files", {})
+        try:
+            for name in recorded:
+                self.check(name)
+            for path in self._made():
+                name = path.relative_to(self.folder).as_posix()
+                if path.suffix == ".safetensors" and name not in recorded:
+                    self.read(name)
+        except StageError:
+            return False
+        return True
+
+    def _made(self) -> Iterator[Path]:
+        for pattern in self.layout:
+            yield from (path for path in self.folder.glob(pattern) if path.is_file())
+
+    def _clear(self) -> None:
+        """Remove what the stage of the old manifest made, and nothing else."""
+        manifest = _read_manifest(self.folder)
+        if manifest is None:
+            return
+        root = self.folder.resolve()
+        recorded = {self.folder / name for name in manifest["facts"].get("files", ())}
+        for path in {*self._made(), *(path for path in recorded if path.resolve().is_relative_to(root))}:
+            path.unlink(missing_ok=True)
+            if path.parent != self.folder and path.parent.is_dir() and not any(path.parent.iterdir()):
+                path.parent.rmdir()
+        self._proven.clear()
 
 
 def open_stage(
-    folder: Path, kind: str, inputs: Mapping[str, str], options: Mapping[str, Any], fresh: bool, write: bool = True
+    folder: Path,
+    kind: str,
+    inputs: Mapping[str, str],
+    options: Mapping[str, Any],
+    layout: tuple[str, ...] = (),
+    fresh: bool = False,
 ) -> Stage:
-    """Open or start the stage in `folder`; `inputs` maps what a user would call a file to its SHA-256.
+    """Look at the stage in `folder`, there or not; nothing is changed before Stage.begin().
 
-    `write` False: leave the folder as it is (a process that is not the main one). Raises ExistingOutputError when the
-    folder holds files that are not ours, StageError naming what changed when its manifest disagrees and not `fresh`.
+    inputs   what a user would call a file -> its SHA-256
+    options  what a user would call an option ("--k") -> its value
+    fresh    a stage that was made from something else, or is damaged, is to be redone
+
+    Raises ExistingOutputError when the folder holds files that are not ours, StageError naming what changed when its
+    manifest disagrees and not `fresh`.
     """
-    made_from = {"format": FORMAT, "stage": kind, "inputs": dict(inputs), "options": dict(options)}
-    manifest = folder / MANIFEST
     if folder.exists() and not folder.is_dir():
         raise ExistingOutputError(folder)
-    if write and manifest.exists():
-        old = _read_manifest(manifest)
-        if old.get("stage") != kind:
+    made_from = {"format": FORMAT, "stage": kind, "inputs": dict(inputs), "options": dict(options)}
+    stage = Stage(folder, made_from, layout)
+    manifest = _read_manifest(folder)
+    if manifest is None:
+        if folder.exists() and any(path.is_file() and not is_leftover(path) for path in folder.iterdir()):
             raise ExistingOutputError(folder)
-        difference = _difference(old, made_from)
-        if fresh:
-            _clear(folder)
-        elif difference:
-            raise StageError(folder, difference)
-        _remove_leftovers(folder)
-    elif write and folder.exists():
-        _remove_leftovers(folder)
-        if any(path.is_file() for path in folder.iterdir()):
-            raise ExistingOutputError(folder)
-    stage = Stage(folder, made_from)
-    if write and not manifest.exists():
-        stage.record()
+    elif manifest["stage"] != kind:
+        raise ExistingOutputError(folder)
+    elif not fresh and not stage.begun:
+        raise StageError(folder, _difference(manifest, made_from))
+    elif fresh and not stage.is_whole():
+        stage.begun, stage.facts = False, {}
     return stage
 
 
@@ -132,33 +181,24 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     for name in sorted({*old["options"], *new["options"]}):
         before, now = old["options"].get(name), new["options"].get(name)
         if before != now:
-            return f"made with --{name.replace('_', '-')} {before}, now {now}"
+            return f"made with {name} {before}, now {now}"
     return ""
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """None when there is none. Raises ExistingOutputError for one that is not ours, or not any more."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
     try:
-        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StageError(path, f"damaged ({error})") from error
-    if not isinstance(body, dict) or not {"inputs", "options", "facts"} <= body.keys():
-        raise StageError(path, "not the manifest of a memdec-edge folder")
-    return body
-
-
-def _clear(folder: Path) -> None:
-    """Remove the stage: its files, and the subfolders of shards; a subfolder that is a stage of its own stays."""
-    for path in folder.iterdir():
-        if path.is_file():
-            path.unlink()
-        elif not (path / MANIFEST).exists():
-            shutil.rmtree(path)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for path in (*folder.glob(".*"), *folder.glob("*/.*")):
-        if path.is_file() and _LEFTOVER.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        body = None
+    ours = isinstance(body, dict) and all(isinstance(body.get(key), dict) for key in ("inputs", "options", "facts"))
+    if not ours or "stage" not in body:
+        raise ExistingOutputError(path)
+    manifest: dict[str, Any] = body
+    return manifest
 
 
 def _digest(arrays: Arrays) -> str:

@@ -4,6 +4,7 @@ Results go to stdout, everything else to stderr; with --json the last line of st
 `Error: ...` line on stderr and the error's exit code. Nothing heavy is imported before a command runs.
 """
 
+import io
 import os
 import sys
 
@@ -42,6 +43,8 @@ def _main(
 
 def main() -> None:
     """Entry point of `memdec-edge` and `python -m memdec_edge`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
     try:
         code = app(standalone_mode=False, prog_name="memdec-edge")
         if code == Cancelled.exit_code:  # typer's answer to Ctrl-C outside our own code

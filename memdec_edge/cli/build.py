@@ -1,6 +1,5 @@
 """Commands that make memories: train, cache, convert, demo."""
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated
 import typer
 
 from memdec_edge.cli import params as p
+from memdec_edge.cli.output import print_json
 from memdec_edge.options import CacheOptions, ConvertOptions, DemoOptions, TrainOptions
 
 
@@ -38,7 +38,7 @@ def cache(
     report = build_cache(options)
     print(f"cache {report.path}")
     if json_:
-        print(json.dumps(asdict(report), default=str))
+        print_json(asdict(report))
 
 
 def train(
@@ -90,7 +90,7 @@ def train(
         print(f"validation perplexity of the memory alone {report.valid_perplexity:.3f}")
     print(report.notice, file=sys.stderr)
     if json_:
-        print(json.dumps(asdict(report), default=str))
+        print_json(asdict(report))
 
 
 def convert(
@@ -117,7 +117,7 @@ def convert(
     if report.verification:
         print(f"largest difference from PyTorch's log-probs: {report.verification.max_delta:.2g}")
     if json_:
-        print(json.dumps(asdict(report), default=str))
+        print_json(asdict(report))
 
 
 def demo(
@@ -134,4 +134,4 @@ def demo(
 
     report = run_demo(options)
     if json_:
-        print(json.dumps(report))
+        print_json(report)

@@ -1,15 +1,15 @@
 """Commands that use models: run, eval, check, show."""
 
-import json
 import sys
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from memdec_edge.cli import params as p
+from memdec_edge.cli.output import print_json
 from memdec_edge.errors import OptionError
 from memdec_edge.options import EvalOptions, GenerationOptions, LoadOptions, SamplingOptions
 
@@ -97,7 +97,7 @@ def run(
             print(f"memory {opened.model.path} at lambda {weight:.3g}", file=sys.stderr)
         if json_:
             done = language_model.generate(text, sampling, generation, lambda_)
-            print(json.dumps(_jsonable(asdict(done))))
+            print_json(asdict(done))
             return
         for chunk in language_model.stream(text, sampling, generation, lambda_):
             print(chunk.text, end="", flush=True)
@@ -177,7 +177,7 @@ def eval_(
             "window": window,
             "stride": stride,
         }
-        print(json.dumps(_jsonable(report)))
+        print_json(report)
 
 
 def check(
@@ -203,30 +203,31 @@ def show(
     json_: p.Json = False,
 ) -> None:
     """What a memory GGUF says about itself."""
-    from memdec_edge.llama import Model
+    from memdec_edge import metadata
 
-    with closing(Model(file, vocab_only=True)) as model:
-        facts = {
-            key: value
-            for key, value in model.metadata.items()
-            if key.startswith(("general.", "memdec_edge.")) and value not in ("", "nan")
-        }
-        facts |= {"n_vocab": str(model.n_vocab), "n_ctx_train": str(model.n_ctx_train)}
-    facts["bytes"] = str(file.stat().st_size)
-    if "memdec_edge.role" not in facts:
+    values, tensors = metadata.read(file)
+    metadata.MemoryFacts.from_gguf(file, values)  # values that cannot be are refused
+    facts = {
+        key: value
+        for key, value in values.items()
+        if key.startswith(("general.", metadata.PREFIX)) and value != "" and value == value  # NaN: not set
+    }
+    facts |= {"tensors": len(tensors), "bytes": file.stat().st_size}
+    if not metadata.is_memory(values):
         print(f"{file} is a plain model, not a memory", file=sys.stderr)
     width = max(map(len, facts))
     for key, value in facts.items():
         print(f"{key:{width}}  {value}")
     if json_:
-        print(json.dumps(facts))
+        print_json(facts)
 
 
 def _text_of(path: Path | None) -> str:
-    """A text file, or stdin; UTF-8."""
+    """A text file, or stdin, without the newline that ends it, as llama.cpp reads prompts; UTF-8."""
     from memdec_edge.documents import decode_text, read_text
 
-    return decode_text(sys.stdin.buffer.read(), "stdin") if path is None else read_text(path)
+    text = decode_text(sys.stdin.buffer.read(), "stdin") if path is None else read_text(path)
+    return text.removesuffix("\n")
 
 
 def _check_lambda(value: float | None) -> None:
@@ -241,12 +242,3 @@ def _set_verbose(verbose: bool) -> None:
         from memdec_edge.llama import set_verbose
 
         set_verbose(True)
-
-
-def _jsonable(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_jsonable(item) for item in value]
-    return None if isinstance(value, float) and not abs(value) < float("inf") else value

@@ -1,0 +1,20 @@
+"""JSON on stdout, the same for every command."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def print_json(value: Any) -> None:
+    """One line; paths become strings, NaN and infinity, which JSON lacks, null."""
+    print(json.dumps(_jsonable(value)))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value
