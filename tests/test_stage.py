@@ -193,7 +193,8 @@ def test_a_shard_is_hashed_once_in_a_run(tmp_path: Path, monkeypatch: pytest.Mon
 
     def counting(arrays: Arrays) -> str:
         hashed.append(arrays)
-        return digest(arrays)
+        found: str = digest(arrays)
+        return found
 
     monkeypatch.setattr(train_stage, "_digest", counting)
     for _ in range(3):

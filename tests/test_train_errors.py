@@ -24,7 +24,8 @@ from memdec_edge.errors import (
     StageError,
 )
 from memdec_edge.train import build_cache, train
-from tests.tiny import OTHER_TEXT, TEXT, tiny_checkpoint, tiny_gguf
+from memdec_edge.train.source import load_source
+from tests.tiny import OTHER_TEXT, TEXT, edit_json, tiny_checkpoint, tiny_gguf
 from tests.training import BLOCK, PROGRAM, cache_options, flip, make_room, own_cache, train_options
 
 
@@ -158,6 +159,22 @@ def test_a_teacher_that_is_cut_short_is_a_model_file_error(room: Path, tmp_path:
     with pytest.raises(ModelFileError, match=r"teacher: transformers cannot load it as a causal LM \("):
         build_cache(cache_options(room, teacher=folder, out=tmp_path / "cache"))
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"num_hidden_layers": 3}, r"it has no tensor model\.layers\.2\."),
+        ({"num_attention_heads": 0}, "transformers cannot load it"),
+        ({"hidden_size": "wide"}, "transformers cannot load it"),
+        ({"model_type": "abacus"}, "transformers cannot load it"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_a_model_file_error(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    folder = tiny_checkpoint(tmp_path / "teacher")
+    edit_json(folder / "config.json", **changes)
+    with pytest.raises(ModelFileError, match=f"teacher: {reason}"):
+        load_source(folder)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**31])

@@ -6,7 +6,6 @@ pre-tokenizer, and a memory must see the tokens that it will see at run time. Kn
 
 import io
 import json
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 
 from memdec_edge.errors import MissingFileError, ModelFileError
 from memdec_edge.files import sha256
@@ -25,8 +23,6 @@ from memdec_edge.header import Header
 from .corpus import Encode
 
 _BLOCK_MLP = ("mlp", "feed_forward", "ffn")  # what architectures call it
-_LOAD_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, struct.error,
-                SafetensorError)  # what transformers passes on from files that are damaged or strange  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,13 +69,17 @@ def _load(path: Path, stamp: tuple[tuple[str, int], ...]) -> Source:
             pass
     try:
         with quiet():
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                where, dtype=torch.float32, local_files_only=True, **how
+            model, found = transformers.AutoModelForCausalLM.from_pretrained(
+                where, dtype=torch.float32, local_files_only=True, output_loading_info=True, **how
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, local_files_only=True, **how)
-    except _LOAD_ERRORS as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of ten kinds: transformers passes on whatever damaged or strange files run into
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ModelFileError(path, f"transformers cannot load it as a causal LM ({reason})") from error
+    if missing := sorted(found["missing_keys"]):  # transformers would leave them random
+        raise ModelFileError(path, f"it has no tensor {missing[0]}; the file is damaged, or config.json is another's")
     if is_gguf:
         encode, bos, eos = _read_gguf_tokenizer(path, tokenizer)
     else:
