@@ -164,9 +164,8 @@ def _train(
     options: DemoOptions, budget: Budget, base: Path, corpus: Path, folder: Path, name: str, beta: float
 ) -> Path:
     """Train one model on the shared kNN cache and convert it; return the GGUF."""
-    # In this order: whoever loads OpenMP first decides how its threads wait, see memdec_edge.train.
-    from memdec_edge.train import train  # isort: skip
     from memdec_edge.convert import convert
+    from memdec_edge.train import train
 
     outfile = folder / f"memdec-{options.domain}{'' if name == 'memory' else '-' + name}.gguf"
     if outfile.is_file():

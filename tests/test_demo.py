@@ -64,7 +64,7 @@ def test_the_line_that_is_printed_runs(finished: tuple[subprocess.CompletedProce
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    assert len(ran.stdout) > 50
+    assert "ended by" in ran.stderr  # the text itself may end at once: it has no seed
     assert f"at lambda {found['lambda']:.3g}" in ran.stderr
 
 

@@ -7,8 +7,6 @@ Importing this package raises MissingExtraError when a library of the extra is n
 writing and mixing.
 """
 
-import os
-import sys
 from importlib.util import find_spec
 
 from memdec_edge.errors import MissingExtraError
@@ -16,15 +14,6 @@ from memdec_edge.errors import MissingExtraError
 for _module in ("torch", "transformers", "accelerate", "safetensors"):
     if find_spec(_module) is None:
         raise MissingExtraError(_module, "train")
-
-# GNU OpenMP spins at its barriers: one busy process beside a training on 2 cores makes a step 10-15 times slower. It
-# reads the variable when torch loads it; llama.cpp, which gains from spinning, must not see it.
-if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    try:
-        import torch  # noqa: F401
-    finally:
-        del os.environ["OMP_WAIT_POLICY"]
 
 from .cache import CacheReport, build_cache  # noqa: E402
 from .checkpoint import NOTICE  # noqa: E402
