@@ -17,12 +17,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from memdec_edge.convert import convert
 from memdec_edge.demo import GENERAL, demo_base, demo_home
 from memdec_edge.engine import Engine
 from memdec_edge.options import ConvertOptions, LoadOptions, MemoryOptions
+from memdec_edge.train.memory import make_memory
+from memdec_edge.train.source import load_source
 
 TOKENS, WEIGHT = 200, 0.6
 EXACT = LoadOptions(flash_attn="off", cache_type_k="f32", cache_type_v="f32")
@@ -58,13 +60,9 @@ def main() -> None:
     base = demo_base()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source = AutoModelForCausalLM.from_pretrained(base.parent, gguf_file=base.name, dtype=torch.float32)
-        config = source.config
-        del config.quantization_config
-        model = type(source)(config)
-        model.load_state_dict(source.state_dict())
-        model.save_pretrained(folder / "base")
-        AutoTokenizer.from_pretrained(base.parent, gguf_file=base.name).save_pretrained(folder / "base")
+        source = load_source(base)
+        make_memory(source, layers=None, hidden=None, seed=0).save_pretrained(folder / "base")  # a plain copy
+        source.tokenizer.save_pretrained(folder / "base")
         base32 = folder / "base.gguf"
         convert(ConvertOptions(folder / "base", base32, "f32", base=base, role="model"))
         for kind in ("f32", "q8_0"):

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 COMMANDS = ("run", "eval", "check", "show", "cache", "train", "convert", "demo")
 # what stands in the root: a name in `code` that begins with one of these is a path of this repository
-HOUSE = ("memdec_edge", "train", "convert", "native", "tests", "benchmarks", "examples", ".ci")
+HOUSE = ("memdec_edge", "train", "convert", "native", "tests", "benchmarks", ".ci")
 HELP = re.compile(r"<!-- help:(?P<command>[a-z]+) -->\n(?P<text>.*?)<!-- /help -->", re.DOTALL)
 
 

@@ -11,7 +11,7 @@ import typer
 from memdec_edge.cli import params as p
 from memdec_edge.cli.output import print_json
 from memdec_edge.errors import OptionError
-from memdec_edge.options import EvalOptions, GenerationOptions, LoadOptions, SamplingOptions
+from memdec_edge.options import EvalOptions, GenerationOptions, LoadOptions, SamplingOptions, check_range
 
 SAMPLING, GENERATION, EVAL = SamplingOptions(), GenerationOptions(), EvalOptions()
 
@@ -231,9 +231,8 @@ def _text_of(path: Path | None) -> str:
 
 
 def _check_lambda(value: float | None) -> None:
+    """Before models are loaded; weights.mixture_weights checks it for everybody else."""
     if value is not None:
-        from memdec_edge.options import check_range
-
         check_range("--lambda", value, 0.0, 1.0)
 
 
