@@ -10,8 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 Row = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int32]
+Chain = tuple[int, float, float, float]  # top-k, top-p, min-p, temperature
 
 MAX_MEMORIES: Final[int]
+MAX_VERIFIED: Final[int]
 ABORT_CALLBACK: Final[int]  # address of bool (*)(void *data); data: int32, not 0 means stop, 2: a signal handler raised
 SAMPLER_FUNCTIONS: Final[dict[str, int]]  # member of llama_sampler_i -> address
 
@@ -19,6 +22,15 @@ def fuse(
     base: Row, memories: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float], out: Row, /
 ) -> list[tuple[float, float, float]]: ...
 def row_stats(row: Row, length: int, temperature: float, /) -> tuple[float, float, float]: ...
+def pick(row: Row, chain: Chain, seed: int, position: int, forbidden: Ids, scratch: Row, /) -> int: ...
+def draft(
+    rows: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float],
+    chain: Chain, seed: int, position: int, forbidden: Ids, out: Row, scratch: Row, /,
+) -> int: ...  # fmt: skip
+def verify(
+    base: Row, memories: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float],
+    chain: Chain, seed: int, position: int, forbidden: Ids, draft: Sequence[int], out: Row, scratch: Row, /,
+) -> tuple[list[tuple[int, float]], list[tuple[float, float, float]]]: ...  # fmt: skip
 def variants() -> list[str]: ...  # that this machine runs, best first
 def select(variant: str, /) -> None: ...  # for the whole process
 def selected() -> str: ...

@@ -98,11 +98,16 @@ def reference(
     base: Row, memories: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float]
 ) -> tuple[npt.NDArray[np.float64], list[RowStats]]:
     """What `fuse` computes, in float64: the mixed row [n_vocab] and the statistics. A pure function."""
-    n_vocab, total = len(base), math.fsum(weights)
-    shares = [max(0.0, 1.0 - total), *weights]
-    rows = [base.astype(np.float64)]
-    rows += [row[:n_vocab].astype(np.float64) / t for row, t in zip(memories, temperatures, strict=True)]
-    names = ["base", *(f"memory {number}" for number in range(1, len(rows)))]
+    shares = [max(0.0, 1.0 - math.fsum(weights)), *weights]
+    names = ["base", *(f"memory {number}" for number in range(1, len(shares)))]
+    return mixture(names, [base, *memories], shares, [1.0, *temperatures], len(base))
+
+
+def mixture(
+    names: Sequence[str], logits: Sequence[Row], shares: Sequence[float], temperatures: Sequence[float], n_vocab: int
+) -> tuple[npt.NDArray[np.float64], list[RowStats]]:
+    """As `reference`, of any rows; shares sum to 1. Raises NumericsError, which names one of `names`."""
+    rows = [row[:n_vocab].astype(np.float64) / t for row, t in zip(logits, temperatures, strict=True)]
     stats = [_stats(name, row) for name, row in zip(names, rows, strict=True)]
     mixed = np.full(n_vocab, -np.inf)
     offset = math.fsum(share * stat.log_normaliser for share, stat in zip(shares, stats, strict=True))

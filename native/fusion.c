@@ -53,6 +53,7 @@ size_t md_variant_count(void) {
 const char *md_variant_name(size_t index) { return variants[index]->name; }
 size_t md_variant_selected(void) { return selected; }
 void md_variant_select(size_t index) { selected = index; }
+const md_kernels *md_kernels_selected(void) { return variants[selected]; }
 
 /* --- statistics ----------------------------------------------------------------------------------------------- */
 
@@ -93,24 +94,15 @@ static void mix_segment(const md_row *rows, const md_affine *affines, size_t n_r
     }
 }
 
-md_status md_fuse(const md_row *given, size_t n_rows, float *out, md_stats *stats) {
+md_status md_fuse(const md_row *given, size_t n_rows, float *out, size_t n, md_stats *stats) {
     md_row rows[MD_MAX_ROWS];
     md_affine affines[MD_MAX_ROWS];
-    const size_t n = given[0].length;
-    double memories = 0.0, offset = 0.0;
+    double offset = 0.0;
     size_t active = 0, last = 0; /* rows with weight, and the last of them */
 
     for (size_t k = 0; k < n_rows; k++) {
         rows[k] = given[k];
-        if (k == 0) {
-            rows[k].temperature = 1.0;
-            continue;
-        }
         if (rows[k].length > n) rows[k].length = n;
-        memories += rows[k].weight;
-    }
-    rows[0].weight = memories < 1.0 ? 1.0 - memories : 0.0;
-    for (size_t k = 0; k < n_rows; k++) {
         const md_status status = md_row_stats(&rows[k], &stats[k]);
         if (status != MD_OK) return status;
         if (rows[k].weight <= 0.0) continue;

@@ -2,9 +2,9 @@
  *
  *   out[y] = log(sum_i w_i p_i(y)) + sum_i w_i lse_i        p_i = softmax(logits_i / T_i), lse_i its log-normaliser
  *
- * Row 0 is the base: T = 1, its length is the length of `out`, its weight is 1 - sum of the others. A memory's ids
- * beyond that length leave its softmax; ids that a memory lacks have p_i = 0. The second term keeps the sign and size
- * of raw logits, which llama.cpp's repeat penalty looks at. Knows nothing of Python and of llama.cpp.
+ * Ids beyond the end of `out` leave a row's softmax; ids that a row lacks have p_i = 0. The second term keeps the sign
+ * and size of raw logits, which llama.cpp's repeat penalty looks at. Knows nothing of Python and of llama.cpp, and does
+ * not care which of the rows is the base.
  */
 #ifndef MEMDEC_FUSION_H
 #define MEMDEC_FUSION_H
@@ -24,8 +24,8 @@ typedef enum {
 typedef struct {
     const float *logits; /* [length], caller-owned, 4-byte aligned */
     size_t length;       /* >= 1 */
-    double weight;       /* 0 .. 1; ignored for row 0 */
-    double temperature;  /* MD_COLDEST .. MD_HOTTEST; ignored for row 0 */
+    double weight;       /* 0 .. 1; all of a mixture sum to 1 */
+    double temperature;  /* MD_COLDEST .. MD_HOTTEST */
 } md_row;
 
 #define MD_COLDEST 1e-4
@@ -40,10 +40,9 @@ typedef struct {
 /* Statistics of one row: stats[1]. */
 md_status md_row_stats(const md_row *row, md_stats *stats);
 
-/* rows[n_rows], out[rows[0].length] overlapping no row, stats[n_rows]. On failure `out` is untouched.
- * All weights 0: out is row 0 bit for bit. One weight 1 at T = 1, the others 0: that row bit for bit, -infinity beyond
- * its end. */
-md_status md_fuse(const md_row *rows, size_t n_rows, float *out, md_stats *stats);
+/* rows[n_rows], out[n] overlapping no row, stats[n_rows]. On failure `out` is untouched.
+ * One weight 1 at T = 1, the others 0: that row bit for bit, -infinity beyond its end. */
+md_status md_fuse(const md_row *rows, size_t n_rows, float *out, size_t n, md_stats *stats);
 
 /* The instruction-set variants that this machine runs, best first; index < md_variant_count(). */
 size_t md_variant_count(void);

@@ -3,6 +3,7 @@
 #define MEMDEC_KERNELS_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define MD_X86_64 1
@@ -23,6 +24,21 @@ typedef struct {
     float scale, scale_low, shift, shift_low;
 } md_affine;
 
+/* What seed and position make of md_noise: one generator for each pair. */
+typedef struct {
+    uint32_t first, second;
+} md_keys;
+
+/* 32 random bits of a token: two rounds of xor-shift and multiply, a key in front of each. Multiplications of 32 bits
+ * only, so that compilers vectorise it. Constants and shifts: of 3,000 random ones those whose output bits flip most
+ * evenly when an input bit does. */
+static inline uint32_t md_noise(uint32_t id, md_keys keys) {
+    uint32_t x = id ^ keys.first;
+    x = (x ^ x >> 15) * UINT32_C(0x5fef8aed);
+    x = (x ^ x >> 14 ^ keys.second) * UINT32_C(0xfe999e65);
+    return x ^ x >> 16;
+}
+
 typedef struct {
     const char *name;
     /* x[n] -> sums; x is read once from memory */
@@ -31,11 +47,21 @@ typedef struct {
     void (*set)(float *out, const float *x, size_t n, const md_affine *affine);
     /* out[n] = log(exp(out[n]) + exp(affine(x[n]))) */
     void (*add)(float *out, const float *x, size_t n, const md_affine *affine);
+    /* the largest of x[n]; NaN is passed over, -infinity where nothing else is */
+    float (*maximum)(const float *x, size_t n);
+    /* the first i with x[i] > bound, n where there is none */
+    size_t (*above)(const float *x, size_t n, float bound);
+    /* sum of exp(x[i] - maximum) over x[i] > bound, for x <= maximum */
+    double (*mass)(const float *x, size_t n, float maximum, float bound);
+    /* the first i with md_noise(id + i, keys) >= bound, n where there is none */
+    size_t (*noisy)(uint32_t id, size_t n, md_keys keys, uint32_t bound);
 } md_kernels;
 
 extern const md_kernels md_kernels_portable;
 #if MD_X86_64
 extern const md_kernels md_kernels_avx2, md_kernels_avx512;
 #endif
+
+const md_kernels *md_kernels_selected(void); /* fusion.c chooses */
 
 #endif

@@ -22,6 +22,8 @@ typedef __m256 V;
 #define v_mul(a, b) _mm256_mul_ps(a, b)
 #define v_min(a, b) _mm256_min_ps(a, b)
 #define v_max(a, b) _mm256_max_ps(a, b)
+#define v_keep(v, a, b) _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), v)
+#define v_any(a, b) (_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0)
 #define v_fma(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define v_fma_exact(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define v_ldexp(p, t) \

@@ -22,6 +22,8 @@ typedef __m512 V;
 #define v_mul(a, b) _mm512_mul_ps(a, b)
 #define v_min(a, b) _mm512_min_ps(a, b)
 #define v_max(a, b) _mm512_max_ps(a, b)
+#define v_keep(v, a, b) _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), v)
+#define v_any(a, b) (_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0)
 #define v_fma(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define v_fma_exact(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define v_ldexp(p, t) \

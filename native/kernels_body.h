@@ -6,6 +6,8 @@
  *   v_fma(a, b, c)       a * b + c, rounded once or twice
  *   v_fma_exact(a, b, c) a * b + c, the product not rounded
  *   v_max(a, b)          a > b ? a : b, so b where either is NaN
+ *   v_keep(v, a, b)      a > b ? v : 0
+ *   v_any(a, b)          whether any a > b
  *   v_ldexp(p, t)        p * 2^n, where t = 1.5 * 2^23 + n
  *
  * No header guard: it is meant to be included by several files, once each.
@@ -15,6 +17,7 @@
 #include "kernels.h"
 
 #define BLOCK 2048 /* floats: two rows of it stay in the L1 cache between the passes over them */
+#define GROUP 64   /* tokens whose noise is looked at together */
 #define ROUND 12582912.0f /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits of a float */
 #define LOWEST (-126.0f)  /* 2^LOWEST is the smallest normal float, which is nothing beside a sum >= 1 */
 #define LOG2_E 1.44269504f
@@ -65,7 +68,7 @@ MD_TARGET static inline double v_total(V v) {
 }
 
 /* NaN is passed over. */
-MD_TARGET static float block_maximum(const float *x, size_t n) {
+MD_TARGET static float highest(const float *x, size_t n) {
     V high = v_set(-INFINITY), high2 = high;
     size_t i = 0;
     for (; i + 2 * W <= n; i += 2 * W) {
@@ -110,7 +113,7 @@ MD_TARGET static void sums(const float *x, size_t n, float scale, md_sums *resul
     double sum = 0.0, weighted = 0.0;
     for (size_t i = 0; i < n && weighted == weighted; i += BLOCK) {
         const size_t count = n - i < BLOCK ? n - i : BLOCK;
-        const float high = block_maximum(x + i, count);
+        const float high = highest(x + i, count);
         if (high > maximum) { /* what was summed so far was relative to a lower maximum */
             const double d = ((double)maximum - (double)high) * (double)scale, factor = exp(d);
             weighted = factor > 0.0 ? factor * (weighted + d * sum) : 0.0;
@@ -157,4 +160,46 @@ MD_TARGET static void add(float *out, const float *x, size_t n, const md_affine 
     }
 }
 
-const md_kernels MD_TABLE = {MD_NAME, sums, set, add};
+MD_TARGET static size_t above(const float *x, size_t n, float bound) {
+    const V low = v_set(bound);
+    size_t i = 0;
+    for (; n - i >= 4 * W; i += 4 * W) {
+        const V high = v_max(v_load(x + i + W), v_max(v_load(x + i), low)); /* a NaN leaves what is right of it */
+        const V high2 = v_max(v_load(x + i + 3 * W), v_max(v_load(x + i + 2 * W), low));
+        if (v_any(v_max(high, high2), low)) break;
+    }
+    while (i < n && !(x[i] > bound)) i++;
+    return i;
+}
+
+MD_TARGET static double mass(const float *x, size_t n, float maximum, float bound) {
+    const V high = v_set(maximum), factor = v_set(LOG2_E), lowest = v_set(LOWEST), low = v_set(bound);
+    double total = 0.0;
+    for (size_t from = 0; from < n; from += BLOCK) {
+        const size_t end = n - from < BLOCK ? n : from + BLOCK;
+        V s = v_set(0.0f);
+        for (size_t i = from; i < end; i += W) {
+            const V a = end - i >= W ? v_load(x + i) : v_load_tail(x + i, end - i);
+            s = v_add(s, v_keep(v_exp2(v_max(lowest, v_mul(v_sub(a, high), factor))), a, low));
+        }
+        total += v_total(s);
+    }
+    return total;
+}
+
+/* Integers only: the compiler makes vectors of the inner loop. */
+MD_TARGET static size_t noisy(uint32_t id, size_t n, md_keys keys, uint32_t bound) {
+    size_t i = 0;
+    for (; n - i >= GROUP; i += GROUP) {
+        uint32_t most = 0;
+        for (uint32_t k = 0; k < GROUP; k++) {
+            const uint32_t bits = md_noise(id + (uint32_t)i + k, keys);
+            most = bits > most ? bits : most;
+        }
+        if (most >= bound) break;
+    }
+    while (i < n && md_noise(id + (uint32_t)i, keys) < bound) i++;
+    return i;
+}
+
+const md_kernels MD_TABLE = {MD_NAME, sums, set, add, highest, above, mass, noisy};

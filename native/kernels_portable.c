@@ -24,6 +24,14 @@ static inline V v_choose(B mask, V yes, V no) {
 }
 #define v_max(a, b) v_choose((B)((a) > (b)), a, b)
 #define v_min(a, b) v_choose((B)((a) < (b)), a, b)
+#define v_keep(v, a, b) v_choose((B)((a) > (b)), v, v_set(0.0f))
+
+static inline int v_any(V a, V b) {
+    const B mask = (B)(a > b);
+    uint64_t halves[2];
+    memcpy(halves, &mask, sizeof halves);
+    return (halves[0] | halves[1]) != 0;
+}
 #else
 #define W 1
 typedef float V;
@@ -34,6 +42,8 @@ typedef double D;
 
 static inline V v_max(V a, V b) { return a > b ? a : b; }
 static inline V v_min(V a, V b) { return a < b ? a : b; }
+#define v_keep(v, a, b) ((a) > (b) ? (v) : 0.0f)
+#define v_any(a, b) ((a) > (b))
 #endif
 
 static inline V v_load(const float *p) {

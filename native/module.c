@@ -3,8 +3,7 @@
  * Checks what comes in, releases the GIL around the arithmetic, and hands out the addresses that llama.cpp calls.
  * Wrong arguments are TypeError and ValueError, numbers that are no distribution FloatingPointError.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "module.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -12,95 +11,18 @@
 
 #include "abort.h"
 #include "fusion.h"
+#include "pick.h"
 #include "sampler.h"
 
 #define STATE_NAME "memdec_edge._native.sampler"
 
-/* --- arguments ------------------------------------------------------------------------------------------------ */
-
-static int is_float32(const char *format) {
-    const uint16_t one = 1;
-    const int little = *(const unsigned char *)&one == 1;
-    if (format == NULL) return 0;
-    if (*format == '@' || *format == '=' || *format == (little ? '<' : '>')) format++;
-    return strcmp(format, "f") == 0;
-}
-
-/* A one-dimensional C-contiguous float32 buffer of at least one element. */
-static int get_row(PyObject *object, const char *what, int flags, Py_buffer *view) {
-    if (PyObject_GetBuffer(object, view, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | flags) < 0) return -1;
-    if (!is_float32(view->format) || view->itemsize != (Py_ssize_t)sizeof(float)) {
-        PyErr_Format(PyExc_TypeError, "%s must hold float32, not format '%s'", what, view->format ? view->format : "B");
-    } else if (view->ndim != 1 || view->len == 0) {
-        PyErr_Format(PyExc_ValueError, "%s must have one dimension and at least one element", what);
-    } else if ((uintptr_t)view->buf % sizeof(float) != 0) {
-        PyErr_Format(PyExc_ValueError, "%s must be aligned to 4 bytes", what);
-    } else {
-        return 0;
-    }
-    PyBuffer_Release(view);
-    return -1;
-}
-
-static int get_number(PyObject *sequence, Py_ssize_t index, const char *what, double low, double high, double *value) {
-    PyObject *item = PySequence_GetItem(sequence, index);
-    if (item == NULL) return -1;
-    *value = PyFloat_AsDouble(item);
-    Py_DECREF(item);
-    if (*value == -1.0 && PyErr_Occurred()) return -1;
-    if (*value >= low && *value <= high) return 0;
-    PyErr_Format(PyExc_ValueError, "%s %zd is out of range", what, index);
-    return -1;
-}
-
-/* rows[1 ..]: weights and temperatures. The number of rows, the base among them, or -1. */
-static Py_ssize_t get_mixture(PyObject *weights, PyObject *temperatures, md_row *rows) {
-    const Py_ssize_t n = PySequence_Size(weights), n_temperatures = PySequence_Size(temperatures);
-    double sum = 0.0;
-    if (n < 0 || n_temperatures < 0) return -1;
-    if (n != n_temperatures || n >= MD_MAX_ROWS) {
-        PyErr_Format(PyExc_ValueError, "%zd weights and %zd temperatures for at most %d memories", n, n_temperatures,
-                     MD_MAX_ROWS - 1);
-        return -1;
-    }
-    for (Py_ssize_t k = 0; k < n; k++) {
-        if (get_number(weights, k, "weight", 0.0, 1.0, &rows[k + 1].weight) < 0) return -1;
-        if (get_number(temperatures, k, "temperature", MD_COLDEST, MD_HOTTEST, &rows[k + 1].temperature) < 0) return -1;
-        sum += rows[k + 1].weight;
-    }
-    if (sum > 1.0 + 1e-6) {
-        PyErr_SetString(PyExc_ValueError, "the weights sum to more than 1");
-        return -1;
-    }
-    rows[0].weight = 0.0;
-    rows[0].temperature = 1.0;
-    return n + 1;
-}
-
-static PyObject *stats_tuple(const md_stats *stats) {
-    return Py_BuildValue("(ddd)", stats->maximum, stats->lse, stats->entropy);
-}
-
-static PyObject *bad_numbers(void) {
-    PyErr_SetString(PyExc_FloatingPointError, "a row holds NaN or +infinity, or no finite logit");
-    return NULL;
-}
-
 /* --- the mixture ---------------------------------------------------------------------------------------------- */
-
-static int overlap(const Py_buffer *a, const Py_buffer *b) {
-    const uintptr_t p = (uintptr_t)a->buf, q = (uintptr_t)b->buf;
-    return p < q + (uintptr_t)b->len && q < p + (uintptr_t)a->len;
-}
 
 static PyObject *mix(md_row *rows, const Py_buffer *views, Py_ssize_t n_rows, const Py_buffer *out) {
     md_stats stats[MD_MAX_ROWS];
     md_status status;
     for (Py_ssize_t k = 0; k < n_rows; k++) {
-        if (overlap(&views[k], out)) {
-            PyErr_SetString(PyExc_ValueError, "out overlaps an input");
-            return NULL;
-        }
+        if (md_check_apart(out, &views[k]) < 0) return NULL;
         rows[k].logits = views[k].buf;
         rows[k].length = (size_t)views[k].len / sizeof(float);
     }
@@ -109,37 +31,20 @@ static PyObject *mix(md_row *rows, const Py_buffer *views, Py_ssize_t n_rows, co
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    status = md_fuse(rows, (size_t)n_rows, out->buf, stats);
+    status = md_fuse(rows, (size_t)n_rows, out->buf, rows[0].length, stats);
     Py_END_ALLOW_THREADS
-    if (status != MD_OK) return bad_numbers();
-    PyObject *result = PyList_New(n_rows);
-    for (Py_ssize_t k = 0; result != NULL && k < n_rows; k++) {
-        PyObject *item = stats_tuple(&stats[k]);
-        if (item == NULL || PyList_SetItem(result, k, item) < 0) Py_CLEAR(result);
-    }
-    return result;
+    return status == MD_OK ? md_stats_list(stats, (size_t)n_rows) : md_bad_numbers();
 }
 
 static PyObject *native_fuse(PyObject *module, PyObject *args) {
     PyObject *base, *memories, *weights, *temperatures, *target, *result = NULL;
     md_row rows[MD_MAX_ROWS];
     Py_buffer views[MD_MAX_ROWS], out;
-    Py_ssize_t held = 0;
     (void)module;
     if (!PyArg_ParseTuple(args, "OOOOO:fuse", &base, &memories, &weights, &temperatures, &target)) return NULL;
-    const Py_ssize_t n_rows = get_mixture(weights, temperatures, rows), n_memories = PySequence_Size(memories);
-    if (n_rows < 0 || n_memories < 0) return NULL;
-    if (n_memories != n_rows - 1) {
-        PyErr_Format(PyExc_ValueError, "%zd memories and %zd weights", n_memories, n_rows - 1);
-        return NULL;
-    }
-    if (get_row(target, "out", PyBUF_WRITABLE, &out) < 0) return NULL;
-    for (; held < n_rows; held++) {
-        PyObject *item = held == 0 ? Py_NewRef(base) : PySequence_GetItem(memories, held - 1);
-        const int taken = item == NULL ? -1 : get_row(item, held == 0 ? "base" : "a memory's row", 0, &views[held]);
-        Py_XDECREF(item); /* the view holds what it needs */
-        if (taken < 0) break;
-    }
+    const Py_ssize_t n_rows = md_get_mixture(weights, temperatures, rows);
+    if (n_rows < 0 || md_get_floats(target, "out", 1, PyBUF_WRITABLE, &out) < 0) return NULL;
+    Py_ssize_t held = md_get_rows(base, memories, n_rows, 1, views);
     if (held == n_rows) result = mix(rows, views, n_rows, &out);
     while (held > 0) PyBuffer_Release(&views[--held]);
     PyBuffer_Release(&out);
@@ -159,7 +64,7 @@ static PyObject *native_row_stats(PyObject *module, PyObject *args) {
         PyErr_SetString(PyExc_ValueError, "temperature 0 is out of range");
         return NULL;
     }
-    if (get_row(object, "row", 0, &view) < 0) return NULL;
+    if (md_get_floats(object, "row", 1, 0, &view) < 0) return NULL;
     row.logits = view.buf;
     row.length = (size_t)view.len / sizeof(float);
     if (length < 1 || (size_t)length > row.length) {
@@ -172,7 +77,7 @@ static PyObject *native_row_stats(PyObject *module, PyObject *args) {
     status = md_row_stats(&row, &stats);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&view);
-    return status == MD_OK ? stats_tuple(&stats) : bad_numbers();
+    return status == MD_OK ? md_stats_tuple(&stats) : md_bad_numbers();
 }
 
 static PyObject *native_variants(PyObject *module, PyObject *ignored) {
@@ -233,7 +138,7 @@ static PyObject *native_sampler_new(PyObject *module, PyObject *args) {
         PyErr_SetString(PyExc_ValueError, "a sampler needs a vocabulary and the address of llama_sampler_init");
         return NULL;
     }
-    const Py_ssize_t n_rows = get_mixture(weights, temperatures, rows);
+    const Py_ssize_t n_rows = md_get_mixture(weights, temperatures, rows);
     if (n_rows < 0) return NULL;
     rows[0].length = (size_t)n_vocab;
     md_sampler_init init_function;
@@ -268,7 +173,7 @@ static PyObject *native_sampler_set_row(PyObject *module, PyObject *args) {
         PyErr_Format(PyExc_ValueError, "the sampler has no memory %zd", index);
         return NULL;
     }
-    if (get_row(object, "a memory's row", 0, &view) < 0) return NULL;
+    if (md_get_floats(object, "a memory's row", 1, 0, &view) < 0) return NULL;
     md_sampler_set_row(state, (size_t)index + 1, view.buf, (size_t)view.len / sizeof(float));
     PyBuffer_Release(&view); /* FusionSampler keeps the array */
     Py_RETURN_NONE;
@@ -327,6 +232,8 @@ static int native_exec(PyObject *module) {
     failed = failed || PyModule_AddObjectRef(module, "SAMPLER_FUNCTIONS", functions) < 0;
     failed = failed || PyModule_AddObjectRef(module, "ABORT_CALLBACK", abort_address) < 0;
     failed = failed || PyModule_AddIntConstant(module, "MAX_MEMORIES", MD_MAX_ROWS - 1) < 0;
+    failed = failed || PyModule_AddFunctions(module, md_pick_methods) < 0;
+    failed = failed || PyModule_AddIntConstant(module, "MAX_VERIFIED", MD_MAX_VERIFIED) < 0;
     Py_XDECREF(functions);
     Py_XDECREF(abort_address);
     return failed ? -1 : 0;

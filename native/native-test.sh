@@ -35,5 +35,6 @@ assert memdec_edge.fusion._native is module and ctypes.CDLL(path).__asan_init, "
 print("testing", path, "variants", *module.variants(), flush=True)
 # The shared fixtures need PyTorch, which these tests do not; the sanitisers write to the real stderr.
 options = ["-q", "--noconftest", "--capture=sys", "-p", "no:cacheprovider"]
-sys.exit(pytest.main([*options, "tests/test_fusion.py", "tests/test_callback.py", *arguments]))
+tests = ["tests/test_fusion.py", "tests/test_picking.py", "tests/test_verify.py", "tests/test_callback.py"]
+sys.exit(pytest.main([*options, *tests, *arguments]))
 PYTHON_END

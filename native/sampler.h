@@ -53,7 +53,7 @@ typedef llama_sampler *(*md_sampler_init)(const llama_sampler_i *iface, void *ct
 /* What ctx points to. Counted: the chain and Python each hold it, and either may let go first. */
 typedef struct md_sampler md_sampler;
 
-/* `rows` gives n_rows weights and temperatures; row 0, the base, its length only. NULL: no memory. */
+/* `rows` gives n_rows weights and temperatures; of lengths only that of row 0, the base. NULL: no memory. */
 md_sampler *md_sampler_new(const md_row *rows, size_t n_rows, md_sampler_init init);
 md_sampler *md_sampler_hold(md_sampler *state);
 void md_sampler_release(md_sampler *state);
