@@ -1,4 +1,4 @@
-"""Checkpoint folder -> GGUF: a llama model saved by Hugging Face's save_pretrained becomes a file for llama.cpp.
+"""Checkpoint folder -> GGUF: a model saved by Hugging Face's save_pretrained becomes a file for llama.cpp.
 
 `convert` reads top to bottom: check the checkpoint, take the tokenizer, fill the metadata, write the tensors one by
 one, and on request reopen the file with llama.cpp and compare it with PyTorch. Knows nothing of how a memory was
@@ -21,7 +21,7 @@ from memdec_edge.options import ConvertOptions
 from memdec_edge.progress import progress
 
 from . import tensors, tokenizer
-from .checkpoint import Checkpoint, LlamaConfig, read_json
+from .checkpoint import Checkpoint, ModelConfig, read_json
 from .verify import Verification, verify
 from .writer import GgufFile, Value
 
@@ -54,7 +54,7 @@ def convert(options: ConvertOptions) -> ConvertReport:
     refuse_existing(options.outfile)
     checkpoint = Checkpoint(options.checkpoint)
     planned = tensors.plan(checkpoint.config)
-    if difference := tensors.compare(planned, checkpoint.shapes, checkpoint.config.tied):
+    if difference := tensors.compare(planned, checkpoint.shapes, checkpoint.config):
         raise ModelFileError(options.checkpoint, difference)
     outtype = _outtype(options.outtype, checkpoint)
     if options.base is not None:
@@ -91,7 +91,7 @@ def _outtype(wanted: str, checkpoint: Checkpoint) -> str:
     return "bf16" if "BF16" in checkpoint.dtypes.values() else "f16"
 
 
-def _kept(tensor: tensors.TensorPlan, config: LlamaConfig, n_tokens: int) -> tuple[int, ...]:
+def _kept(tensor: tensors.TensorPlan, config: ModelConfig, n_tokens: int) -> tuple[int, ...]:
     """A tensor's shape in the GGUF: rows of padding that the tokenizer does not have are dropped."""
     by_token = tensor.name in ("token_embd.weight", "output.weight")
     return (min(n_tokens, config.rows), *tensor.shape[1:]) if by_token else tensor.shape
@@ -113,11 +113,11 @@ def _data(
 
 
 def _add_metadata(
-    file: GgufFile, options: ConvertOptions, config: LlamaConfig, outtype: str, block: tokenizer.TokenizerBlock
+    file: GgufFile, options: ConvertOptions, config: ModelConfig, outtype: str, block: tokenizer.TokenizerBlock
 ) -> None:
     notes = _notes(options.checkpoint)
     general: dict[str, Value] = {
-        "general.architecture": "llama",
+        "general.architecture": config.architecture.name,
         "general.type": "model",
         "general.name": options.checkpoint.resolve().name,
         **_base_model(options.base),
@@ -149,24 +149,24 @@ def _add_metadata(
     file.entries |= block.entries
 
 
-def _architecture(config: LlamaConfig, n_tokens: int) -> dict[str, Value]:
+def _architecture(config: ModelConfig, n_tokens: int) -> dict[str, Value]:
     found: dict[str, Value] = {
-        "llama.block_count": config.layers,
-        "llama.context_length": config.n_ctx,
-        "llama.embedding_length": config.hidden,
-        "llama.feed_forward_length": config.ffn,
-        "llama.attention.head_count": config.heads,
-        "llama.attention.head_count_kv": config.kv_heads,
-        "llama.attention.layer_norm_rms_epsilon": config.eps,
-        "llama.attention.key_length": config.head_dim,
-        "llama.attention.value_length": config.head_dim,
-        "llama.rope.dimension_count": config.head_dim,
-        "llama.rope.freq_base": config.rope_theta,
-        "llama.vocab_size": n_tokens,
+        "block_count": config.layers,
+        "context_length": config.n_ctx,
+        "embedding_length": config.hidden,
+        "feed_forward_length": config.ffn,
+        "attention.head_count": config.heads,
+        "attention.head_count_kv": config.kv_heads,
+        "attention.layer_norm_rms_epsilon": config.eps,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "rope.dimension_count": config.head_dim,
+        "rope.freq_base": config.rope_theta,
+        "vocab_size": n_tokens,
     }
     if config.rope_scaling.get("rope_type") == "linear":
-        found |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": config.rope_scaling["factor"]}
-    return found
+        found |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope_scaling["factor"]}
+    return {f"{config.architecture.name}.{key}": value for key, value in found.items()}
 
 
 def _base_model(base: Path | None) -> dict[str, Value]:

@@ -1,4 +1,4 @@
-"""An HF checkpoint folder of llama architecture: config.json, safetensors and memdec.json, checked while read.
+"""An HF checkpoint folder: config.json, safetensors and memdec.json, checked while read.
 
 Tensors are read one at a time through a memory map, whatever the checkpoint's size; pickle files are not opened.
 Knows nothing of GGUF.
@@ -16,15 +16,17 @@ import numpy.typing as npt
 
 from memdec_edge.errors import MissingExtraError, MissingFileError, ModelFileError
 
-ARCHITECTURE = "LlamaForCausalLM"
+from .architectures import ARCHITECTURES, Architecture
+
 DTYPES = ("F64", "F32", "F16", "BF16")  # safetensors' names
 Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class LlamaConfig:
-    """What llama.cpp must know of a llama model; sizes in elements."""
+class ModelConfig:
+    """What llama.cpp must know of a model; sizes in elements."""
 
+    architecture: Architecture
     layers: int
     hidden: int
     ffn: int
@@ -37,8 +39,7 @@ class LlamaConfig:
     rope_theta: float
     rope_scaling: Facts  # {} or {"rope_type": "linear" | "llama3", ...}
     tied: bool  # the head is the embedding
-    attention_bias: bool
-    mlp_bias: bool
+    biases: frozenset[str]  # entries of config.json that give parts a bias, where they are true
 
 
 class Checkpoint:
@@ -112,16 +113,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return body
 
 
-def read_config(folder: Path) -> LlamaConfig:
-    """config.json of a llama checkpoint, with Hugging Face's defaults. Raises as Checkpoint does."""
+def read_config(folder: Path) -> ModelConfig:
+    """config.json with Hugging Face's defaults. Raises as Checkpoint does."""
     path = folder / "config.json"
     body = read_json(path)
-    if body.get("architectures") != [ARCHITECTURE]:
-        names = body.get("architectures") or "not named"
-        found = ", ".join(map(str, names)) if isinstance(names, list) else names
-        raise ModelFileError(path, f"the architecture is {found}; only {ARCHITECTURE} can be converted")
+    architecture = _architecture(path, body)
+    body = {**architecture.defaults, **body}
     if body.get("hidden_act", "silu") != "silu":
-        raise ModelFileError(path, f"hidden_act is {body['hidden_act']!r}; llama.cpp's llama knows only silu")
+        raise ModelFileError(
+            path, f"hidden_act is {body['hidden_act']!r}; llama.cpp's {architecture.name} knows only silu"
+        )
+    for entry in architecture.off:
+        if body.get(entry):
+            raise ModelFileError(path, f"{entry} is {body[entry]!r}; llama.cpp's {architecture.name} has no such thing")
 
     def whole(key: str, default: int | None = None) -> int:
         value = body.get(key)
@@ -131,7 +135,8 @@ def read_config(folder: Path) -> LlamaConfig:
         return value
 
     hidden, heads = whole("hidden_size"), whole("num_attention_heads")
-    config = LlamaConfig(
+    config = ModelConfig(
+        architecture=architecture,
         layers=whole("num_hidden_layers"),
         hidden=hidden,
         ffn=whole("intermediate_size"),
@@ -139,19 +144,32 @@ def read_config(folder: Path) -> LlamaConfig:
         kv_heads=whole("num_key_value_heads", heads),
         head_dim=whole("head_dim", hidden // heads),
         rows=whole("vocab_size"),
-        n_ctx=whole("max_position_embeddings", 2048),
+        n_ctx=whole("max_position_embeddings"),
         eps=_positive(path, "rms_norm_eps", body.get("rms_norm_eps", 1e-6)),
         rope_theta=_positive(path, "rope_theta", _rope(body).get("rope_theta", 10000.0)),
-        rope_scaling=_rope_scaling(path, body),
+        rope_scaling=_rope_scaling(path, body, architecture),
         tied=body.get("tie_word_embeddings", False) is True,
-        attention_bias=body.get("attention_bias", False) is True,
-        mlp_bias=body.get("mlp_bias", False) is True,
+        biases=frozenset(str(part.bias) for part in architecture.block if body.get(str(part.bias)) is True),
     )
     if config.heads % config.kv_heads or config.head_dim % 2:
         raise ModelFileError(
             path, f"{config.heads} heads of {config.head_dim} do not go with {config.kv_heads} key-value heads"
         )
+    if not architecture.free_heads and config.heads * config.head_dim != config.hidden:
+        raise ModelFileError(
+            path, f"{config.heads} heads of {config.head_dim} are no hidden_size of {config.hidden}, which llama.cpp's "
+            f"{architecture.name} wants"
+        )  # fmt: skip
     return config
+
+
+def _architecture(path: Path, body: Facts) -> Architecture:
+    names = body.get("architectures") or "not named"
+    found = ", ".join(map(str, names)) if isinstance(names, list) else names
+    if not isinstance(names, list) or found not in ARCHITECTURES:
+        known = " and ".join(ARCHITECTURES)
+        raise ModelFileError(path, f"the architecture is {found}; {known} can be converted")
+    return ARCHITECTURES[found]
 
 
 def _positive(path: Path, key: str, value: object) -> float:
@@ -170,7 +188,7 @@ def _rope(body: Facts) -> Facts:
     return found
 
 
-def _rope_scaling(path: Path, body: Facts) -> Facts:
+def _rope_scaling(path: Path, body: Facts, architecture: Architecture) -> Facts:
     rope = _rope(body)
     kind = rope.get("rope_type", rope.get("type", "default"))
     keys = {
@@ -178,6 +196,7 @@ def _rope_scaling(path: Path, body: Facts) -> Facts:
         "linear": ("factor",),
         "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     }.get(kind if isinstance(kind, str) else "")
-    if keys is None:
-        raise ModelFileError(path, f"rope scaling {kind!r} cannot be converted; default, linear and llama3 can")
+    if keys is None or kind not in architecture.rope_scaling:
+        known = ", ".join(architecture.rope_scaling)
+        raise ModelFileError(path, f"rope scaling {kind!r} of {architecture.name} cannot be converted; can be: {known}")
     return {"rope_type": kind} | {key: _positive(path, key, rope.get(key)) for key in keys} if keys else {}

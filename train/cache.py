@@ -150,8 +150,8 @@ def build_cache(options: CacheOptions) -> CacheReport:
     return cache.report()
 
 
-def fill_cache(cache: Cache) -> None:
-    """Make what the cache lacks. As build_cache(), for the training loop."""
+def fill_cache(cache: Cache, *, neighbours: bool = True) -> None:
+    """Make what the cache lacks, or of that only the tokens. As build_cache(), for the training loop."""
     state = PartialState(cpu=not torch.accelerator.is_available())  # else torchrun on CPUs would start strangers
     main = state.is_main_process
     try:
@@ -162,6 +162,8 @@ def fill_cache(cache: Cache) -> None:
             else:
                 _write_tokens(cache, load_source(cache.options.teacher))
         _meet(cache, state)
+        if not neighbours:
+            return
         works = main and _announce(cache)
         _write_keys(cache, state)
         if main and "tau" not in cache.stage.facts:

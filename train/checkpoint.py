@@ -49,18 +49,19 @@ def write_checkpoint(stage: Stage, model: Any, tokenizer: Any) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_facts(folder: Path, options: TrainOptions, *, teacher: str, tau: float, epochs: float, tokens: int) -> None:
-    """Write memdec.json: where the memory comes from, and the notice."""
+def write_facts(
+    folder: Path, options: TrainOptions, *, teacher: str, tau: float | None, epochs: float, tokens: int
+) -> None:
+    """Write memdec.json: where the memory comes from, and the notice; tau None: it imitated no retriever."""
     domain = options.domain or options.cache.corpus.stem
     train: dict[str, str | int | float] = {
         "beta": options.beta,
-        "k": options.cache.k,
-        "knn_temperature": tau,
-        "key": KIND,
         "teacher": teacher,
         "epochs": epochs,
         "tokens": tokens,
     }
+    if tau is not None:
+        train |= {"k": options.cache.k, "knn_temperature": tau, "key": KIND}
     facts: dict[str, str | int | float] = {
         metadata.DOMAIN: domain,
         **{metadata.TRAIN + name: value for name, value in train.items()},

@@ -50,7 +50,8 @@ class TrainReport:
 
 
 def train(options: TrainOptions) -> TrainReport:
-    """Train the memory in options.out, or finish it; a finished one is only checked. Makes the cache if need be.
+    """Train the memory in options.out, or finish it; a finished one is only checked. Makes the cache if need be;
+    beta = 0 needs only its tokens.
 
     Raises what build_cache() raises; ModelFileError when the initial model speaks another vocabulary than the teacher,
     OptionError (--layers, --hidden, --block), StageError, OutputError, NumericsError naming the step whose loss is no
@@ -65,7 +66,7 @@ def train(options: TrainOptions) -> TrainReport:
         stage = _open(options, cache, accelerator.num_processes)
         if not stage.begun:
             _check(options)
-        fill_cache(cache)
+        fill_cache(cache, neighbours=options.beta > 0)
         if "finished" not in stage.facts:
             run = _Run(options, cache, stage, accelerator)
             if accelerator.is_main_process:
@@ -80,7 +81,7 @@ def train(options: TrainOptions) -> TrainReport:
     if accelerator.is_main_process:
         for name in stage.facts["files"]:
             stage.check(name)
-        tau, teacher = cache.stage.facts["tau"], cache.stage.facts["teacher"]
+        tau, teacher = cache.stage.facts["tau"] if options.beta > 0 else None, cache.stage.facts["teacher"]
         epochs, tokens = finished["epochs"], finished["tokens"]
         write_facts(options.out, options, teacher=teacher, tau=tau, epochs=epochs, tokens=tokens)
     seconds = time.monotonic() - began

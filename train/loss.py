@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .targets import Support
 
-ROWS = 128  # 128 x 151,936 float32: 78 MB
+ROWS = 16  # 16 x 151,936 float32 are 9.7 MB: they stay in a cache, twice as fast as when they do not
 
 
 class _HybridLoss(torch.autograd.Function):
