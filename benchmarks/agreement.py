@@ -43,7 +43,8 @@ def our_rows(base: Path, memory: Path, options: LoadOptions, tokens: list[int]) 
     with closing(Engine(base, [MemoryOptions(memory, WEIGHT)], options)) as engine:
         sequence = engine.sequence()
         for token in tokens:
-            row = sequence.feed([token]).astype(np.float64)
+            sequence.extend([token])
+            row = sequence.logits().astype(np.float64)
             rows.append(row - row.max() - np.log(np.exp(row - row.max()).sum()))
     return np.stack(rows)
 

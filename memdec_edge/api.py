@@ -16,9 +16,8 @@ from types import TracebackType
 from typing import Literal, Self
 
 from memdec_edge.engine import Engine
-from memdec_edge.errors import ContextError, OptionError
+from memdec_edge.errors import OptionError
 from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
-from memdec_edge.sampling import Sampler
 from memdec_edge.text import TextStream
 
 FinishReason = Literal["stop", "length"]
@@ -26,12 +25,17 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Timings:
-    """Tokens and milliseconds of prefill (`prompt`) and decoding (`predicted`), in llama.cpp's names."""
+    """Tokens and milliseconds of prefill (`prompt`) and decoding (`predicted`), in llama.cpp's names.
+
+    draft_n: tokens that the memories drafted and the mixture judged; draft_n_accepted: those that were right.
+    """
 
     prompt_n: int
     prompt_ms: float
     predicted_n: int
     predicted_ms: float
+    draft_n: int
+    draft_n_accepted: int
 
     @property
     def predicted_per_second(self) -> float:
@@ -75,48 +79,38 @@ class LanguageModel:
     ) -> Iterator[Chunk]:
         """Continue `prompt` (text, or token ids) without a chat template, one chunk per token.
 
-        Raises ContextError when the prompt, or the prompt and an explicit n_predict, exceed the context; OptionError
-        for an empty prompt; Cancelled on Ctrl-C inside a decode.
+        A chunk's token may have been decoded together with those of the next chunks. Raises ContextError when the
+        prompt, or the prompt and an explicit n_predict, exceed the context; OptionError for an empty prompt; BusyError
+        while as many streams as the engine has slots are open; Cancelled on Ctrl-C inside a decode.
         """
         sampling, generation = sampling or SamplingOptions(), generation or GenerationOptions()
         engine = self.engine
         tokens = engine.base.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
         if not tokens:
             raise OptionError("the prompt", "empty", "give some text to continue")
-        room = engine.n_ctx - len(tokens)
-        if room < max(generation.n_predict, 0) or room < 0:
-            raise ContextError(len(tokens), max(generation.n_predict, 0), engine.n_ctx)
-        limit = room if generation.n_predict < 0 else generation.n_predict
-        sequence = engine.sequence(total_lambda)
-        forbidden = engine.base.eog_tokens if generation.ignore_eos else frozenset[int]()
-        forbidden = forbidden.union(sequence.unknown_tokens)
+        limit = None if generation.n_predict < 0 else len(tokens) + generation.n_predict
         text = TextStream(generation.stop)
-        with closing(Sampler(sampling, engine.base.vocab, engine.base.n_vocab, engine.n_ctx)) as sampler:
+        with closing(engine.sequence(tokens, sampling, generation, total=total_lambda, limit=limit)) as sequence:
             start = time.perf_counter()
-            row = sequence.feed(tokens)
+            sequence.prefill()
             decoding = time.perf_counter()
-            prompt_ms = 1e3 * (decoding - start)
-            done = 0
-            reason: FinishReason = "length"
+            prompt_ms, done = 1e3 * (decoding - start), 0
 
             def timings() -> Timings:
-                return Timings(len(tokens), prompt_ms, done, 1e3 * (time.perf_counter() - decoding))
+                predicted_ms = 1e3 * (time.perf_counter() - decoding)
+                return Timings(len(tokens), prompt_ms, done, predicted_ms, sequence.n_drafted, sequence.n_accepted)
 
-            while done < limit:
-                token = sampler.pick(row, forbidden)
-                if token in engine.base.eog_tokens:
-                    reason = "stop"
-                    break
-                done += 1
-                shown = text.push(engine.base.piece(token))
-                yield Chunk(shown, token, sequence.log_prob(token), None, timings())
-                if text.stopped:
-                    break
-                sampler.accept(token)
-                if done < limit:
-                    row = sequence.feed([token])
+            while not sequence.finished and not text.stopped:
+                for token, log_prob in sequence.step():
+                    if token in engine.base.eog_tokens:
+                        break
+                    done += 1
+                    yield Chunk(text.push(engine.base.piece(token)), token, log_prob, None, timings())
+                    if text.stopped:
+                        break
             rest = text.flush()
-            yield Chunk(rest, None, None, "stop" if text.stopped else reason, timings())
+            reason = "stop" if text.stopped else sequence.finished
+            yield Chunk(rest, None, None, reason, timings())
 
     def generate(
         self,

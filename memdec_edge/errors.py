@@ -11,6 +11,7 @@
     ├── CorpusError                 exit 1, HTTP 400   text that cannot be read or is too short
     ├── StageError                  exit 1, HTTP 409   a stage folder made with other options, or damaged
     ├── ContextError                exit 1, HTTP 400   more tokens than the context holds
+    ├── BusyError                   exit 1, HTTP 503   no slot or too few cells are free at the moment
     ├── NumericsError               exit 1, HTTP 500   NaN where numbers belong
     ├── DecodeError                 exit 1, HTTP 500   llama.cpp refused a batch
     ├── LibraryError                exit 1, HTTP 500   llama-cpp-python lays out its structs differently
@@ -136,6 +137,19 @@ class ContextError(MemdecError):
         super().__init__(
             f"{need} do not fit the context of {n_ctx}; "
             "raise -c as far as the models were trained, shorten the prompt or lower -n"
+        )
+
+
+class BusyError(MemdecError):
+    """An engine has no room for another sequence until one that is open is closed. `kind`: slots or cells."""
+
+    http_status = 503
+
+    def __init__(self, kind: str, wanted: int, free: int, total: int) -> None:
+        self.kind, self.wanted, self.free, self.total = kind, wanted, free, total
+        super().__init__(
+            f"{wanted} {kind} wanted and {free} of {total} are free; wait until another sequence is closed, "
+            f"or open the engine with more of them ({'--parallel' if kind == 'slots' else '-c'})"
         )
 
 

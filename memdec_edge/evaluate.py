@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from memdec_edge import fusion
+from memdec_edge.context import Context
 from memdec_edge.engine import Engine
 from memdec_edge.errors import CorpusError, OptionError
-from memdec_edge.llama import Context
 from memdec_edge.options import EvalOptions
 from memdec_edge.progress import Advance, progress
 

@@ -5,7 +5,7 @@ Knows nothing of where the values came from: the CLI, Python and tests build the
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memdec_edge.errors import OptionError
@@ -15,6 +15,7 @@ DEFAULT_LAMBDA = 0.6  # the paper's choice; flat within 2.5 % of perplexity over
 CACHE_TYPES = {
     "f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "iq4_nl": 20,
 }  # fmt: skip
+MAX_DRAFT = 16  # tokens
 OUT_TYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 
 
@@ -32,13 +33,16 @@ def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How models are opened. The same settings serve base and memories."""
+    """How models are opened. What has no name of its own for memories serves base and memories alike."""
 
-    n_ctx: int = 4096  # tokens; 0, or more than the models were trained for: what they were trained for
+    n_ctx: int = 4096  # cells, one per token, for all sequences together; 0: what base and memories were trained for
+    n_seq: int = 1  # sequences that may be open at a time
     n_batch: int = 512  # tokens evaluated in one pass during prefill
     threads: int = 0  # of decoding; 0: one per CPU that this process may use
     threads_batch: int = 0  # of prefill; 0: as `threads`
+    memory_threads: int = 0  # of memories, prefill too; 0: as the base
     n_gpu_layers: int = 999  # layers put on a GPU where llama-cpp-python was built for one
+    memory_gpu_layers: int | None = None  # of each memory; None: as the base
     flash_attn: str = "auto"  # on, off, auto
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
@@ -47,12 +51,24 @@ class LoadOptions:
     def __post_init__(self) -> None:
         check_range("--ctx-size", self.n_ctx, 0, 1 << 24)
         check_range("--batch-size", self.n_batch, 1, 1 << 16)
+        check_range("--parallel", self.n_seq, 1, 256)
         check_range("--threads", self.threads, 0, 512)
         check_range("--threads-batch", self.threads_batch, 0, 512)
+        check_range("--memory-threads", self.memory_threads, 0, 512)
         check_range("--gpu-layers", self.n_gpu_layers, 0, 100_000)
+        check_range("--memory-gpu-layers", self.memory_gpu_layers or 0, 0, 100_000)
         check_choice("--flash-attn", self.flash_attn, ("on", "off", "auto"))
         check_choice("--cache-type-k", self.cache_type_k, tuple(CACHE_TYPES))
         check_choice("--cache-type-v", self.cache_type_v, tuple(CACHE_TYPES))
+
+    def of_memories(self) -> "LoadOptions":
+        """The same, with what is said of memories in the base's place."""
+        return replace(
+            self,
+            threads=self.memory_threads or self.threads,
+            threads_batch=self.memory_threads or self.threads_batch,
+            n_gpu_layers=self.n_gpu_layers if self.memory_gpu_layers is None else self.memory_gpu_layers,
+        )
 
 
 @dataclass(frozen=True)
@@ -99,14 +115,16 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """When generation ends."""
+    """When generation ends, and how far memories may run ahead; the text does not depend on that."""
 
     n_predict: int = -1  # tokens at most; -1: to the context's end
     ignore_eos: bool = False  # exactly n_predict tokens: end-of-generation tokens are not picked
     stop: tuple[str, ...] = ()  # strings that end the text and are not part of it
+    draft: int | None = None  # tokens that the memories draft for a pass of the base; None: chosen by measurement
 
     def __post_init__(self) -> None:
         check_range("--predict", self.n_predict, -1, 1 << 24)
+        check_range("--draft", self.draft or 0, 0, MAX_DRAFT)
         if "" in self.stop:
             raise OptionError("--stop", "an empty string", "give at least one character")
 
@@ -126,6 +144,22 @@ class EvalOptions:
         check_range("--max-tokens", self.max_tokens, 0)
         for value in self.lambdas:
             check_range("lambdas", value, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How speed is measured: how long prompts and continuations are, and how many of them."""
+
+    prompt_tokens: int = 256
+    new_tokens: int = 128
+    repetitions: int = 5  # prompts that every contestant continues; figures are medians over them
+    draft: int | None = None  # tokens that the memories draft for a pass of the base; None: chosen by measurement
+
+    def __post_init__(self) -> None:
+        check_range("--prompt-tokens", self.prompt_tokens, 2, 1 << 20)
+        check_range("--predict", self.new_tokens, 1, 1 << 20)
+        check_range("--repetitions", self.repetitions, 1, 1000)
+        check_range("--draft", self.draft or 0, 0, MAX_DRAFT)
 
 
 @dataclass(frozen=True)

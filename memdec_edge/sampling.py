@@ -1,7 +1,8 @@
-"""The sampler chain: llama.cpp's samplers in llama.cpp's order, applied to a row of logits, and the seeded pick.
+"""The sampler chain: penalties and grammar by llama.cpp, truncation and the seeded pick by picking.py.
 
-Calls llama.cpp's sampler API and nothing else of it. Knows nothing of models beyond the vocabulary handle that a
-grammar needs, and nothing of mixing: a row is a row.
+The order is llama.cpp's: penalties -> top-k -> top-p -> min-p -> temperature -> draw. A grammar is checked on the pick;
+only a refusal masks the whole row and draws again, as llama.cpp does. Calls llama.cpp's sampler API and nothing else of
+it. Knows nothing of models beyond the vocabulary handle that a grammar needs, and nothing of mixing: a row is a row.
 """
 
 import ctypes
@@ -11,7 +12,8 @@ import re
 import secrets
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,90 +21,129 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from memdec_edge import picking
 from memdec_edge.errors import NumericsError, OptionError
 from memdec_edge.options import SamplingOptions
 
 TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
+NOTHING = np.empty(0, np.int32)
+Row = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int32]
 
 
 class Sampler:
-    """penalties -> top-k -> top-p -> min-p -> temperature -> seeded draw; greedy when the temperature is 0.
+    """One timeline's chain. `chain` and `seed` are what picking.py wants; a pick depends on no earlier pick unless
+    `stateful`, that is with penalties or a grammar.
 
-    Penalties look at the tokens given to accept() only, so not at the prompt, as in llama-cpp-python. A grammar is
-    checked on the pick; only a refusal masks the whole row and draws again, as llama.cpp does.
+    Penalties look at the tokens given to accept() only, so not at the prompt, as in llama-cpp-python.
     Raises OptionError for a grammar or JSON schema that cannot be parsed.
     """
 
     def __init__(self, options: SamplingOptions, vocab: Any, n_vocab: int, n_ctx: int) -> None:
-        self.seed = options.seed if options.seed >= 0 else secrets.randbelow(2**32 - 1)
-        self._chain: Any = None
+        self.seed: int = options.seed if options.seed >= 0 else secrets.randbelow(2**32 - 1)
+        self.chain = picking.Chain(options.top_k, options.top_p, options.min_p, options.temperature)
+        self._n_vocab = n_vocab
+        self.scratch = picking.scratch(n_vocab)  # of picks
         self._grammar = _grammar(options, vocab)
-        self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+        self._penalties: Any = None
         last_n = n_ctx if options.repeat_last_n < 0 else options.repeat_last_n
-        self._add(
-            llama_cpp.llama_sampler_init_penalties(
-                n_vocab, last_n, options.repeat_penalty, options.frequency_penalty, options.presence_penalty
-            )
-        )
-        if options.temperature == 0:
-            self._add(llama_cpp.llama_sampler_init_greedy())
-        else:
-            self._add(llama_cpp.llama_sampler_init_top_k(options.top_k))
-            self._add(llama_cpp.llama_sampler_init_top_p(options.top_p, 1))
-            self._add(llama_cpp.llama_sampler_init_min_p(options.min_p, 1))
-            self._add(llama_cpp.llama_sampler_init_temp(options.temperature))
-            self._add(llama_cpp.llama_sampler_init_dist(self.seed))
-        self._ids = np.arange(n_vocab, dtype=np.int32)
-        self._data = np.zeros(n_vocab, TOKEN_DATA)
-        self._pointer = ctypes.cast(self._data.ctypes.data, llama_cpp.llama_token_data_p)
-        self._one = llama_cpp.llama_token_data(0, 0.0, 0.0)
+        self._recent: deque[int] = deque(maxlen=last_n)  # whom penalties concern
+        amounts = (options.repeat_penalty, options.frequency_penalty, options.presence_penalty)
+        if last_n and amounts != (1.0, 0.0, 0.0):
+            self._penalties = llama_cpp.llama_sampler_init_penalties(n_vocab, last_n, *amounts)
 
-    def _add(self, sampler: Any) -> None:
-        llama_cpp.llama_sampler_chain_add(self._chain, sampler)
+    @property
+    def stateful(self) -> bool:
+        """Whether accept() changes later picks."""
+        return bool(self._penalties or self._grammar)
 
-    def pick(self, row: npt.NDArray[np.float32], forbidden: Collection[int] = ()) -> int:
-        """The next token id. `row`: logits, float32 [n_vocab], unchanged; `forbidden`: ids that are not picked.
+    def pick(self, row: Row, position: int, forbidden: Ids = NOTHING) -> int:
+        """The token id at `position` of the timeline, whose draw is that of (seed, position).
 
-        Raises NumericsError when no token is possible.
+        row: logits, float32 [n_vocab], unchanged afterwards; forbidden: ids that are not picked. Raises NumericsError
+        when no token is possible.
         """
-        token = self._draw(row, forbidden, masked=False)
+        token = self._draw(row, position, forbidden)
         if self._grammar and not self._allows(token):
-            token = self._draw(row, forbidden, masked=True)
+            token = self._draw(self._mask(row, forbidden), position, forbidden)
         return token
 
-    def _draw(self, row: npt.NDArray[np.float32], forbidden: Collection[int], *, masked: bool) -> int:
-        self._data["id"] = self._ids  # samplers reorder the array in place
-        self._data["logit"] = row
-        if len(forbidden):
-            self._data["logit"][np.fromiter(forbidden, np.int64)] = -np.inf
-        array = llama_cpp.llama_token_data_array(self._pointer, len(self._data), -1, False)
-        if masked:
-            llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
-            if not (self._data["logit"] > -np.inf).any():
-                raise NumericsError("the grammar allows no further token; end it where the text may end")
-        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
-        if array.selected < 0 or not array.data[array.selected].logit > -np.inf:
-            raise NumericsError("no token is possible: every one that is left is forbidden")
-        return int(array.data[array.selected].id)
+    def _draw(self, row: Row, position: int, forbidden: Ids) -> int:
+        if not (self._penalties and self._recent):
+            return picking.pick(row, self.chain, self.seed, position, forbidden, self.scratch)
+        ids = np.fromiter(set(self._recent), np.int64)
+        raw = row[ids]
+        row[ids] = self._penalised(ids, raw)
+        token = picking.pick(row, self.chain, self.seed, position, forbidden, self.scratch)
+        row[ids] = raw
+        return token
+
+    def _penalised(self, ids: npt.NDArray[np.int64], logits: Row) -> Row:
+        """llama.cpp's penalties on the only logits that they change: those of recent tokens."""
+        data = np.zeros(len(ids), TOKEN_DATA)
+        data["id"], data["logit"] = ids, logits
+        _apply(self._penalties, data)
+        return np.ascontiguousarray(data["logit"])
 
     def _allows(self, token: int) -> bool:
-        self._one.id, self._one.logit = token, 1.0
-        array = llama_cpp.llama_token_data_array(ctypes.pointer(self._one), 1, -1, False)
-        llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        return bool(self._one.logit > -np.inf)
+        data = np.zeros(1, TOKEN_DATA)
+        data["id"], data["logit"] = token, 1.0
+        _apply(self._grammar, data)
+        return bool(data["logit"][0] > -np.inf)
+
+    def _mask(self, row: Row, forbidden: Ids) -> Row:
+        """A copy of the row in which everything that the grammar refuses is impossible."""
+        data = np.zeros(self._n_vocab, TOKEN_DATA)
+        data["id"], data["logit"] = np.arange(self._n_vocab), row
+        data["logit"][forbidden] = -np.inf
+        _apply(self._grammar, data)
+        masked = np.ascontiguousarray(data["logit"])
+        if not (masked > -np.inf).any():
+            raise NumericsError("the grammar allows no further token; end it where the text may end")
+        return masked
 
     def accept(self, token: int) -> None:
         """Tell penalties and grammar of an emitted token. Only what pick() returned: others abort inside a grammar."""
-        if self._grammar:
-            llama_cpp.llama_sampler_accept(self._grammar, token)
-        llama_cpp.llama_sampler_accept(self._chain, token)
+        self._recent.append(token)
+        for sampler in (self._grammar, self._penalties):
+            if sampler:
+                llama_cpp.llama_sampler_accept(sampler, token)
+
+    def replay(self, tokens: Iterable[int]) -> None:
+        """Forget what was accepted, then accept `tokens`, which pick() returned in this order."""
+        self._recent.clear()
+        for sampler in (self._grammar, self._penalties):
+            if sampler:
+                llama_cpp.llama_sampler_reset(sampler)
+        if self.stateful:
+            for token in tokens:
+                self.accept(token)
+
+    def fork(self, seed: int | None = None) -> "Sampler":
+        """A sampler that goes on from here by itself; with the same draws unless given another `seed`."""
+        twin = object.__new__(Sampler)
+        twin.__dict__ = self.__dict__ | {
+            "seed": self.seed if seed is None else seed,
+            "scratch": picking.scratch(self._n_vocab),
+            "_recent": self._recent.copy(),
+            "_grammar": self._grammar and llama_cpp.llama_sampler_clone(self._grammar),
+            "_penalties": self._penalties and llama_cpp.llama_sampler_clone(self._penalties),
+        }
+        return twin
 
     def close(self) -> None:
-        """Free the samplers."""
-        for sampler in (self._chain, self._grammar):
+        """Free llama.cpp's samplers."""
+        for sampler in (self._grammar, self._penalties):
             if sampler:
                 llama_cpp.llama_sampler_free(sampler)
-        self._chain = self._grammar = None
+        self._grammar = self._penalties = None
+
+
+def _apply(sampler: Any, data: npt.NDArray[Any]) -> None:
+    """Let a llama.cpp sampler change the logits of `data` [candidates] of TOKEN_DATA."""
+    pointer = ctypes.cast(data.ctypes.data, llama_cpp.llama_token_data_p)
+    array = llama_cpp.llama_token_data_array(pointer, len(data), -1, False)
+    llama_cpp.llama_sampler_apply(sampler, ctypes.byref(array))
 
 
 def _grammar(options: SamplingOptions, vocab: Any) -> Any:

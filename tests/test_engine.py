@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from memdec_edge import metadata
 from memdec_edge.engine import Engine
-from memdec_edge.errors import Cancelled, ContextError, ModelFileError, OptionError, PairingError
+from memdec_edge.errors import Cancelled, ContextError, DecodeError, ModelFileError, OptionError, PairingError
 from memdec_edge.options import MemoryOptions
 from tests.conftest import PADDING, Family
 from tests.real import EXACT
@@ -48,10 +48,10 @@ def test_mixed_log_probs_are_those_of_pytorch(family: Family, engine: Engine, we
     memory = torch_log_probs(family.memory_checkpoint, TOKENS)[-1]
     with np.errstate(divide="ignore"):
         expected = np.logaddexp(np.log1p(-weight) + base, np.log(weight) + memory)
-    sequence = engine.sequence(weight)
-    row = sequence.feed(TOKENS)
-    np.testing.assert_allclose(log_softmax(row), expected, atol=1e-3)
-    assert sequence.log_prob(TOKENS[0]) == pytest.approx(expected[TOKENS[0]], abs=1e-3)
+    with closing(engine.sequence(TOKENS, total=weight)) as sequence:
+        np.testing.assert_allclose(log_softmax(sequence.logits()), expected, atol=1e-3)
+        [pick] = sequence.step()
+    assert pick.log_prob == pytest.approx(expected[pick.token], abs=1e-3)
 
 
 def test_two_memories_mix_with_their_weights_and_padding_is_left_out(family: Family) -> None:
@@ -62,30 +62,35 @@ def test_two_memories_mix_with_their_weights_and_padding_is_left_out(family: Fam
     parts[2] -= np.log(np.exp(parts[2]).sum())
     expected = np.log(sum(w * np.exp(p) for w, p in zip((0.25, 0.25, 0.5), parts, strict=True)))
     with closing(Engine(family.base, memories, OPTIONS)) as engine:
-        np.testing.assert_allclose(log_softmax(engine.sequence().feed(TOKENS)), expected, atol=1e-3)
+        np.testing.assert_allclose(log_softmax(engine.sequence(TOKENS).logits()), expected, atol=1e-3)
 
 
 def test_lambda_zero_and_one_are_the_raw_rows_bit_for_bit(engine: Engine) -> None:
     for weight, context in ((0.0, engine.context), (1.0, engine.memories[0].context)):
-        row = engine.sequence(weight).feed(TOKENS).copy()
-        assert row.tobytes() == context.row(-1).tobytes()
+        with closing(engine.sequence(TOKENS, total=weight)) as sequence:
+            assert sequence.logits().tobytes() == context.rows(-1).tobytes()
 
 
-def test_step_by_step_gives_the_rows_of_prefill(engine: Engine) -> None:
-    whole = engine.sequence().feed(TOKENS).copy()
-    sequence = engine.sequence()
-    for token in TOKENS:
-        row = sequence.feed([token])
-    np.testing.assert_allclose(row, whole, atol=1e-3)
+def test_token_by_token_gives_the_rows_of_prefill(engine: Engine) -> None:
+    with closing(engine.sequence(TOKENS)) as sequence:
+        whole = sequence.logits().copy()
+    with closing(engine.sequence()) as sequence:
+        for token in TOKENS:
+            sequence.extend([token])
+            row = sequence.logits()
+        np.testing.assert_allclose(row, whole, atol=1e-3)
 
 
-def test_after_a_rollback_the_sequence_goes_on_as_if_nothing_had_been(engine: Engine) -> None:
-    plain = engine.sequence().feed(TOKENS[:20]).copy()
-    sequence = engine.sequence()
-    sequence.feed(TOKENS[:19])
-    sequence.feed(TOKENS[30:40])
-    sequence.truncate(19)
-    np.testing.assert_allclose(sequence.feed([TOKENS[19]]), plain, atol=1e-3)
+def test_after_a_rewind_the_sequence_goes_on_as_if_nothing_had_been(engine: Engine) -> None:
+    with closing(engine.sequence(TOKENS[:20])) as sequence:
+        plain = sequence.logits().copy()
+    with closing(engine.sequence(TOKENS[:19])) as sequence:
+        sequence.logits()
+        sequence.extend(TOKENS[30:40])
+        sequence.logits()
+        sequence.rewind(19)
+        sequence.extend([TOKENS[19]])
+        np.testing.assert_allclose(sequence.logits(), plain, atol=1e-3)
 
 
 def test_the_recommendation_and_temperature_of_the_gguf_are_used(family: Family, tmp_path: Path) -> None:
@@ -97,7 +102,7 @@ def test_the_recommendation_and_temperature_of_the_gguf_are_used(family: Family,
     memory -= np.log(np.exp(memory).sum())
     with closing(Engine(family.base, [MemoryOptions(path)], OPTIONS)) as engine:
         assert engine.weights() == [0.25]
-        row = log_softmax(engine.sequence().feed(TOKENS))
+        row = log_softmax(engine.sequence(TOKENS).logits())
     np.testing.assert_allclose(row, np.log(0.75 * np.exp(base) + 0.25 * np.exp(memory)), atol=1e-3)
 
 
@@ -113,30 +118,58 @@ def test_a_nonsense_recommendation_is_refused_with_key_and_value(family: Family,
 
 
 def test_too_many_tokens_name_the_numbers_and_leave_the_sequence(engine: Engine) -> None:
-    sequence = engine.sequence()
-    sequence.feed(TOKENS)
-    with pytest.raises(ContextError, match="do not fit the context of 512"):
-        sequence.feed([1] * 500)
-    assert sequence.tokens == TOKENS
-    sequence.feed([1])
+    with closing(engine.sequence(TOKENS)) as sequence:
+        with pytest.raises(ContextError, match="a prompt of 560 tokens do not fit the context of 512"):
+            sequence.extend([1] * 500)
+        assert sequence.tokens == TOKENS
+        sequence.extend([1])
+        sequence.logits()
+
+
+@pytest.mark.parametrize("token", [-1, 400])
+def test_ids_outside_the_vocabulary_are_refused_before_any_work(engine: Engine, token: int) -> None:
+    with closing(engine.sequence(TOKENS)) as sequence:
+        with pytest.raises(DecodeError, match=f"token {token} is outside the vocabulary of 400 tokens"):
+            sequence.extend([1, token])
+        assert sequence.tokens == TOKENS
+    with pytest.raises(DecodeError, match="outside the vocabulary"):
+        engine.sequence([token])
+    engine.sequence(TOKENS).close()  # the one slot was given back
+
+
+def test_a_sequence_without_tokens_has_nothing_to_decode(engine: Engine) -> None:
+    with closing(engine.sequence()) as sequence:
+        for work in (sequence.logits, sequence.step):
+            with pytest.raises(DecodeError, match="nothing to decode"):
+                work()
+        sequence.extend(TOKENS)
+        assert len(sequence.step()) >= 1
 
 
 def test_a_cancel_stops_the_sequence_at_hand_and_not_the_next(engine: Engine) -> None:
-    sequence = engine.sequence()
-    sequence.feed(TOKENS[:10])
-    engine.cancel()
-    with pytest.raises(Cancelled):
-        sequence.feed([5])
-    assert sequence.tokens == TOKENS[:10]
-    sequence.feed([5])  # and goes on where it stood
-    engine.cancel()  # too late for that sequence
-    engine.sequence().feed(TOKENS)
+    with closing(engine.sequence(TOKENS[:10])) as sequence:
+        sequence.logits()
+        engine.cancel()
+        sequence.extend([5])
+        with pytest.raises(Cancelled):
+            sequence.logits()
+        assert sequence.tokens == [*TOKENS[:10], 5]
+        sequence.logits()  # and goes on where it stood
+        engine.cancel()  # too late for that sequence
+    with closing(engine.sequence(TOKENS)) as sequence:
+        sequence.logits()
 
 
-def test_tokens_that_a_memory_lacks_are_never_picked(family: Family) -> None:
+def test_tokens_that_a_memory_lacks_are_neither_fed_nor_picked(family: Family) -> None:
     with closing(Engine(family.padded, [MemoryOptions(family.memory)], replace(OPTIONS, force=True))) as engine:
-        assert engine.sequence().unknown_tokens == range(400, 400 + PADDING)
-        assert engine.sequence(0.0).unknown_tokens == range(400 + PADDING, 400 + PADDING)
+        with closing(engine.sequence([1])) as sequence:
+            assert sequence.unknown_tokens == range(400, 400 + PADDING)
+            assert sequence.forbidden.tolist() == list(range(400, 400 + PADDING))
+            with pytest.raises(DecodeError, match="outside the vocabulary of 400 tokens"):
+                sequence.extend([400])
+        with closing(engine.sequence([400], total=0.0)) as sequence:
+            assert sequence.unknown_tokens == range(400 + PADDING, 400 + PADDING)
+            sequence.step()
 
 
 def test_more_memories_than_can_be_mixed_are_refused(family: Family) -> None:

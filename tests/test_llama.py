@@ -1,13 +1,8 @@
-"""llama.cpp behind llama.py: opening, tokens, KV cache, aborts."""
+"""llama.cpp's models behind llama.py: opening, hostile files, tokens."""
 
-import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import llama_cpp
@@ -16,25 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memdec_edge.errors import Cancelled, ContextError, CorpusError, DecodeError, MissingFileError, ModelFileError
-from memdec_edge.llama import Context, Model
-from memdec_edge.options import CACHE_TYPES, LoadOptions
+from memdec_edge.errors import CorpusError, DecodeError, MissingFileError, ModelFileError
+from memdec_edge.llama import Model
 from tests.conftest import Family
-from tests.real import EXACT, SMOLLM2
-
-OPTIONS = replace(EXACT, n_batch=16)
+from tests.real import SMOLLM2
 
 
 @pytest.fixture(scope="module")
 def model(family: Family) -> Iterator[Model]:
     opened = Model(family.base)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def context(model: Model) -> Iterator[Context]:
-    opened = Context(model, OPTIONS, 128)
     yield opened
     opened.close()
 
@@ -82,7 +67,8 @@ def test_hostile_ggufs_never_abort_the_process(family: Family, tmp_path: Path) -
     code = (
         "import pathlib, sys\n"
         "from memdec_edge.errors import MemdecError\n"
-        "from memdec_edge.llama import Context, Model\n"
+        "from memdec_edge.context import Context\n"
+        "from memdec_edge.llama import Model\n"
         "from memdec_edge.options import LoadOptions\n"
         "for path in sorted(pathlib.Path(sys.argv[1]).glob('*.gguf')):\n"
         "    try:\n"
@@ -119,25 +105,10 @@ def test_text_with_lone_surrogates_is_refused(model: Model) -> None:
 
 
 @pytest.mark.parametrize("token", [-1, 10**6])
-def test_ids_outside_the_vocabulary_are_refused_before_llama_cpp_sees_them(context: Context, token: int) -> None:
-    for call in (context.model.piece, context.model.token_text, lambda bad: context.feed([1, bad])):
+def test_ids_outside_the_vocabulary_are_refused_before_llama_cpp_sees_them(model: Model, token: int) -> None:
+    for call in (model.piece, model.token_text):
         with pytest.raises(DecodeError):
             call(token)
-
-
-def test_nothing_to_decode_and_too_much_are_refused(context: Context) -> None:
-    with pytest.raises(DecodeError, match="nothing to decode"):
-        context.feed([])
-    with pytest.raises(ContextError, match="context of 256") as error:
-        context.feed([1] * (context.n_ctx + 1))
-    assert error.value.n_ctx == context.n_ctx
-
-
-def test_every_cache_type_on_offer_can_be_had(smollm2: Model) -> None:
-    for cache_type in CACHE_TYPES:
-        context = Context(smollm2, LoadOptions(flash_attn="on", cache_type_k=cache_type, cache_type_v=cache_type), 64)
-        assert np.isfinite(context.feed([1, 2, 3])).all()
-        context.close()
 
 
 def test_a_context_length_that_is_no_length_is_refused(family: Family, tmp_path: Path) -> None:
@@ -148,74 +119,3 @@ def test_a_context_length_that_is_no_length_is_refused(family: Family, tmp_path:
     path.write_bytes(data)
     with pytest.raises(ModelFileError, match="context_length is no positive number"):
         Model(path)
-
-
-def test_a_cache_type_that_needs_flash_attention_says_so(model: Model) -> None:
-    with pytest.raises(ModelFileError, match="flash_attn"):
-        Context(model, LoadOptions(flash_attn="off", cache_type_v="q8_0"), 128)
-
-
-def test_rows_after_a_rollback_equal_those_of_a_fresh_cache(model: Model, context: Context) -> None:
-    random = np.random.default_rng(0)
-    first, second = (random.integers(1, model.n_vocab, 40).tolist() for _ in range(2))
-    context.feed(first)
-    context.truncate(16)  # a whole batch, so that both sides decode the same batches
-    assert context.tokens == first[:16]
-    rolled = context.feed(first[:16] + second).copy()
-    fresh = Context(model, OPTIONS, 128)
-    assert np.array_equal(rolled, fresh.feed(first[:16] + second))
-    fresh.close()
-
-
-def test_a_shared_prefix_is_not_decoded_again(context: Context) -> None:
-    prompt = list(range(1, 60))
-    context.feed(prompt)
-    start = context.tokens
-    row = context.feed([*prompt[:50], 7]).copy()
-    assert context.tokens is start
-    assert len(context.tokens) == 51
-    context.truncate(0)
-    np.testing.assert_allclose(context.feed([*prompt[:50], 7]), row, atol=1e-3)
-
-
-def test_feeding_the_same_tokens_again_gives_their_row(context: Context) -> None:
-    row = context.feed([5, 6, 7]).copy()
-    np.testing.assert_allclose(context.feed([5, 6, 7]), row, atol=1e-3)
-    np.testing.assert_allclose(context.feed([5, 6]), Context(context.model, OPTIONS, 128).feed([5, 6]), atol=1e-3)
-
-
-def test_rows_of_every_position_match_the_last_rows_of_prefixes(context: Context) -> None:
-    tokens = list(range(1, 40))
-    rows = [row.copy() for row in context.feed_rows(tokens)]
-    for length in (1, 16, 17, 39):
-        context.truncate(0)
-        np.testing.assert_allclose(context.feed(tokens[:length]), rows[length - 1], atol=1e-3)
-
-
-def test_cancel_from_another_thread_stops_a_long_prefill_and_the_cache_is_clean(smollm2: Model) -> None:
-    context = Context(smollm2, LoadOptions(threads=1), 4096)
-    tokens = smollm2.tokenize("word " * 3000)[:3000]
-    timer = threading.Timer(0.3, context.cancel)
-    timer.start()
-    started = time.perf_counter()
-    with pytest.raises(Cancelled):
-        context.feed(tokens)
-    assert time.perf_counter() - started < 5
-    timer.join()
-    clean = Context(smollm2, LoadOptions(threads=1), 4096)
-    np.testing.assert_array_equal(context.feed(tokens[:9]).argmax(), clean.feed(tokens[:9]).argmax())
-    context.close()
-    clean.close()
-
-
-def test_ctrl_c_stops_a_long_decode(smollm2: Model) -> None:
-    context = Context(smollm2, LoadOptions(threads=1, n_batch=2048), 4096)
-    tokens = smollm2.tokenize("word " * 2048)[:2048]
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    started = time.perf_counter()
-    with pytest.raises((Cancelled, KeyboardInterrupt)):
-        context.feed(tokens)
-    assert time.perf_counter() - started < 5
-    timer.join()
-    context.close()

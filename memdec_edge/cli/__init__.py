@@ -11,7 +11,7 @@ import sys
 import typer
 
 from memdec_edge import __version__
-from memdec_edge.cli import build, infer
+from memdec_edge.cli import build, infer, measure
 from memdec_edge.errors import Cancelled, MemdecError
 
 app = typer.Typer(
@@ -22,7 +22,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: instant, and the same in every terminal
 )
-for command in (infer.run, infer.eval_, infer.check, infer.show, build.cache, build.train, build.convert, build.demo):
+COMMANDS = (
+    infer.run, infer.eval_, measure.bench, infer.check, infer.show,
+    build.cache, build.train, build.convert, build.demo,
+)  # fmt: skip
+for command in COMMANDS:
     app.command(command.__name__.rstrip("_"))(command)
 
 

@@ -2,20 +2,22 @@
 
 import sys
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from memdec_edge.cli import params as p
+from memdec_edge.cli.flags import spread
 from memdec_edge.cli.output import print_json
 from memdec_edge.errors import OptionError
-from memdec_edge.options import EvalOptions, GenerationOptions, LoadOptions, SamplingOptions, check_range
+from memdec_edge.options import EvalOptions, GenerationOptions, LoadOptions
 
-SAMPLING, GENERATION, EVAL = SamplingOptions(), GenerationOptions(), EvalOptions()
+GENERATION, EVAL = GenerationOptions(), EvalOptions()
 
 
+@spread
 def run(
     model: p.Base,
     memory: p.Memories = None,
@@ -30,37 +32,12 @@ def run(
     stop: Annotated[
         list[str] | None, typer.Option("-r", "--stop", help="Text that ends generation; repeatable.")
     ] = None,
-    temp: Annotated[float, typer.Option("--temp", help="Temperature; 0: greedy.")] = SAMPLING.temperature,
-    top_k: Annotated[int, typer.Option("--top-k", help="0: off.")] = SAMPLING.top_k,
-    top_p: Annotated[float, typer.Option("--top-p", help="1: off.")] = SAMPLING.top_p,
-    min_p: Annotated[float, typer.Option("--min-p", help="0: off.")] = SAMPLING.min_p,
-    repeat_penalty: Annotated[
-        float, typer.Option("--repeat-penalty", help="Of generated tokens; 1: off.")
-    ] = SAMPLING.repeat_penalty,
-    repeat_last_n: Annotated[
-        int, typer.Option("--repeat-last-n", help="Tokens that penalties look at; -1: the context.")
-    ] = SAMPLING.repeat_last_n,
-    presence_penalty: Annotated[float, typer.Option("--presence-penalty", help="0: off.")] = SAMPLING.presence_penalty,
-    frequency_penalty: Annotated[
-        float, typer.Option("--frequency-penalty", help="0: off.")
-    ] = SAMPLING.frequency_penalty,
-    grammar: Annotated[str, typer.Option("--grammar", help="GBNF grammar that the text follows.")] = SAMPLING.grammar,
+    sampling: p.Sampling = p.SAMPLING,
     grammar_file: Annotated[
         Path | None, typer.Option("--grammar-file", metavar="FILE", help="GBNF from a file.")
     ] = None,
-    json_schema: Annotated[
-        str, typer.Option("-j", "--json-schema", help="JSON schema that the text follows.")
-    ] = SAMPLING.json_schema,
-    seed: Annotated[int, typer.Option("-s", "--seed", help="-1: a random one.")] = SAMPLING.seed,
-    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", help="Context, tokens; 0: as trained.")] = p.LOAD.n_ctx,
-    batch_size: p.BatchSize = p.LOAD.n_batch,
-    threads: p.Threads = p.LOAD.threads,
-    threads_batch: p.ThreadsBatch = p.LOAD.threads_batch,
-    gpu_layers: p.GpuLayers = p.LOAD.n_gpu_layers,
-    flash_attn: p.FlashAttn = p.LOAD.flash_attn,
-    cache_type_k: p.CacheTypeK = p.LOAD.cache_type_k,
-    cache_type_v: p.CacheTypeV = p.LOAD.cache_type_v,
-    force: p.Force = p.LOAD.force,
+    draft: p.Draft = "auto",
+    load: p.Load = p.LOAD,
     verbose: p.Verbose = False,
     json_: p.Json = False,
 ) -> None:
@@ -69,22 +46,17 @@ def run(
     Raw completion, no chat template. Text streams to stdout, everything else goes to stderr.
     """
     memories = p.memory_options(memory, memory_scaled)
-    load = LoadOptions(
-        n_ctx=ctx_size, n_batch=batch_size, threads=threads, threads_batch=threads_batch, n_gpu_layers=gpu_layers,
-        flash_attn=flash_attn, cache_type_k=cache_type_k, cache_type_v=cache_type_v, force=force,
-    )  # fmt: skip
-    if grammar and grammar_file:
-        raise OptionError("--grammar-file", str(grammar_file), "given beside --grammar; give one of the two")
-    sampling = SamplingOptions(
-        temperature=temp, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty,
-        repeat_last_n=repeat_last_n, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
-        grammar=_text_of(grammar_file) if grammar_file else grammar, json_schema=json_schema, seed=seed,
-    )  # fmt: skip
-    generation = GenerationOptions(n_predict=predict, ignore_eos=ignore_eos, stop=tuple(stop or ()))
+    if grammar_file:
+        if sampling.grammar:
+            raise OptionError("--grammar-file", str(grammar_file), "given beside --grammar; give one of the two")
+        sampling = replace(sampling, grammar=_text_of(grammar_file))
+    generation = GenerationOptions(
+        n_predict=predict, ignore_eos=ignore_eos, stop=tuple(stop or ()), draft=p.draft_length(draft)
+    )
     if prompt is not None and file is not None:
         raise OptionError("--file", str(file), "given beside --prompt; give one of the two")
-    _check_lambda(lambda_)
-    _set_verbose(verbose)
+    p.check_lambda(lambda_)
+    p.set_verbose(verbose)
     from memdec_edge.api import open_model
 
     text = prompt if prompt is not None else _text_of(file)
@@ -106,11 +78,13 @@ def run(
         print(
             f"{timings.prompt_n} prompt tokens in {timings.prompt_ms / 1e3:.2f} s, "
             f"{timings.predicted_n} new in {timings.predicted_ms / 1e3:.2f} s "
-            f"({timings.predicted_per_second:.1f} tokens/s), ended by {chunk.finish_reason}",
+            f"({timings.predicted_per_second:.1f} tokens/s), ended by {chunk.finish_reason}"
+            + (f", {timings.draft_n_accepted} of {timings.draft_n} drafted were right" if timings.draft_n else ""),
             file=sys.stderr,
         )
 
 
+@spread
 def eval_(
     model: p.Base,
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Text: .txt, .md, .jsonl, or a folder of them.")],
@@ -122,14 +96,7 @@ def eval_(
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", help="Score a sample of at most this many, evenly spaced; 0: all.")
     ] = EVAL.max_tokens,
-    batch_size: p.BatchSize = p.LOAD.n_batch,
-    threads: p.Threads = p.LOAD.threads,
-    threads_batch: p.ThreadsBatch = p.LOAD.threads_batch,
-    gpu_layers: p.GpuLayers = p.LOAD.n_gpu_layers,
-    flash_attn: p.FlashAttn = p.LOAD.flash_attn,
-    cache_type_k: p.CacheTypeK = p.LOAD.cache_type_k,
-    cache_type_v: p.CacheTypeV = p.LOAD.cache_type_v,
-    force: p.Force = p.LOAD.force,
+    load: Annotated[LoadOptions, p.LOAD_FLAGS.without("n_ctx")] = p.LOAD,
     verbose: p.Verbose = False,
     json_: p.Json = False,
 ) -> None:
@@ -139,18 +106,14 @@ def eval_(
     """
     options = EvalOptions(window=window, stride=stride, max_tokens=max_tokens)
     memories = p.memory_options(memory, memory_scaled)
-    load = LoadOptions(
-        n_ctx=window, n_batch=batch_size, threads=threads, threads_batch=threads_batch, n_gpu_layers=gpu_layers,
-        flash_attn=flash_attn, cache_type_k=cache_type_k, cache_type_v=cache_type_v, force=force,
-    )  # fmt: skip
-    _check_lambda(lambda_)
-    _set_verbose(verbose)
+    p.check_lambda(lambda_)
+    p.set_verbose(verbose)
     from memdec_edge.documents import read_documents
     from memdec_edge.engine import Engine
     from memdec_edge.evaluate import evaluate
 
     documents = read_documents(path)
-    with closing(Engine(model, memories, load)) as engine:
+    with closing(Engine(model, memories, replace(load, n_ctx=window))) as engine:
         for warning in engine.warnings:
             print(f"Warning: {warning}", file=sys.stderr)
         found = evaluate(engine, documents, options, lambda_)
@@ -228,16 +191,3 @@ def _text_of(path: Path | None) -> str:
 
     text = decode_text(sys.stdin.buffer.read(), "stdin") if path is None else read_text(path)
     return text.removesuffix("\n")
-
-
-def _check_lambda(value: float | None) -> None:
-    """Before models are loaded; weights.mixture_weights checks it for everybody else."""
-    if value is not None:
-        check_range("--lambda", value, 0.0, 1.0)
-
-
-def _set_verbose(verbose: bool) -> None:
-    if verbose:
-        from memdec_edge.llama import set_verbose
-
-        set_verbose(True)

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from memdec_edge.cli.flags import Flags
 from memdec_edge.errors import OptionError
-from memdec_edge.options import LoadOptions, MemoryOptions
+from memdec_edge.options import LoadOptions, MemoryOptions, SamplingOptions, check_range
 
 Base = Annotated[Path, typer.Option("-m", "--model", metavar="FILE", help="Base model, GGUF.")]
 Memories = Annotated[list[Path] | None, typer.Option("-M", "--memory", metavar="FILE", help="Memory GGUF; repeatable.")]
@@ -21,14 +22,53 @@ Lambda = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+CtxSize = Annotated[int, typer.Option("-c", "--ctx-size", help="Context, tokens; 0: as trained.")]
 Threads = Annotated[int, typer.Option("-t", "--threads", help="Threads of decoding; 0: one per usable CPU.")]
 ThreadsBatch = Annotated[int, typer.Option("-tb", "--threads-batch", help="Threads of prefill; 0: as --threads.")]
+MemoryThreads = Annotated[int, typer.Option("--memory-threads", help="Threads of the memories; 0: as the base's.")]
 GpuLayers = Annotated[int, typer.Option("-ngl", "--gpu-layers", help="Layers on the GPU, where there is one.")]
+MemoryGpuLayers = Annotated[
+    int | None, typer.Option("--memory-gpu-layers", help="Layers of each memory on the GPU. Default: as the base's.")
+]
 BatchSize = Annotated[int, typer.Option("-b", "--batch-size", help="Tokens evaluated in one pass of prefill.")]
 FlashAttn = Annotated[str, typer.Option("-fa", "--flash-attn", metavar="on|off|auto", help="Flash attention.")]
 CacheTypeK = Annotated[str, typer.Option("-ctk", "--cache-type-k", help="Type of the K cache: f32, f16, q8_0, ...")]
 CacheTypeV = Annotated[str, typer.Option("-ctv", "--cache-type-v", help="Type of the V cache: f32, f16, q8_0, ...")]
+Draft = Annotated[
+    str,
+    typer.Option("--draft", metavar="N|auto", help="Tokens, 0 to 16, that memories draft; changes speed, not text."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Mix models whose vocabularies differ.")]
+LOAD_FLAGS = Flags(
+    n_ctx=CtxSize,
+    n_batch=BatchSize,
+    threads=Threads,
+    threads_batch=ThreadsBatch,
+    memory_threads=MemoryThreads,
+    n_gpu_layers=GpuLayers,
+    memory_gpu_layers=MemoryGpuLayers,
+    flash_attn=FlashAttn,
+    cache_type_k=CacheTypeK,
+    cache_type_v=CacheTypeV,
+    force=Force,
+)
+Load = Annotated[LoadOptions, LOAD_FLAGS]
+SAMPLING_FLAGS = Flags(
+    temperature=Annotated[float, typer.Option("--temp", help="Temperature; 0: greedy.")],
+    top_k=Annotated[int, typer.Option("--top-k", help="0: off.")],
+    top_p=Annotated[float, typer.Option("--top-p", help="1: off.")],
+    min_p=Annotated[float, typer.Option("--min-p", help="0: off.")],
+    repeat_penalty=Annotated[float, typer.Option("--repeat-penalty", help="Of generated tokens; 1: off.")],
+    repeat_last_n=Annotated[
+        int, typer.Option("--repeat-last-n", help="Tokens that penalties look at; -1: the context.")
+    ],
+    presence_penalty=Annotated[float, typer.Option("--presence-penalty", help="0: off.")],
+    frequency_penalty=Annotated[float, typer.Option("--frequency-penalty", help="0: off.")],
+    grammar=Annotated[str, typer.Option("--grammar", help="GBNF grammar that the text follows.")],
+    json_schema=Annotated[str, typer.Option("-j", "--json-schema", help="JSON schema that the text follows.")],
+    seed=Annotated[int, typer.Option("-s", "--seed", help="-1: a random one.")],
+)
+Sampling = Annotated[SamplingOptions, SAMPLING_FLAGS]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show llama.cpp's log on stderr.")]
 Teacher = Annotated[Path, typer.Option("--teacher", metavar="PATH", help="Teacher: HF folder or GGUF.")]
 Corpus = Annotated[Path, typer.Option("--corpus", metavar="PATH", help="Text: .txt, .md, .jsonl, or a folder of them.")]
@@ -42,7 +82,7 @@ MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Use at most this m
 Fresh = Annotated[bool, typer.Option("--fresh", help="Redo what was made with other options.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of splits, order and initialisation.")]
 
-LOAD = LoadOptions()  # the defaults that flags show
+LOAD, SAMPLING = LoadOptions(), SamplingOptions()  # the defaults that flags show
 
 
 def memory_options(memories: list[Path] | None, scaled: list[str] | None) -> list[MemoryOptions]:
@@ -59,6 +99,16 @@ def memory_options(memories: list[Path] | None, scaled: list[str] | None) -> lis
     return chosen
 
 
+def draft_length(text: str) -> int | None:
+    """`auto` or a whole number. Raises OptionError."""
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise OptionError("--draft", text, "must be auto or a whole number from 0 to 16") from None
+
+
 def knn_temperature(text: str) -> float | None:
     """`auto` or a number. Raises OptionError."""
     if text == "auto":
@@ -67,3 +117,17 @@ def knn_temperature(text: str) -> float | None:
         return float(text)
     except ValueError:
         raise OptionError("--knn-temp", text, "must be a number or auto") from None
+
+
+def check_lambda(value: float | None) -> None:
+    """Before models are loaded; weights.mixture_weights checks it for everybody else. Raises OptionError."""
+    if value is not None:
+        check_range("--lambda", value, 0.0, 1.0)
+
+
+def set_verbose(verbose: bool) -> None:
+    """Of llama.cpp, where --verbose was given."""
+    if verbose:
+        from memdec_edge.llama import set_verbose
+
+        set_verbose(True)

@@ -1,0 +1,154 @@
+"""What a benchmark compares: one continuation by an engine or by llama-cpp-python, and the cost of a pass by its rows.
+
+The one module that runs llama-cpp-python's own `Llama`. Knows nothing of repetitions and reports.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import llama_cpp
+
+from memdec_edge.context import Context, default_threads
+from memdec_edge.engine import Counters, Engine, Memory
+from memdec_edge.evaluate import join_documents
+from memdec_edge.options import CACHE_TYPES, GenerationOptions, LoadOptions, SamplingOptions
+
+
+class Run(NamedTuple):
+    """One continuation: seconds of both phases, and what the engine counted in the second."""
+
+    prompt_seconds: float
+    gen_seconds: float
+    counters: Counters
+
+
+class Costs(NamedTuple):
+    """Seconds: of a pass of the base by its rows, with logits on each; of a step of all memories, one token; of such a
+    pass with such a step beside it, nothing where the two do not decode at the same time.
+    """
+
+    base: dict[int, float]
+    memory: float
+    beside: dict[int, float]
+
+    @classmethod
+    def medians(cls, costs: "Sequence[Costs]") -> "Costs":
+        """Of several measurements of the same rows, at least one."""
+        base = {n: median(one.base[n] for one in costs) for n in costs[0].base}
+        beside = {n: median(one.beside[n] for one in costs) for n in costs[0].beside}
+        return cls(base, median(one.memory for one in costs), beside)
+
+
+def cut_prompts(engine: Engine, documents: Sequence[str], length: int, count: int) -> list[list[int]]:
+    """`count` prompts of `length` tokens, evenly spaced over the documents; they overlap where the text is short.
+
+    BOS stands first iff the vocabulary adds it, documents are joined by EOS. No prompts: the text is too short.
+    """
+    base, tokens = engine.base, join_documents(engine, documents)
+    bos = tokens[:1] if base.add_bos and base.bos >= 0 else []
+    spare = len(tokens) - length
+    if spare < 0:
+        return []
+    starts = [len(bos) + index * spare // max(count - 1, 1) for index in range(count)]
+    return [bos + tokens[start : start + length - len(bos)] for start in starts]
+
+
+def run(
+    engine: Engine,
+    sampling: SamplingOptions,
+    generation: GenerationOptions,
+    shares: Iterable[tuple[Memory, float]],
+    prompt: Sequence[int],
+) -> Run:
+    """Continue a prompt of at least 2 tokens, from empty caches, with `shares` of the memories; no other sequence open.
+
+    The prompt's last token belongs to the second phase, which ends with the sequence: after n_predict tokens where
+    end-of-text is ignored.
+    """
+    limit = len(prompt) + generation.n_predict
+    with closing(engine.sequence((), sampling, generation, shares=shares, limit=limit)) as sequence:
+        sequence.extend(prompt)
+        begin = perf_counter()
+        sequence.prefill()
+        for context in sequence.contexts:
+            context.rows(-1)  # waits for a GPU
+        prefilled = perf_counter()
+        engine.counters = Counters()
+        while not sequence.finished:
+            sequence.step()
+        return Run(prefilled - begin, perf_counter() - prefilled, engine.counters)
+
+
+def open_llama(path: Path | str, load: LoadOptions, sampling: SamplingOptions) -> Any:
+    """llama-cpp-python's Llama with our settings; its own are half the cores and no flash attention."""
+    threads = load.threads or default_threads()
+    return llama_cpp.Llama(
+        str(path), n_ctx=load.n_ctx, n_batch=load.n_batch, n_ubatch=load.n_batch, n_threads=threads,
+        n_threads_batch=load.threads_batch or threads, n_gpu_layers=load.n_gpu_layers,
+        flash_attn=load.flash_attn != "off", type_k=CACHE_TYPES[load.cache_type_k],
+        type_v=CACHE_TYPES[load.cache_type_v], seed=sampling.seed,
+        last_n_tokens_size=sampling.repeat_last_n, verbose=False,
+    )  # fmt: skip
+
+
+def run_llama(llama: Any, sampling: SamplingOptions, n_predict: int, prompt: Sequence[int]) -> Run:
+    """As run(), by Llama.generate."""
+    llama.reset()
+    begin = perf_counter()
+    llama.eval(prompt[:-1])
+    llama_cpp.llama_synchronize(llama.ctx)
+    prefilled = perf_counter()
+    tokens = llama.generate(
+        prompt, temp=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p,
+        repeat_penalty=sampling.repeat_penalty, presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+    )  # fmt: skip
+    for _ in islice(tokens, n_predict):
+        pass
+    return Run(prefilled - begin, perf_counter() - prefilled, Counters())
+
+
+def row_costs(engine: Engine, mixed: Sequence[Memory], prompt: Sequence[int], start: int, rows: int) -> Costs:
+    """Cost of passes of 1 to `rows` rows at position `start`, after the prompt over and over; no sequence open.
+
+    As in a round the memories' step precedes the pass of the base; each after an untimed one of the same shape. The
+    models must be able to roll back.
+    """
+    tokens = list(islice(cycle(prompt), start + rows))
+    memories = [memory.context for memory in mixed]
+    for context in (engine.context, *memories):
+        context.prefill(tokens[:start])
+    base, steps, beside = dict[int, float](), list[float](), dict[int, float]()
+
+    def step() -> float:
+        return sum(pass_seconds(context, tokens[start : start + 1]) for context in memories)
+
+    for n in range(1, rows + 1):
+        for _ in range(2):
+            seconds = step()
+            base[n] = pass_seconds(engine.context, tokens[start : start + n])
+        steps.append(seconds)
+        if engine.worker and mixed:
+            for _ in range(2):
+                begin = perf_counter()
+                running = engine.worker.submit(step)
+                pass_seconds(engine.context, tokens[start : start + n])
+                running.result()
+                beside[n] = perf_counter() - begin
+    return Costs(base, median(steps), beside)
+
+
+def pass_seconds(context: Context, tokens: Sequence[int]) -> float:
+    """Seconds of one pass with logits on every row; the context then holds what it held."""
+    held = len(context.tokens[0])
+    begin = perf_counter()
+    context.decode([(0, tokens)])
+    context.rows(0, len(tokens))
+    seconds = perf_counter() - begin
+    context.truncate(held)
+    return seconds

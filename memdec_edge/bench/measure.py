@@ -1,0 +1,207 @@
+"""Speed of base, memories and mixture, with drafts and without, side by side on one text.
+
+Every contestant continues the same prompts with the same sampling chain; they take turns, so that what else the machine
+does hits all alike, and figures are medians over the prompts. Before that each has an untimed run, and the mixture with
+drafts as many as its policy needs to try every length. The base is judged by the faster of our engine without memory
+and llama-cpp-python's `Llama.generate` with our settings. Knows nothing of terminals.
+"""
+
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from memdec_edge import fusion
+from memdec_edge.bench.bandwidth import bandwidth_meter, model_bytes
+from memdec_edge.bench.contestants import Costs, Run, cut_prompts, open_llama, row_costs, run, run_llama
+from memdec_edge.bench.figures import Drafted, Figures, Speed, drafted, figures, one_after_another, speed
+from memdec_edge.context import default_threads
+from memdec_edge.engine import Engine, Memory
+from memdec_edge.engine.drafting import MAX_ROWS
+from memdec_edge.errors import ContextError, CorpusError
+from memdec_edge.llama import has_gpu
+from memdec_edge.options import BenchOptions, GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
+from memdec_edge.progress import progress
+
+GENERAL = Path(__file__).parent.with_name("general.txt")
+LEARNING = 64  # rounds in which the policy tries each of 8 lengths three times and settles
+
+Contestant = Callable[[Sequence[int]], Run]
+
+
+@dataclass(frozen=True)
+class Report:
+    """base: for each phase the faster of base_llama_generate and base_engine; memory: all of `memories`, one after the
+    other. What needs memories is None, or empty, without any; what needs a CPU or models that roll back, likewise.
+    """
+
+    base: Speed
+    memory: Speed | None
+    mixture: Figures | None
+    drafted: Drafted | None
+    ratio_to_base: float | None  # of gen_tps: drafted over base
+    ratio_to_mixture: float | None
+    base_llama_generate: Speed
+    base_engine: Figures
+    memories: list[Figures]
+    memory_files: list[Path]
+    lambdas: list[float]
+    base_rows_ms: dict[int, float]  # a pass of the base by its rows, logits on each
+    memory_step_ms: float | None  # one token in all memories
+    base_rows_beside_memory_ms: dict[int, float]  # both at the same time, where they do so
+    read_bytes_per_second: float | None  # of the machine's memory at best, see bandwidth.py
+    options: BenchOptions
+    sampling: SamplingOptions  # its seed is the one that was drawn
+    n_ctx: int
+    threads: int
+    memory_threads: int
+    mixes_with: str
+    warnings: list[str]  # of the engine
+
+
+@dataclass
+class Table:
+    """What the contestants' turns gave."""
+
+    runs: dict[str, list[Run]] = field(default_factory=dict)
+    costs: list[Costs] = field(default_factory=list)
+    bandwidths: list[float] = field(default_factory=list)
+
+
+def bench(
+    base: Path | str,
+    memories: Iterable[MemoryOptions] = (),
+    load: LoadOptions | None = None,
+    sampling: SamplingOptions | None = None,
+    options: BenchOptions | None = None,
+    documents: Sequence[str] | None = None,
+    total: float | None = None,
+) -> Report:
+    """Measure on prompts cut from `documents` (None: general.txt). total: the lambdas' sum, see mixture_weights().
+
+    Memories of weight 0 are left out; grammars bind our engine only. All models are open at a time. Raises what Engine
+    raises, ContextError where a prompt and its continuation exceed the context, CorpusError for a text shorter than a
+    prompt, Cancelled.
+    """
+    load, sampling, options = load or LoadOptions(), sampling or SamplingOptions(), options or BenchOptions()
+    if sampling.seed < 0:
+        sampling = replace(sampling, seed=secrets.randbelow(2**32 - 1))  # one for all contestants
+    with ExitStack() as opened:
+        engine = opened.enter_context(closing(Engine(base, memories, replace(load, n_seq=1))))
+        prompts = _prompts(engine, documents, options)
+        load = replace(load, n_ctx=engine.n_ctx, n_seq=1)
+        shares = [pair for pair in zip(engine.memories, engine.weights(total), strict=True) if pair[1] > 0]
+        plain = GenerationOptions(options.new_tokens, ignore_eos=True, draft=0)
+        llama = opened.enter_context(closing(open_llama(base, load, sampling)))
+        contestants: dict[str, Contestant] = {
+            "llama": partial(run_llama, llama, sampling, options.new_tokens),
+            "engine": partial(run, engine, sampling, plain, ()),
+        }
+        for memory, _ in shares:
+            alone = opened.enter_context(closing(Engine(memory.model.path, (), load.of_memories())))
+            contestants[f"memory {memory.number}"] = partial(run, alone, sampling, plain, ())
+        if shares:
+            contestants["mixture"] = partial(run, engine, sampling, plain, shares)
+            contestants["drafted"] = partial(run, engine, sampling, replace(plain, draft=options.draft), shares)
+        table = _take_turns(engine, contestants, [memory for memory, _ in shares], prompts, options)
+        return _report(engine, shares, table, load, sampling, options)
+
+
+def _prompts(engine: Engine, documents: Sequence[str] | None, options: BenchOptions) -> list[list[int]]:
+    """What every contestant continues."""
+    if options.prompt_tokens + options.new_tokens > engine.longest():
+        raise ContextError(options.prompt_tokens, options.new_tokens, engine.longest())
+    documents = [GENERAL.read_text(encoding="utf-8")] if documents is None else documents
+    prompts = cut_prompts(engine, documents, options.prompt_tokens, options.repetitions)
+    if not prompts:
+        reason = f"shorter than a prompt of {options.prompt_tokens} tokens; give a longer one or lower --prompt-tokens"
+        raise CorpusError("the text", reason)
+    return prompts
+
+
+def _take_turns(
+    engine: Engine,
+    contestants: dict[str, Contestant],
+    mixed: list[Memory],
+    prompts: list[list[int]],
+    options: BenchOptions,
+) -> Table:
+    """Warm up, then let everybody continue every prompt."""
+    table = Table({name: [] for name in contestants})
+    meter = None if has_gpu() and engine.options.n_gpu_layers else bandwidth_meter(_threads(engine.options))
+    rolls_back = all(context.can_roll_back for context in (engine.context, *(memory.context for memory in mixed)))
+    rows = min(max(MAX_ROWS, (options.draft or 0) + 1), engine.context.n_batch, engine.longest() // 2)
+    start = min(options.prompt_tokens + options.new_tokens // 2, engine.longest() - rows)
+    with progress("bench", (len(prompts) + 1) * len(contestants), "runs") as advance:
+        for contestant in contestants.values():
+            contestant(prompts[0])
+            advance(1)
+        learned = engine.policy.rounds + LEARNING * len(engine.policy.overlaps)
+        while mixed and options.draft is None and engine.policy.rounds < learned:
+            contestants["drafted"](prompts[0])
+        for number, prompt in enumerate(prompts):
+            for name in list(contestants)[:: -1 if number % 2 else 1]:  # nobody always follows the same one
+                table.runs[name].append(contestants[name](prompt))
+                advance(1)
+            if rolls_back:
+                table.costs.append(row_costs(engine, mixed, prompt, start, rows))
+            if meter:
+                table.bandwidths += [meter() for _ in range(3)]
+    return table
+
+
+def _report(
+    engine: Engine,
+    shares: list[tuple[Memory, float]],
+    table: Table,
+    load: LoadOptions,
+    sampling: SamplingOptions,
+    options: BenchOptions,
+) -> Report:
+    costs = Costs.medians(table.costs) if table.costs else None
+    bandwidth = max(table.bandwidths, default=None)  # other work only ever takes away
+    sizes = [model_bytes(memory.model.path) for memory, _ in shares]
+    both = (model_bytes(engine.base.path), sum(sizes))
+    theirs, ours = speed(table.runs["llama"], options), figures(table.runs["engine"], options, both, bandwidth)
+    fastest = Speed(max(ours.prompt_tps, theirs.prompt_tps), max(ours.gen_tps, theirs.gen_tps))
+    alone = [
+        figures(table.runs[f"memory {memory.number}"], options, (size, 0), bandwidth)
+        for (memory, _), size in zip(shares, sizes, strict=True)
+    ]
+    mixture = with_drafts = None
+    if shares:
+        mixture = figures(table.runs["mixture"], options, both, bandwidth)
+        runs = table.runs["drafted"]
+        lengths = range(MAX_ROWS) if options.draft is None else [options.draft]
+        found = figures(runs, options, both, bandwidth)
+        with_drafts = drafted(found, runs, costs, lengths)
+    return Report(
+        base=fastest,
+        memory=one_after_another(alone) if alone else None,
+        mixture=mixture,
+        drafted=with_drafts,
+        ratio_to_base=with_drafts.gen_tps / fastest.gen_tps if with_drafts else None,
+        ratio_to_mixture=with_drafts.gen_tps / mixture.gen_tps if with_drafts and mixture else None,
+        base_llama_generate=theirs,
+        base_engine=ours,
+        memories=alone,
+        memory_files=[memory.model.path for memory, _ in shares],
+        lambdas=[weight for _, weight in shares],
+        base_rows_ms={n: 1e3 * seconds for n, seconds in costs.base.items()} if costs else {},
+        memory_step_ms=1e3 * costs.memory if costs and shares else None,
+        base_rows_beside_memory_ms={n: 1e3 * seconds for n, seconds in costs.beside.items()} if costs else {},
+        read_bytes_per_second=bandwidth,
+        options=options,
+        sampling=sampling,
+        n_ctx=engine.n_ctx,
+        threads=_threads(load),
+        memory_threads=_threads(load.of_memories()),
+        mixes_with=fusion.implementation(),
+        warnings=engine.warnings,
+    )
+
+
+def _threads(options: LoadOptions) -> int:
+    return options.threads or default_threads()

@@ -1,0 +1,284 @@
+"""The engine: a base and its memories, open, with one context each that many sequences share.
+
+Knows nothing of text, HTTP or terminals.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from collections.abc import Sequence as Series
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+from memdec_edge import fusion
+from memdec_edge.context import Context, default_threads
+from memdec_edge.engine import registry, rounds
+from memdec_edge.engine.drafting import DraftPolicy
+from memdec_edge.engine.registry import Memory, Registry, open_memory
+from memdec_edge.engine.sequence import Pick, Sequence
+from memdec_edge.errors import BusyError, ContextError, OptionError
+from memdec_edge.interrupt import AbortFlag
+from memdec_edge.llama import Model, has_gpu
+from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions, check_range
+from memdec_edge.sampling import Sampler
+
+
+@dataclass
+class Counters:
+    """What an engine's rounds did since it was opened, prefill left out; seconds of wall time.
+
+    `drafted` and `accepted` count drafted tokens that were judged; lengths: rounds of one sequence by drafted tokens.
+    `guessed` and `guessed_right`: rounds that drafted nothing, where what would have been drafted was only compared.
+    """
+
+    rounds: int = 0
+    emitted: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    guessed: int = 0
+    guessed_right: int = 0
+    memory_steps: int = 0  # decodes of all memories that take part
+    base_seconds: float = 0.0
+    memory_seconds: float = 0.0
+    pick_seconds: float = 0.0  # drafting's picks, mixing, verifying
+    total_seconds: float = 0.0
+    lengths: Counter[int] = field(default_factory=Counter)
+
+
+class Engine:
+    """Opens a base GGUF and its memories, proves that they match and owns their KV caches.
+
+    n_ctx: cells, one per token, shared by all sequences. Not for several threads at once; cancel() is.
+    Raises MissingFileError, ModelFileError, RoleError, PairingError and OptionError; nothing stays open then.
+    """
+
+    def __init__(
+        self, base: Path | str, memories: Iterable[MemoryOptions] = (), options: LoadOptions | None = None
+    ) -> None:
+        self.options = options = options or LoadOptions()
+        chosen = list(memories)
+        if len(chosen) > fusion.MAX_MEMORIES:
+            raise OptionError("--memory", f"given {len(chosen)} times", f"at most {fusion.MAX_MEMORIES} can be mixed")
+        self.counters, self.policy = Counters(), DraftPolicy()
+        self._abort = AbortFlag()  # one for all contexts: whichever decodes is stopped
+        self._sequences: list[Sequence] = []
+        self._idle = list(range(options.n_seq))  # slots, the longest unused first
+        self._cell_numbers, self._family_numbers = count(), count()
+        with ExitStack() as undo:
+            self.base = Model(base, n_gpu_layers=options.n_gpu_layers)
+            undo.callback(self.base.close)
+            opened = []
+            for memory in chosen:
+                opened.append(open_memory(self.base, memory.path, options.of_memories()))
+                undo.callback(opened[-1][0].close)
+            trained = min([self.base.n_ctx_train, *(model.n_ctx_train for model, _ in opened)])
+            self.n_ctx = min(options.n_ctx or trained, trained * options.n_seq)
+            self.context = Context(self.base, options, self.n_ctx, self._abort, n_seq=options.n_seq)
+            undo.callback(self.context.close)
+            self.registry = Registry(self.base, options.of_memories(), self.n_ctx, self._abort)
+            undo.callback(self.registry.close)
+            for memory, (model, warning) in zip(chosen, opened, strict=True):
+                self.registry.attach(memory, model, warning)
+            undo.pop_all()
+        self.worker = ThreadPoolExecutor(1, "memories") if _share_nothing(options) else None
+        self.policy.overlaps = (False, True) if self.worker else (False,)
+
+    @property
+    def warnings(self) -> list[str]:
+        """For a person: vocabularies that differ harmlessly or are mixed by force, a shorter context, slow kernels."""
+        found = [memory.warning for memory in self.memories if memory.warning]
+        if self.n_ctx < self.options.n_ctx != LoadOptions.n_ctx:  # the default is for models of any size
+            found.append(
+                f"the context is {self.n_ctx} tokens, not {self.options.n_ctx}: the models were trained for that"
+            )
+        if not fusion.implementation().startswith("native"):
+            found.append(f"the mixture runs on {fusion.implementation()}, slower than the C extension")
+        return found
+
+    @property
+    def memories(self) -> list[Memory]:
+        """The memories that new sequences mix."""
+        return self.registry.memories
+
+    def add(self, options: MemoryOptions) -> Memory:
+        """Open one more memory; sequences may mix() it at once. Errors: see Registry.add()."""
+        return self.registry.add(options)
+
+    def reweight(self, memory: Memory, weight: float | None) -> None:
+        """Another lambda for new sequences, see Registry.reweight(). A running one is changed by Sequence.mix()."""
+        self.registry.reweight(memory, weight)
+
+    def remove(self, memory: Memory) -> None:
+        """Give new sequences a memory no more; it is closed when none uses it, see Registry.remove()."""
+        self.registry.remove(memory)
+
+    def weights(self, total: float | None = None) -> list[float]:
+        """A lambda for each memory; `total` is their sum where given (see weights.mixture_weights)."""
+        return registry.weights(self.memories, total)
+
+    def longest(self, memories: Iterable[Memory] | None = None) -> int:
+        """Tokens that a sequence may hold: cells, or fewer where base or `memories` (all) were trained for fewer."""
+        models = [memory.model for memory in (self.memories if memories is None else memories)]
+        return min([self.n_ctx, self.base.n_ctx_train, *(model.n_ctx_train for model in models)])
+
+    # --- sequences --------------------------------------------------------------------------------------------------
+
+    def sequence(
+        self,
+        tokens: Series[int] = (),
+        sampling: SamplingOptions | None = None,
+        generation: GenerationOptions | None = None,
+        *,
+        total: float | None = None,
+        shares: Iterable[tuple[Memory, float]] | None = None,
+        limit: int | None = None,
+    ) -> Sequence:
+        """A timeline that starts with `tokens` and mixes `shares`, else all memories with weights(total).
+
+        limit: tokens that it may hold, all of them reserved; None: longest(). What the contexts still hold of the start
+        of `tokens`, from a sequence that was closed, is not decoded again. Raises ContextError for tokens or a limit
+        beyond what the models can hold, BusyError where no slot or not enough cells are free, OptionError for weights
+        and sampling options that cannot be.
+        """
+        chosen = list(zip(self.memories, self.weights(total), strict=True)) if shares is None else list(shares)
+        longest = self.longest(memory for memory, weight in chosen if weight > 0)
+        limit = longest if limit is None else limit
+        if limit > longest:
+            raise ContextError(len(tokens), limit - len(tokens), longest)
+        if not self._sequences:
+            self._abort.take()  # a cancel() that came too late for the sequence before
+        slot = self._admit(limit, tokens)
+        try:
+            sampler = Sampler(sampling or SamplingOptions(), self.base.vocab, self.base.n_vocab, limit)
+        except BaseException:
+            self._idle.append(slot)
+            raise
+        family = next(self._family_numbers)
+        sequence = self._enter(Sequence(self, slot, family, sampler, generation or GenerationOptions(), limit))
+        try:
+            sequence.extend(tokens)
+            sequence.mix(chosen)  # last, for it keeps what the slot has left of the tokens
+        except BaseException:
+            sequence.close()
+            raise
+        for context in self._contexts():
+            context.truncate(context.shared(sequence.tokens, slot), slot)
+        return sequence
+
+    def fork(self, sequence: Sequence, seed: int | None = None) -> Sequence:
+        """See Sequence.fork()."""
+        if seed is not None:
+            check_range("--seed", seed, 0, 2**32 - 2)
+        shared = len(sequence.tokens) if sequence.rolls_back else 0  # else a rewind would decode them again, apart
+        slot = self._admit(sequence.limit - shared)
+        sampler = sequence.sampler.fork(seed)
+        for context in self._contexts():
+            context.truncate(0, slot)  # also those that neither uses: admission counts what sequences hold
+        twin = Sequence(self, slot, sequence.family, sampler, sequence.generation, sequence.limit)
+        sequence.copy_to(self._enter(twin))
+        return twin
+
+    def _enter(self, sequence: Sequence) -> Sequence:
+        self._sequences.append(sequence)
+        return sequence
+
+    def leave(self, sequence: Sequence) -> None:
+        """See Sequence.close()."""
+        if not sequence.closed:
+            sequence.closed = True
+            self._sequences.remove(sequence)
+            self._idle.append(sequence.slot)
+            sequence.sampler.close()
+            for memory in sequence.memories:
+                self.registry.release(memory)
+
+    def new_cells(self, number: int) -> list[int]:
+        """Numbers for tokens that enter a sequence, so that what forks share is counted once."""
+        return [next(self._cell_numbers) for _ in range(number)]
+
+    def own_cells(self, sequence: Sequence) -> list[int]:
+        """Numbers for its tokens that count as its own: a memory that is new to it reads them for it alone.
+
+        Raises BusyError where it shares more with forks than there are free cells.
+        """
+        others = [other.cells for other in self._sequences if other.family == sequence.family and other is not sequence]
+        shared = len(set(sequence.cells) & set().union(*others))
+        if not shared:
+            return sequence.cells
+        reserved = self._reserved()
+        if reserved + shared > self.n_ctx:
+            raise BusyError("cells", shared, self.n_ctx - reserved, self.n_ctx)
+        return self.new_cells(len(sequence.tokens))
+
+    def _admit(self, wanted: int, tokens: Series[int] = ()) -> int:
+        """The idle slot that holds most of the start of `tokens`, with `wanted` cells free for it. Raises BusyError."""
+        if not self._idle:
+            raise BusyError("slots", 1, 0, self.options.n_seq)
+        reserved = self._reserved()
+        if reserved + wanted > self.n_ctx:
+            raise BusyError("cells", wanted, self.n_ctx - reserved, self.n_ctx)
+        slot = max(self._idle, key=lambda idle: self.context.shared(tokens, idle))
+        self._idle.remove(slot)
+        for idle in self._idle:  # what closed sequences left may stay as long as nobody needs its cells
+            if reserved + wanted + sum(self._held(other) for other in self._idle) <= self.n_ctx:
+                break
+            for context in self._contexts():
+                context.truncate(0, idle)
+        return slot
+
+    def _reserved(self) -> int:
+        """Cells that the open sequences have or may come to need."""
+        families: dict[int, list[Sequence]] = {}
+        for sequence in self._sequences:
+            families.setdefault(sequence.family, []).append(sequence)
+        reserved = 0
+        for family in families.values():
+            reserved += sum(sequence.limit - len(sequence.tokens) for sequence in family)
+            reserved += len(set().union(*(sequence.cells for sequence in family)))
+        return reserved
+
+    def _held(self, slot: int) -> int:
+        return max(len(context.tokens[slot]) for context in self._contexts())
+
+    def _contexts(self) -> list[Context]:
+        return [self.context, *(memory.context for memory in self.registry.open_memories)]
+
+    # --- work -------------------------------------------------------------------------------------------------------
+
+    def step(self, sequences: Series[Sequence]) -> list[list[Pick]]:
+        """One round for all of `sequences`: each emits a token, and more where drafted ones were right.
+
+        A sequence that has not read its tokens reads them first; one that is finished emits nothing. The last pick of a
+        sequence that finishes with "stop" is the end-of-generation token. Raises Cancelled, DecodeError, NumericsError;
+        all sequences then stand where they stood.
+        """
+        return rounds.step(self, sequences)
+
+    def cancel(self) -> None:
+        """Stop what runs in another thread: its decode, now or next, raises Cancelled."""
+        self._abort.set()
+
+    def close(self) -> None:
+        """Free samplers, KV caches and models."""
+        for sequence in list(self._sequences):
+            sequence.close()
+        if self.worker:
+            self.worker.shutdown()
+        self.registry.close()
+        self.context.close()
+        self.base.close()
+
+
+def _share_nothing(options: LoadOptions) -> bool:
+    """Whether base and memories may decode at the same time: they must not fight for the same units.
+
+    They do not where one runs on a GPU and the other on the CPU, nor on the CPU with threads that together are no more
+    than there are CPUs. Each uses all CPUs by default, one after the other; --threads and --memory-threads divide them.
+    """
+    base, memory = (has_gpu() and some.n_gpu_layers > 0 for some in (options, options.of_memories()))
+    if base or memory:
+        return base != memory
+    cpus = default_threads()
+    return (options.threads or cpus) + (options.of_memories().threads or cpus) <= cpus

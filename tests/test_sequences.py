@@ -1,0 +1,235 @@
+"""Many timelines in one pair of contexts, each as if alone; rewinding and forking."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+
+import pytest
+
+from memdec_edge.engine import Engine, Pick, Sequence
+from memdec_edge.errors import BusyError
+from memdec_edge.options import GenerationOptions, MemoryOptions, SamplingOptions
+from tests.conftest import Family
+from tests.plain import (
+    GREEDY,
+    ONE_THREAD,
+    PENALISED,
+    WARM,
+    WORDS,
+    Plain,
+    cells,
+    finish,
+    prompts,
+    same,
+    until_stopped,
+    watched,
+)
+
+FOUR = replace(ONE_THREAD, n_seq=4, n_ctx=1024)
+SHARES = [(0.6, 0.0), (0.3, 0.4), (0.0, 0.7), (0.0, 0.0)]  # of `memory` and `padded`
+CHOICES = list(zip(SHARES, [WARM, PENALISED, WORDS, GREEDY], [3, 8, None, 4], [64, 50, 40, 30], strict=True))
+
+
+@pytest.fixture(scope="module")
+def engine(family: Family) -> Iterator[Engine]:
+    memories = [MemoryOptions(family.memory, 0.4), MemoryOptions(family.padded, 0.3)]
+    with closing(Engine(family.base, memories, FOUR)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def fresh(family: Family) -> Iterator[Engine]:
+    """One memory, four slots, 512 cells, nothing in them."""
+    with closing(Engine(family.base, [MemoryOptions(family.memory, 0.6)], replace(FOUR, n_ctx=512))) as opened:
+        yield opened
+
+
+def begin(engine: Engine, index: int, prompt: list[int]) -> Sequence:
+    """The sequence of CHOICES[index]."""
+    weights, sampling, draft, count = CHOICES[index]
+    return engine.sequence(
+        prompt,
+        replace(sampling, seed=index),
+        GenerationOptions(draft=draft, ignore_eos=True),
+        shares=zip(engine.memories, weights, strict=True),
+        limit=len(prompt) + count,
+    )
+
+
+def truth_of(family: Family, index: int) -> closing[Plain]:
+    pairs = zip((family.memory, family.padded), SHARES[index], strict=True)
+    return closing(Plain(family.base, [(path, weight) for path, weight in pairs if weight]))
+
+
+@pytest.fixture(scope="module")
+def alone(engine: Engine) -> list[list[Pick]]:
+    """What each of CHOICES emits by itself."""
+    found = []
+    for index, prompt in enumerate(prompts(4)):
+        with closing(begin(engine, index, prompt)) as sequence:
+            found.append(finish(sequence))
+    return found
+
+
+# --- side by side ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("joins", [(0, 0, 0, 0), (0, 3, 5, 9), (9, 5, 3, 0)], ids=["together", "in turn", "reversed"])
+def test_side_by_side_each_sequence_emits_what_it_emits_alone(
+    family: Family, engine: Engine, alone: list[list[Pick]], joins: tuple[int, ...]
+) -> None:
+    found: list[list[Pick]] = [[], [], [], []]
+    with ExitStack() as stack:
+        running: dict[int, Sequence] = {}
+        for rounds in range(200):
+            for index, prompt in enumerate(prompts(4)):
+                if joins[index] == rounds:
+                    running[index] = stack.enter_context(closing(begin(engine, index, prompt)))
+            for index, picks in zip(running, engine.step(list(running.values())), strict=True):
+                found[index] += picks
+                assert bool(picks) or running[index].finished
+            for index in [index for index, sequence in running.items() if sequence.finished]:
+                running.pop(index).close()
+    for index, prompt in enumerate(prompts(4)):
+        with truth_of(family, index) as truth:
+            assert same(truth, prompt, found[index], alone[index], replace(CHOICES[index][1], seed=index))
+    cells(engine)
+
+
+def test_a_sequence_may_pause_while_others_run(engine: Engine, family: Family, alone: list[list[Pick]]) -> None:
+    with closing(begin(engine, 0, prompts(4)[0])) as first, closing(begin(engine, 1, prompts(4)[1])) as second:
+        found = first.step() + first.step()
+        finish(second)
+        found += finish(first)
+    with truth_of(family, 0) as truth:
+        assert same(truth, prompts(4)[0], found, alone[0], replace(WARM, seed=0))
+
+
+def test_a_long_prompt_is_read_while_others_run_and_changes_nothing(
+    engine: Engine, family: Family, alone: list[list[Pick]]
+) -> None:
+    with closing(begin(engine, 0, prompts(4)[0])) as first:
+        found = first.step()
+        with closing(engine.sequence((prompts(9)[8] * 40)[:300], GREEDY, limit=310)) as long:
+            picks, others = engine.step([first, long])
+            assert others
+            found += picks
+            long.prefill()
+            found += finish(first)
+    with truth_of(family, 0) as truth:
+        assert same(truth, prompts(4)[0], found, alone[0], replace(WARM, seed=0))
+
+
+def test_a_stop_leaves_all_sequences_of_the_round_where_they_stood(
+    engine: Engine, family: Family, alone: list[list[Pick]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for k in range(8):
+        left = iter(range(k, -1, -1))
+
+        def stop(left: Iterator[int] = left) -> None:
+            if next(left, 1) == 0:
+                engine.cancel()
+
+        with ExitStack() as stack:
+            sequences = [stack.enter_context(closing(begin(engine, i, prompts(4)[i]))) for i in range(4)]
+            found = engine.step(sequences)
+            with ExitStack() as watches:
+                for context in sequences[1].contexts:
+                    watches.enter_context(watched(monkeypatch, context, stop))
+                for kept, picks in zip(found, until_stopped(engine, sequences), strict=True):
+                    kept += picks
+            for index, sequence in enumerate(sequences):
+                with truth_of(family, index) as truth:
+                    picks = found[index] + finish(sequence)
+                    assert same(truth, prompts(4)[index], picks, alone[index], replace(CHOICES[index][1], seed=index))
+
+
+# --- rewind and fork ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM, PENALISED, WORDS], ids=["greedy", "warm", "penalised", "grammar"])
+def test_after_a_rewind_the_same_text_comes_again(fresh: Engine, family: Family, sampling: SamplingOptions) -> None:
+    prompt, sampling = prompts(7)[6], replace(sampling, seed=8)
+    generation = GenerationOptions(draft=4, ignore_eos=True)
+    with closing(Plain(family.base, [(family.memory, 0.6)])) as truth:
+        with closing(fresh.sequence(prompt, sampling, generation, limit=len(prompt) + 50)) as sequence:
+            first = finish(sequence)
+            for length in (50, 49, 30, 31, 1, 0):
+                sequence.rewind(len(prompt) + length)
+                assert sequence.tokens == [*prompt, *(pick.token for pick in first[:length])]
+                assert sequence.finished == ("length" if length == 50 else None)
+                assert same(truth, prompt, first[:length] + finish(sequence), first, sampling)
+            sequence.rewind(5)
+            assert len(finish(sequence)) == len(prompt) + 50 - 5
+
+
+def test_what_somebody_else_says_after_a_rewind_counts_and_penalties_forget_what_was_taken_back(
+    fresh: Engine, family: Family
+) -> None:
+    prompt, said = prompts(2)
+    sampling, generation = replace(PENALISED, seed=2), GenerationOptions(draft=3, ignore_eos=True)
+    with closing(fresh.sequence([*prompt, *said], sampling, generation, limit=64)) as sequence:
+        expected = finish(sequence)
+    with closing(fresh.sequence(prompt, sampling, generation, limit=64)) as sequence:
+        finish(sequence)
+        sequence.rewind(len(prompt))
+        sequence.extend(said)
+        found = finish(sequence)
+    with closing(Plain(family.base, [(family.memory, 0.6)])) as truth:
+        assert same(truth, [*prompt, *said], found, expected, sampling)
+
+
+@pytest.mark.parametrize("sampling", [WARM, PENALISED, WORDS], ids=["warm", "penalised", "grammar"])
+@pytest.mark.parametrize("first_out", ["origin", "fork"])
+def test_a_fork_goes_on_like_its_origin_and_with_another_seed_differently(
+    fresh: Engine, family: Family, sampling: SamplingOptions, first_out: str
+) -> None:
+    prompt, sampling = prompts(3)[1], replace(sampling, seed=5)
+    generation = GenerationOptions(draft=3, ignore_eos=True)
+    with ExitStack() as stack:
+        truth = stack.enter_context(closing(Plain(family.base, [(family.memory, 0.6)])))
+        origin = stack.enter_context(closing(fresh.sequence(prompt, sampling, generation, limit=60)))
+        begun = origin.step() + origin.step() + origin.step()
+        twin, other = (stack.enter_context(closing(origin.fork(seed))) for seed in (None, 6))
+        assert twin.tokens == other.tokens == origin.tokens
+        continuations: list[list[Pick]] = [[], [], []]
+        for _ in range(3):
+            for picks, more in zip(continuations, fresh.step([origin, twin, other]), strict=True):
+                picks += more
+        (origin if first_out == "origin" else twin).close()
+        for picks, sequence in zip(continuations, (origin, twin, other), strict=True):
+            if sequence is not (origin if first_out == "origin" else twin):
+                picks += finish(sequence)
+        shorter, longer = sorted(continuations[:2], key=len)
+        assert len(shorter) >= 3
+        assert same(truth, origin.tokens[: len(prompt) + len(begun)], shorter, longer[: len(shorter)], sampling)
+        assert len(longer) == 60 - len(prompt) - len(begun)
+        assert [pick.token for pick in continuations[2]] != [pick.token for pick in longer]
+    with closing(fresh.sequence(prompt, sampling, generation, limit=60)) as plainly:
+        with closing(Plain(family.base, [(family.memory, 0.6)])) as truth:
+            assert same(truth, prompt, begun + longer, finish(plainly), sampling)
+    cells(fresh)
+
+
+def test_forks_share_cells_and_admission_counts_them_once(fresh: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = (prompts(30)[29] * 40)[:440]
+    with ExitStack() as stack:
+        generation = GenerationOptions(draft=2, ignore_eos=True)
+        origin = stack.enter_context(closing(fresh.sequence(prompt, WARM, generation, limit=464)))
+        origin.prefill()
+        decodes = stack.enter_context(watched(monkeypatch, fresh.context))
+        forks = [stack.enter_context(closing(origin.fork(seed))) for seed in (1, 2)]
+        assert decodes == []
+        with pytest.raises(BusyError) as error:  # 440 + 3 * 24 = 512
+            origin.fork(3)
+        assert (error.value.kind, error.value.wanted, error.value.free, error.value.total) == ("cells", 24, 0, 512)
+        while not origin.finished:
+            fresh.step([origin, *forks])
+        for fork in forks:
+            finish(fork)
+        assert all(len(sequence.tokens) == 464 for sequence in (origin, *forks))
+        assert len({tuple(sequence.tokens) for sequence in (origin, *forks)}) == 3
+        origin.close()
+        forks[0].close()
+        with closing(fresh.sequence([5] * 20, limit=512 - 464)):
+            pass
