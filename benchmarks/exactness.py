@@ -2,21 +2,23 @@
 
     python benchmarks/exactness.py BASE.gguf MEMORY.gguf [--prompts 50] [--tokens 128] [--defaults]
 
-For each of five chains every prompt is continued with draft 0, 1, 3, 8 and auto, the same seed for all, with F32 KV
-cache and flash attention off, or with llama.cpp's defaults where --defaults is given. The texts must be identical but
-where llama.cpp's own numbers decide: its logits depend a little on how many rows a pass has. So each divergence is
-shown with the gap between the two tokens' noisy scores, logit / temperature + Gumbel noise (for greedy the logits), in
-the mixture computed afresh at that place: below 2e-4 with F32 it is a tie within that noise. `edge` says that one of
-the two tokens stands outside what top-k, top-p and min-p keep there, so that the tie is at their border.
+For each of five chains every prompt is continued with draft 0, 1, 3, 8 and auto, several prompts side by side (but with
+auto), each with a seed that is the same for all drafts, with F32 KV cache and flash attention off, or with llama.cpp's
+defaults where --defaults is given. The texts must be identical but where llama.cpp's own numbers decide: its logits
+depend a little on how many rows a pass has. So each divergence is shown with the gap between the two tokens' noisy
+scores, logit / temperature + Gumbel noise (for greedy the logits), in the mixture computed afresh at that place: below
+2e-4 with F32 it is a tie within that noise. `edge` says that one of the two tokens stands outside what top-k, top-p and
+min-p keep there, so that the tie is at their border.
 
 Beside it the same noise without any memory: the base alone reads the first chain's plain texts one token at a time and
 in rows of 4; how far are the logits apart, and how often do the pick of temperature 1 and the greedy one differ? The
-last line is one JSON object. An hour for two F32 models of 135M on 2 cores.
+last line is one JSON object. Half an hour for two F32 models of 135M on 2 cores.
 """
 
 import argparse
 import json
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +49,26 @@ CHAINS: dict[str, dict[str, Any]] = {
 }
 
 
-def continuation(
-    engine: Engine, prompt: list[int], sampling: SamplingOptions, tokens: int, draft: int | None
-) -> list[int]:
-    """Ids after the prompt."""
-    generation = GenerationOptions(tokens, ignore_eos=True, draft=draft)
-    with closing(engine.sequence(prompt, sampling, generation, limit=len(prompt) + tokens)) as sequence:
-        while not sequence.finished:
-            sequence.step()
-        return sequence.tokens[len(prompt) :]
+def continuations(
+    engine: Engine, prompts: list[list[int]], chain: dict[str, Any], tokens: int, draft: int | None
+) -> list[list[int]]:
+    """Ids after each prompt, whose seed is its number; as many side by side as the engine has slots.
+
+    With auto one at a time: side by side there would be no rows left to draft.
+    """
+    generation, texts = GenerationOptions(tokens, ignore_eos=True, draft=draft), list[list[int]]()
+    at_once = 1 if draft is None else engine.options.n_seq
+    for start in range(0, len(prompts), at_once):
+        sequences = [
+            engine.sequence(prompt, SamplingOptions(seed=seed, **chain), generation, limit=len(prompt) + tokens)
+            for seed, prompt in enumerate(prompts[start : start + at_once], start)
+        ]
+        while running := [sequence for sequence in sequences if not sequence.finished]:
+            engine.step(running)
+        for sequence, prompt in zip(sequences, prompts[start:], strict=False):
+            texts.append(sequence.tokens[len(prompt) :])
+            sequence.close()
+    return texts
 
 
 def divergence(
@@ -127,14 +140,14 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--prompt-tokens", type=int, default=32)
+    parser.add_argument("--parallel", type=int, default=8, help="texts side by side")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--defaults", action="store_true", help="llama.cpp's KV cache and flash attention")
     args = parser.parse_args()
-    load = LoadOptions(n_ctx=args.prompt_tokens + args.tokens + 16, threads=args.threads)
+    cells = args.parallel * (args.prompt_tokens + args.tokens + 16)
+    load = LoadOptions(n_ctx=cells, n_seq=args.parallel, threads=args.threads)
     if not args.defaults:
-        load = LoadOptions(
-            n_ctx=load.n_ctx, threads=args.threads, flash_attn="off", cache_type_k="f32", cache_type_v="f32"
-        )
+        load = replace(load, flash_attn="off", cache_type_k="f32", cache_type_v="f32")
     result: dict[str, Any] = {
         "benchmark": "exactness", "base": args.base.name, "memory": args.memory.name, "defaults": args.defaults,
         "prompts": args.prompts, "tokens": args.tokens, "threads": args.threads, "chains": {},
@@ -144,22 +157,21 @@ def main() -> None:
         prompts = cut_prompts(engine, read_documents(args.file), args.prompt_tokens, args.prompts)
         if not prompts:
             parser.error(f"{args.file} is shorter than a prompt")
-        with progress("exactness", len(CHAINS) * len(DRAFTS) * len(prompts), "texts") as advance:
+        with progress("exactness", len(CHAINS) * len(DRAFTS), "sets of texts") as advance:
             for name, chain in CHAINS.items():
                 identical, divergences = dict.fromkeys(DRAFTS, 0), list[dict[str, Any]]()
-                for seed, prompt in enumerate(prompts):
-                    sampling = SamplingOptions(seed=seed, **chain)
-                    plain: list[int] = []
-                    for label, draft in DRAFTS.items():
-                        text = continuation(engine, prompt, sampling, args.tokens, draft)
-                        plain = plain or text
-                        advance(1)
-                        identical[label] += text == plain
-                        if text != plain:
-                            parted = divergence(engine, prompt, sampling, plain, text)
+                plain: list[list[int]] = []
+                for label, draft in DRAFTS.items():
+                    texts = continuations(engine, prompts, chain, args.tokens, draft)
+                    plain = plain or texts
+                    advance(1)
+                    for seed, prompt in enumerate(prompts):
+                        identical[label] += texts[seed] == plain[seed]
+                        if texts[seed] != plain[seed]:
+                            sampling = SamplingOptions(seed=seed, **chain)
+                            parted = divergence(engine, prompt, sampling, plain[seed], texts[seed])
                             divergences.append({"prompt": seed, "draft": label} | parted)
-                    if name == next(iter(CHAINS)):
-                        plain_texts.append(plain)
+                plain_texts = plain_texts or plain
                 near = sum(one["gap"] < NEAR_TIE or one["edge"] for one in divergences)
                 result["chains"][name] = {"identical": identical, "near_ties": near, "divergences": divergences}
                 counts = ", ".join(f"draft {label}: {count}" for label, count in identical.items() if label != "0")
