@@ -81,7 +81,8 @@ class LanguageModel:
 
         A chunk's token may have been decoded together with those of the next chunks. Raises ContextError when the
         prompt, or the prompt and an explicit n_predict, exceed the context; OptionError for an empty prompt; BusyError
-        while as many streams as the engine has slots are open; Cancelled on Ctrl-C inside a decode.
+        while other streams hold all slots or cells (without n_predict a stream reserves the whole context); Cancelled
+        on Ctrl-C inside a decode.
         """
         sampling, generation = sampling or SamplingOptions(), generation or GenerationOptions()
         engine = self.engine

@@ -106,6 +106,9 @@ class Context:
         self.truncate(self.shared(tokens, slot), slot)
         for start in range(len(self.tokens[slot]), len(tokens), self.n_batch):
             self._decode([(slot, tokens[start : start + self.n_batch])], every_row=False)
+        llama_cpp.llama_synchronize(
+            self._open()
+        )  # a GPU works on after llama_decode: whoever times this means all of it
 
     def feed(self, tokens: Sequence[int], slot: int = 0) -> Row:
         """As prefill(), and return the logits after the last token, float32 [n_vocab].
@@ -140,7 +143,7 @@ class Context:
         `first` counts from the batch's start; -1 is its last row. llama.cpp keeps rows in the order of the batch, side
         by side; rows without logits would abort: not offered.
         """
-        address = ctypes.cast(llama_cpp.llama_get_logits_ith(self._handle, first), ctypes.c_void_p).value
+        address = ctypes.cast(llama_cpp.llama_get_logits_ith(self._open(), first), ctypes.c_void_p).value
         if address is None:
             raise DecodeError(f"{self.model.path}: llama.cpp kept no logits of row {first}")
         floats = (ctypes.c_float * (count * self.model.n_vocab)).from_address(address)
@@ -150,6 +153,8 @@ class Context:
         end = 0
         for slot, tokens in parts:
             start, held, end = end, len(self.tokens[slot]), end + len(tokens)
+            if not tokens:
+                raise DecodeError(f"{self.model.path}: nothing to decode; give at least one token")
             if end > self.n_batch:
                 raise DecodeError(f"{self.model.path}: a batch of more than {self.n_batch} tokens; raise -b")
             if held + len(tokens) > self.n_ctx:
@@ -163,7 +168,7 @@ class Context:
         self._wanted[end - 1] = 1
         self._batch.n_tokens = end
         forget_reasons()
-        status = llama_cpp.llama_decode(self._handle, self._batch)
+        status = llama_cpp.llama_decode(self._open(), self._batch)
         if status == 0:
             for slot, tokens in parts:
                 self.tokens[slot].extend(tokens)
@@ -174,6 +179,12 @@ class Context:
             raise Cancelled()
         raise DecodeError(f"{self.model.path}: llama.cpp could not decode {end} tokens "
                           f"(status {status}: {reason('no reason given')})")  # fmt: skip
+
+    def _open(self) -> Any:
+        """The handle; llama.cpp would end the process on that of a closed context."""
+        if not self._handle:
+            raise DecodeError(f"{self.model.path} is closed; open it again")
+        return self._handle
 
     # --- slots ------------------------------------------------------------------------------------------------------
 
@@ -189,6 +200,7 @@ class Context:
 
     def truncate(self, length: int, slot: int = 0) -> None:
         """Roll a slot back to its first `length` tokens; one that cannot is emptied (prefill() fills it again)."""
+        self._open()
         lost = self._window and llama_cpp.llama_memory_seq_pos_min(self._cells, slot) > max(
             0, length - self._window + 1
         )

@@ -149,7 +149,7 @@ class BusyError(MemdecError):
         self.kind, self.wanted, self.free, self.total = kind, wanted, free, total
         super().__init__(
             f"{wanted} {kind} wanted and {free} of {total} are free; wait until another sequence is closed, "
-            f"or open the engine with more of them ({'--parallel' if kind == 'slots' else '-c'})"
+            f"or open the engine with more of them ({'LoadOptions.n_seq' if kind == 'slots' else '-c'})"
         )
 
 

@@ -96,8 +96,10 @@ def evaluate(
 def score_tokens(engine: Engine, documents: Sequence[str], options: EvalOptions) -> TokenScores:
     """One pass of each model over `documents`.
 
-    Raises OptionError when the window exceeds the context and CorpusError for a text of fewer than two tokens.
+    Raises BusyError while a sequence is open, OptionError when the window exceeds the context and CorpusError for a
+    text of fewer than two tokens.
     """
+    engine.require_idle()
     if options.window > engine.n_ctx:
         raise OptionError("--window", options.window, f"the context is {engine.n_ctx} tokens; use at most that")
     tokens = join_documents(engine, documents)

@@ -121,40 +121,44 @@ class Model:
 
     @property
     def handle(self) -> Any:
-        """llama.cpp's `llama_model *`."""
+        """llama.cpp's `llama_model *`. Raises DecodeError after close(), as everything does that needs it."""
+        if not self._handle:
+            raise DecodeError(f"{self.path} is closed; open it again")
         return self._handle
 
     @property
     def vocab(self) -> Any:
-        """llama.cpp's `llama_vocab *`."""
+        """llama.cpp's `llama_vocab *`. Raises DecodeError after close()."""
+        if not self._handle:
+            raise DecodeError(f"{self.path} is closed; open it again")
         return self._vocab
 
     @cached_property
     def metadata(self) -> dict[str, str]:
         """Every scalar key of the GGUF as llama.cpp prints it (arrays are left out)."""
         found: dict[str, str] = {}
-        for index in range(llama_cpp.llama_model_meta_count(self._handle)):
+        for index in range(llama_cpp.llama_model_meta_count(self.handle)):
             key = self._meta_string(llama_cpp.llama_model_meta_key_by_index, index)
             found[key] = self._meta_string(llama_cpp.llama_model_meta_val_str_by_index, index)
         return found
 
     def _meta_string(self, read: Any, index: int) -> str:
-        size = read(self._handle, index, ctypes.create_string_buffer(1), 1)
+        size = read(self.handle, index, ctypes.create_string_buffer(1), 1)
         buffer = ctypes.create_string_buffer(max(size, 0) + 1)
-        read(self._handle, index, buffer, len(buffer))
+        read(self.handle, index, buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
 
     @cached_property
     def eog_tokens(self) -> frozenset[int]:
         """Ids that end generation (end of text, end of turn)."""
         is_eog = llama_cpp.llama_vocab_is_eog
-        return frozenset(token for token in range(self.n_vocab) if is_eog(self._vocab, token))
+        return frozenset(token for token in range(self.n_vocab) if is_eog(self.vocab, token))
 
     def token_text(self, token: int) -> bytes:
         """The vocabulary's own spelling of a token id in [0, n_vocab)."""
         if not 0 <= token < self.n_vocab:
             raise DecodeError(f"token {token} is outside the vocabulary of {self.path} ({self.n_vocab} tokens)")
-        return llama_cpp.llama_vocab_get_text(self._vocab, token) or b""
+        return llama_cpp.llama_vocab_get_text(self.vocab, token) or b""
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of `text`; BOS and EOS as the vocabulary says, special tokens by name where `parse_special`."""
@@ -165,7 +169,7 @@ class Model:
         size = len(data) + 8
         while True:  # twice at most: a negative count says how many there are
             buffer = (llama_cpp.llama_token * size)()
-            count = llama_cpp.llama_tokenize(self._vocab, data, len(data), buffer, size, add_special, parse_special)
+            count = llama_cpp.llama_tokenize(self.vocab, data, len(data), buffer, size, add_special, parse_special)
             if count >= 0:
                 return list(buffer[:count])
             size = -count
@@ -175,7 +179,7 @@ class Model:
         if not 0 <= token < self.n_vocab:
             raise DecodeError(f"token {token} is outside the vocabulary of {self.path} ({self.n_vocab} tokens)")
         buffer = self._piece_buffer
-        count = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        count = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
         if count < 0:
             self._piece_buffer = ctypes.create_string_buffer(-count)
             return self.piece(token, special=special)

@@ -36,7 +36,6 @@ class LoadOptions:
     """How models are opened. What has no name of its own for memories serves base and memories alike."""
 
     n_ctx: int = 4096  # cells, one per token, for all sequences together; 0: what base and memories were trained for
-    n_seq: int = 1  # sequences that may be open at a time
     n_batch: int = 512  # tokens evaluated in one pass during prefill
     threads: int = 0  # of decoding; 0: one per CPU that this process may use
     threads_batch: int = 0  # of prefill; 0: as `threads`
@@ -47,11 +46,12 @@ class LoadOptions:
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     force: bool = False  # mix models whose vocabularies differ
+    n_seq: int = 1  # sequences that may be open at a time
 
     def __post_init__(self) -> None:
         check_range("--ctx-size", self.n_ctx, 0, 1 << 24)
         check_range("--batch-size", self.n_batch, 1, 1 << 16)
-        check_range("--parallel", self.n_seq, 1, 256)
+        check_range("n_seq", self.n_seq, 1, 256)
         check_range("--threads", self.threads, 0, 512)
         check_range("--threads-batch", self.threads_batch, 0, 512)
         check_range("--memory-threads", self.memory_threads, 0, 512)

@@ -74,9 +74,10 @@ class Sampler:
         ids = np.fromiter(set(self._recent), np.int64)
         raw = row[ids]
         row[ids] = self._penalised(ids, raw)
-        token = picking.pick(row, self.chain, self.seed, position, forbidden, self.scratch)
-        row[ids] = raw
-        return token
+        try:
+            return picking.pick(row, self.chain, self.seed, position, forbidden, self.scratch)
+        finally:
+            row[ids] = raw
 
     def _penalised(self, ids: npt.NDArray[np.int64], logits: Row) -> Row:
         """llama.cpp's penalties on the only logits that they change: those of recent tokens."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from memdec_edge.engine import Engine, Sequence
-from memdec_edge.errors import BusyError, Cancelled, ContextError
+from memdec_edge.errors import BusyError, Cancelled, ContextError, OptionError
 from memdec_edge.options import GenerationOptions, MemoryOptions
 from tests.conftest import Family
 from tests.plain import (
@@ -52,7 +52,7 @@ def test_slots_that_are_taken_are_named_with_numbers(fresh: Engine) -> None:
             stack.enter_context(closing(fresh.sequence([1], limit=10)))
         asks: list[Callable[[], Sequence]] = [partial(fresh.sequence, [1], limit=10), fresh._sequences[0].fork]
         for ask in asks:
-            with pytest.raises(BusyError, match=r"1 slots wanted and 0 of 4 are free; .*--parallel") as error:
+            with pytest.raises(BusyError, match=r"1 slots wanted and 0 of 4 are free; .*LoadOptions.n_seq") as error:
                 ask()
             assert (error.value.kind, error.value.http_status) == ("slots", 503)
     fresh.sequence([1], limit=10).close()
@@ -71,7 +71,7 @@ def test_cells_that_are_reserved_are_named_with_numbers(fresh: Engine) -> None:
         fresh.sequence([1], limit=212).close()
     with pytest.raises(ContextError, match="a prompt of 1 tokens and 512 new ones do not fit the context of 512"):
         fresh.sequence([1], limit=513)
-    with pytest.raises(ContextError, match="a prompt of 9 tokens do not fit the context of 8"):
+    with pytest.raises(OptionError, match="limit is 8: must be >= 9"):
         fresh.sequence([1] * 9, limit=8)
     fresh.sequence([1], limit=512).close()  # whatever was refused took nothing
 

@@ -122,6 +122,13 @@ def test_the_best_length_of_any_table_is_found_and_kept(table: list[int], accept
     assert settled.count(often) > 0.85 * len(settled)
 
 
+def test_lengths_whose_costs_another_program_spoiled_are_found_again() -> None:
+    policy = DraftPolicy()
+    play(policy, 0.8, lambda rows: 0.020 if rows == 1 else 0.100, 0.001, 40)
+    assert set(play(policy, 0.8, lambda rows: 0.020, 0.001, 400)) == {0}
+    assert set(play(policy, 0.8, lambda rows: 0.020, 0.001, 1000)[-100:]) == {7}
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(1e-3, 1.0), min_size=8, max_size=8), st.floats(0, 1), st.floats(0, 0.5), st.integers(0, 7))
 def test_no_length_that_is_worse_than_drafting_nothing_is_kept(

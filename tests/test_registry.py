@@ -37,7 +37,10 @@ def engine(family: Family) -> Iterator[Engine]:
 
 
 def is_open(memory: Memory) -> bool:
-    return memory.model.handle is not None
+    try:
+        return bool(memory.model.handle)
+    except DecodeError:
+        return False
 
 
 # --- adding ---------------------------------------------------------------------------------------------------------
@@ -299,7 +302,7 @@ def test_a_memory_of_a_shorter_context_bounds_only_those_that_mix_it(
         assert len(finish(sequence)) == 28
         sequence.rewind(30)
         sequence.mix([])
-        assert len(finish(sequence)) == 18  # a limit that was lowered stays
+        assert len(finish(sequence)) == 70  # the limit that it was let in with holds again
     with closing(engine.sequence([5] * 49, SAMPLING, shares=[(engine.memories[0], 0.5)], limit=100)) as sequence:
         with pytest.raises(ContextError, match="a prompt of 49 tokens do not fit the context of 48"):
             sequence.mix([(added, 0.4)])

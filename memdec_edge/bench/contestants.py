@@ -92,7 +92,7 @@ def open_llama(path: Path | str, load: LoadOptions, sampling: SamplingOptions) -
         n_threads_batch=load.threads_batch or threads, n_gpu_layers=load.n_gpu_layers,
         flash_attn=load.flash_attn != "off", type_k=CACHE_TYPES[load.cache_type_k],
         type_v=CACHE_TYPES[load.cache_type_v], seed=sampling.seed,
-        last_n_tokens_size=sampling.repeat_last_n, verbose=False,
+        last_n_tokens_size=sampling.repeat_last_n if sampling.repeat_last_n >= 0 else load.n_ctx, verbose=False,
     )  # fmt: skip
 
 

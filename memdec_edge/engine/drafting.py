@@ -14,8 +14,9 @@ PRIOR = 0.7  # acceptance before anything was seen
 DECAY = 1 / 32  # share of the newest drafted token in the running acceptance
 KEPT = 5  # measurements of a cost whose median counts
 TRIALS = 3  # visits of a length before it is judged; the first is not counted
-CONTENDER = 0.85  # lengths that promise this share of the best rate are measured again,
+CONTENDER = 0.85  # lengths that promise this share of the best rate are measured again
 STALE = 64  # every so many rounds
+PATIENCE = 512  # rounds until others are, then twice as many: a busy machine may have spoiled their costs
 
 
 class Cost:
@@ -24,12 +25,13 @@ class Cost:
     def __init__(self) -> None:
         self.visits = 0
         self.seen = 0  # number of the round of the last measurement
+        self.patience = PATIENCE
         self.seconds = 0.0
         self._recent: deque[float] = deque(maxlen=KEPT)
 
     def add(self, seconds: float, now: int) -> None:
         """A measurement in round `now`."""
-        if self.visits == 1:
+        if self.visits == 1 or now - self.seen > STALE:  # what was measured long ago, or beside other work, is void
             self._recent.clear()
         self.visits += 1
         self.seen = now
@@ -95,7 +97,7 @@ class DraftPolicy:
 
         others: rows of sequences that do not draft. lengths: those allowed, 0 among them unless the user asked for one.
         A plan that was tried less than TRIALS times goes first, unless it could not win were its rows as cheap as the
-        cheapest known; so do contenders that were not measured for long.
+        cheapest known; so does one that was not measured for long and could win likewise.
         """
         self.rounds += 1
         plans = [Plan(length, overlap) for length in lengths for overlap in self.overlaps]
@@ -118,8 +120,11 @@ class DraftPolicy:
             if promise > best:
                 return plan
         for plan, rate in rates.items():
-            seen = self.base[n * (plan.length + 1) + others, plan.overlap].seen
-            if rate >= CONTENDER * best and self.rounds - seen > STALE:
+            cost = self.base[n * (plan.length + 1) + others, plan.overlap]
+            hope = self._rate(acceptances, others, who, plan, cheapest)
+            contends = rate >= CONTENDER * best
+            if hope > best and self.rounds - cost.seen > (STALE if contends else cost.patience):
+                cost.patience *= 1 if contends else 2
                 return plan
         return max(rates, key=rates.__getitem__)
 

@@ -139,14 +139,15 @@ class Engine:
 
         limit: tokens that it may hold, all of them reserved; None: longest(). What the contexts still hold of the start
         of `tokens`, from a sequence that was closed, is not decoded again. Raises ContextError for tokens or a limit
-        beyond what the models can hold, BusyError where no slot or not enough cells are free, OptionError for weights
-        and sampling options that cannot be.
+        beyond what the models can hold, BusyError where no slot or not enough cells are free, OptionError for a limit
+        below the number of tokens and for weights and sampling options that cannot be.
         """
         chosen = list(zip(self.memories, self.weights(total), strict=True)) if shares is None else list(shares)
         longest = self.longest(memory for memory, weight in chosen if weight > 0)
         limit = longest if limit is None else limit
-        if limit > longest:
-            raise ContextError(len(tokens), limit - len(tokens), longest)
+        if max(limit, len(tokens)) > longest:
+            raise ContextError(len(tokens), max(limit - len(tokens), 0), longest)
+        check_range("limit", limit, len(tokens))
         if not self._sequences:
             self._abort.take()  # a cancel() that came too late for the sequence before
         slot = self._admit(limit, tokens)
@@ -171,13 +172,18 @@ class Engine:
         """See Sequence.fork()."""
         if seed is not None:
             check_range("--seed", seed, 0, 2**32 - 2)
+        sequence.prefill()  # only what is decoded can be shared
         shared = len(sequence.tokens) if sequence.rolls_back else 0  # else a rewind would decode them again, apart
         slot = self._admit(sequence.limit - shared)
         sampler = sequence.sampler.fork(seed)
         for context in self._contexts():
             context.truncate(0, slot)  # also those that neither uses: admission counts what sequences hold
-        twin = Sequence(self, slot, sequence.family, sampler, sequence.generation, sequence.limit)
-        sequence.copy_to(self._enter(twin))
+        twin = self._enter(Sequence(self, slot, sequence.family, sampler, sequence.generation, sequence.limit))
+        try:
+            sequence.copy_to(twin)
+        except BaseException:
+            twin.close()
+            raise
         return twin
 
     def _enter(self, sequence: Sequence) -> Sequence:
@@ -193,6 +199,12 @@ class Engine:
             sequence.sampler.close()
             for memory in sequence.memories:
                 self.registry.release(memory)
+            self._make_room()  # a fork's cells were counted once as long as it was open
+
+    def require_idle(self) -> None:
+        """For whoever uses the contexts without a sequence. Raises BusyError while one is open."""
+        if self._sequences:
+            raise BusyError("slots", self.options.n_seq, len(self._idle), self.options.n_seq)
 
     def new_cells(self, number: int) -> list[int]:
         """Numbers for tokens that enter a sequence, so that what forks share is counted once."""
@@ -203,30 +215,38 @@ class Engine:
 
         Raises BusyError where it shares more with forks than there are free cells.
         """
+        shared = self.shared_cells(sequence)
+        self.require_cells(shared)
+        return self.new_cells(len(sequence.tokens)) if shared else sequence.cells
+
+    def shared_cells(self, sequence: Sequence, start: int = 0) -> int:
+        """How many of its cells from token `start` on forks hold too."""
         others = [other.cells for other in self._sequences if other.family == sequence.family and other is not sequence]
-        shared = len(set(sequence.cells) & set().union(*others))
-        if not shared:
-            return sequence.cells
-        reserved = self._reserved()
-        if reserved + shared > self.n_ctx:
-            raise BusyError("cells", shared, self.n_ctx - reserved, self.n_ctx)
-        return self.new_cells(len(sequence.tokens))
+        return len(set(sequence.cells[start:]) & set().union(*others)) if others else 0
+
+    def require_cells(self, wanted: int) -> None:
+        """Raise BusyError unless so many more cells can be reserved."""
+        if wanted and self._reserved() + wanted > self.n_ctx:
+            raise BusyError("cells", wanted, self.n_ctx - self._reserved(), self.n_ctx)
 
     def _admit(self, wanted: int, tokens: Series[int] = ()) -> int:
         """The idle slot that holds most of the start of `tokens`, with `wanted` cells free for it. Raises BusyError."""
         if not self._idle:
             raise BusyError("slots", 1, 0, self.options.n_seq)
-        reserved = self._reserved()
-        if reserved + wanted > self.n_ctx:
-            raise BusyError("cells", wanted, self.n_ctx - reserved, self.n_ctx)
+        self.require_cells(wanted)
         slot = max(self._idle, key=lambda idle: self.context.shared(tokens, idle))
         self._idle.remove(slot)
-        for idle in self._idle:  # what closed sequences left may stay as long as nobody needs its cells
+        self._make_room(wanted)
+        return slot
+
+    def _make_room(self, wanted: int = 0) -> None:
+        """What closed sequences left may stay as long as nobody may come to need its cells."""
+        reserved = self._reserved()
+        for idle in self._idle:
             if reserved + wanted + sum(self._held(other) for other in self._idle) <= self.n_ctx:
                 break
             for context in self._contexts():
                 context.truncate(0, idle)
-        return slot
 
     def _reserved(self) -> int:
         """Cells that the open sequences have or may come to need."""

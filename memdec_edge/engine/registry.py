@@ -40,7 +40,8 @@ class Memory:
 class Registry:
     """The memories that new sequences may use, in the order in which they were added.
 
-    `version` counts the changes. options: those of memories (LoadOptions.of_memories); n_ctx: cells of each context.
+    `version` counts the changes, for whoever keeps a copy of the list. options: those of memories
+    (LoadOptions.of_memories); n_ctx: cells of each context.
     """
 
     def __init__(self, base: Model, options: LoadOptions, n_ctx: int, abort: AbortFlag) -> None:
@@ -78,7 +79,12 @@ class Registry:
         return memory
 
     def reweight(self, memory: Memory, weight: float | None) -> None:
-        """Another lambda for new sequences; None: what the GGUF recommends. Raises OptionError, and changes nothing."""
+        """Another lambda for new sequences; None: what the GGUF recommends.
+
+        Raises OptionError for a memory that was removed and for weights that cannot be, and changes nothing.
+        """
+        if memory not in self.memories:
+            raise OptionError("the memory", memory.model.path, "it was removed; add it again")
         before = memory.options
         memory.options = replace(before, weight=weight)
         try:

@@ -21,6 +21,7 @@ from memdec_edge.context import Row
 from memdec_edge.engine.drafting import MAX_ROWS, Plan
 from memdec_edge.engine.registry import Memory
 from memdec_edge.engine.sequence import Pick, Sequence
+from memdec_edge.errors import DecodeError, NumericsError
 from memdec_edge.options import MAX_DRAFT
 
 if TYPE_CHECKING:
@@ -50,15 +51,21 @@ class Turn:
         """The token that the memories have not seen."""
         return self.draft[-1] if self.draft else self.sequence.tokens[-1]
 
-    def draft_next(self) -> int:
-        """What the memories alone pick after their newest row: a draft, or a guess that only measures acceptance."""
+    def draft_next(self) -> int | None:
+        """What the memories alone pick after their newest row: a draft, or a guess that only measures acceptance.
+
+        None where their row is no distribution: the mixture says so if its text ever comes there.
+        """
         s = self.sequence
         rows = [s.drafted[memory][self.rows - 1] for memory in s.memories]
         sampler = s.sampler
-        return picking.draft(
-            rows, s.weights, s.temperatures, sampler.chain, sampler.seed, self.start + self.rows - 1, s.forbidden,
-            s.row, sampler.scratch,
-        )  # fmt: skip
+        try:
+            return picking.draft(
+                rows, s.weights, s.temperatures, sampler.chain, sampler.seed, self.start + self.rows - 1, s.forbidden,
+                s.row, sampler.scratch,
+            )  # fmt: skip
+        except NumericsError:
+            return None
 
     def decide(self, first: int, end: int) -> None:
         """Let the mixture of rows [first, end) pick, until a pick differs from the draft."""
@@ -100,6 +107,8 @@ class Turn:
 
 def step(engine: "Engine", sequences: Series[Sequence]) -> list[list[Pick]]:
     """See Engine.step()."""
+    if any(sequence.engine is not engine for sequence in sequences):
+        raise DecodeError("a sequence of another engine; step it there")
     turns = {id(sequence): Turn(sequence) for sequence in sequences if not sequence.finished}
     active = list(turns.values())
     if not active:
@@ -135,23 +144,24 @@ def _plan(engine: "Engine", turns: list[Turn]) -> Plan:
     acceptances = [turn.sequence.acceptance.value for turn in measured or mixing]
     others = sum(1 + turn.length for turn in turns if turn not in (measured or mixing))
     if measured:
-        rows = min((MAX_ROWS - others) // len(measured) - 1, most, max(turn.room for turn in measured))
+        rows = min((MAX_ROWS - others) // len(measured) - 1, most, *(turn.room for turn in measured))
         lengths = range(max(rows, 0) + 1)
     else:
         longest = max(turn.length for turn in mixing)
         lengths = range(longest, longest + 1)
     plan = engine.policy.choose(acceptances, others, who, lengths)
     for turn in measured:
-        turn.length = min(plan.length, turn.room)
-        turn.guesses = turn.length == 0
+        turn.length = plan.length
+        turn.guesses = turn.length == 0 and len(lengths) > 1
     return plan
 
 
 def _memories_of(turns: list[Turn]) -> list[Memory]:
-    """Every memory that the sequences mix, once."""
+    """Every memory that the sequences mix, once, the oldest first."""
     if len(turns) == 1:
         return turns[0].sequence.memories
-    return list(dict.fromkeys(memory for turn in turns for memory in turn.sequence.memories))
+    found = dict.fromkeys(memory for turn in turns for memory in turn.sequence.memories)
+    return sorted(found, key=lambda memory: memory.number)
 
 
 def _draft(engine: "Engine", turns: list[Turn]) -> None:
@@ -160,8 +170,10 @@ def _draft(engine: "Engine", turns: list[Turn]) -> None:
         _memory_step(engine, drafting)
         begin = perf_counter()
         for turn in drafting:
-            turn.draft.append(turn.draft_next())
-            if turn.draft[-1] in engine.base.eog_tokens:
+            token = turn.draft_next()
+            if token is not None:
+                turn.draft.append(token)
+            if token is None or token in engine.base.eog_tokens:
                 turn.length = len(turn.draft)
         engine.counters.pick_seconds += perf_counter() - begin
 
@@ -188,9 +200,9 @@ def _verify(engine: "Engine", turns: list[Turn], overlap: bool) -> None:
     mixing = [turn for turn in turns if turn.sequence.memories]
     beside: Future[None] | None = None
     begin = perf_counter()
-    if overlap and engine.worker and mixing:
-        beside = engine.worker.submit(_memory_step, engine, mixing, timed=False)
     try:
+        if overlap and engine.worker and mixing:
+            beside = engine.worker.submit(_memory_step, engine, mixing, timed=False)
         engine.context.decode([(turn.sequence.slot, (turn.sequence.tokens[-1], *turn.draft)) for turn in turns])
         n_rows = sum(len(turn.draft) + 1 for turn in turns)
         rows = engine.context.rows(0, n_rows)
@@ -222,12 +234,15 @@ def _verify(engine: "Engine", turns: list[Turn], overlap: bool) -> None:
 
 
 def _wait_for(beside: "Future[None]") -> None:
-    """Wait for the memories even on Ctrl-C: nobody may roll their caches back while they decode."""
-    try:
-        wait([beside])
-    except BaseException:
-        wait([beside])
-        raise
+    """Wait for the memories, whatever Ctrl-C says: nobody may roll their caches back while they decode."""
+    interrupt: BaseException | None = None
+    while not beside.done():
+        try:
+            wait([beside])
+        except BaseException as error:
+            interrupt = error
+    if interrupt:
+        raise interrupt
 
 
 def _settle(engine: "Engine", turn: Turn) -> None:

@@ -42,6 +42,7 @@ class Sequence:
     ) -> None:
         self.engine, self.slot, self.family = engine, slot, family
         self.sampler, self.generation, self.limit = sampler, generation, limit
+        self._admitted = limit  # memories of a short context may lower it meanwhile
         self.closed = False
         self.tokens: list[int] = []
         self.cells: list[int] = []  # one number for each token; forks share those of their common prefix
@@ -77,10 +78,10 @@ class Sequence:
         than what the sequence holds, DecodeError for tokens that it lacks, and BusyError where tokens that the sequence
         shares with forks find no cells of their own.
         """
-        given = list(shares)
+        given, _ = list(shares), self.contexts  # raises after close()
         fusion.check_shares([weight for _, weight in given], [])
         chosen = [(memory, weight) for memory, weight in given if weight > 0]
-        shortest = min([self.limit, *(memory.model.n_ctx_train for memory, _ in chosen)])
+        shortest = min([self._admitted, *(memory.model.n_ctx_train for memory, _ in chosen)])
         if shortest < len(self.tokens):
             raise ContextError(len(self.tokens), 0, shortest)
         for index, (memory, _) in enumerate(chosen):
@@ -101,9 +102,12 @@ class Sequence:
         self.weights = [weight for _, weight in chosen]
         self.temperatures = [memory.facts.temperature for memory in self.memories]
         self.limit = shortest
-        if len(self.tokens) == shortest:
-            self.finished = self.finished or "length"
-        self.drafted = {memory: np.empty((MAX_DRAFT + 1, memory.model.n_vocab), np.float32) for memory in self.memories}
+        if self.finished != "stop":
+            self.finished = "length" if len(self.tokens) == shortest else None
+        self.drafted = {
+            memory: self.drafted.get(memory, np.empty((MAX_DRAFT + 1, memory.model.n_vocab), np.float32))
+            for memory in self.memories
+        }
         forbidden = set(self.unknown_tokens)
         if self.generation.ignore_eos:
             forbidden |= self.engine.base.eog_tokens
@@ -130,7 +134,7 @@ class Sequence:
                 raise DecodeError(f"token {token} is outside the vocabulary of {n_vocab} tokens")
 
     def emit(self, token: int) -> None:
-        """Append a token that the sampler picked (and was told of)."""
+        """Append a token that the sampler picked and, if it has a state, was told of."""
         self._emitted.append(len(self.tokens))
         self.tokens.append(token)
         self.cells.extend(self.engine.new_cells(1))
@@ -159,14 +163,17 @@ class Sequence:
         return self.engine.step([self])[0]
 
     def rewind(self, length: int) -> None:
-        """Go back to the first `length` tokens. The draws there will be those that were, unless something else changed.
+        """Go back to the first `length` tokens. The draws there will be those that were, if nothing else changed.
 
-        Raises DecodeError for a length that the sequence does not have.
+        Raises DecodeError for a length that the sequence does not have, and BusyError where it shares what it gives up
+        with forks and what comes in its place would find no cells.
         """
+        contexts = self.contexts
         if not 0 <= length <= len(self.tokens):
             raise DecodeError(f"a sequence of {len(self.tokens)} tokens has no first {length}")
+        self.engine.require_cells(self.engine.shared_cells(self, length))
         del self.tokens[length:], self.cells[length:]
-        for context in self.contexts:
+        for context in contexts:
             context.truncate(min(length, len(context.tokens[self.slot])), self.slot)
         self._emitted = [position for position in self._emitted if position < length]
         self.sampler.replay(self.tokens[position] for position in self._emitted)
@@ -175,8 +182,8 @@ class Sequence:
     def fork(self, seed: int | None = None) -> "Sequence":
         """A second sequence that goes on from here; what both hold is stored once.
 
-        It makes the same draws unless given another `seed`, 0 to 2^32 - 2. Raises BusyError where no slot or too few
-        cells are free, OptionError for the seed.
+        It makes the same draws unless given another `seed`, 0 to 2^32 - 2. What this one has not read is read first.
+        Raises BusyError where no slot or too few cells are free, OptionError for the seed, and as prefill().
         """
         return self.engine.fork(self, seed)
 
