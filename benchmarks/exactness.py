@@ -2,8 +2,8 @@
 
     python benchmarks/exactness.py BASE.gguf MEMORY.gguf [--prompts 50] [--tokens 128] [--defaults]
 
-For each of five chains every prompt is continued with draft 0, 1, 3, 8 and auto, several prompts side by side (but with
-auto), each with a seed that is the same for all drafts, with F32 KV cache and flash attention off, or with llama.cpp's
+For each of five chains every prompt is continued with draft 0, 1, 3, 8 and auto, several prompts side by
+side, each with a seed that is the same for all drafts, with F32 KV cache and flash attention off, or with llama.cpp's
 defaults where --defaults is given. The texts must be identical but where llama.cpp's own numbers decide: its logits
 depend a little on how many rows a pass has. So each divergence is shown with the gap between the two tokens' noisy
 scores, logit / temperature + Gumbel noise (for greedy the logits), in the mixture computed afresh at that place: below
@@ -54,10 +54,10 @@ def continuations(
 ) -> list[list[int]]:
     """Ids after each prompt, whose seed is its number; as many side by side as the engine has slots.
 
-    With auto one at a time: side by side there would be no rows left to draft.
+    With auto two at a time: with more of them there would be few rows left to draft.
     """
     generation, texts = GenerationOptions(tokens, ignore_eos=True, draft=draft), list[list[int]]()
-    at_once = 1 if draft is None else engine.options.n_seq
+    at_once = min(2, engine.options.n_seq) if draft is None else engine.options.n_seq
     for start in range(0, len(prompts), at_once):
         sequences = [
             engine.sequence(prompt, SamplingOptions(seed=seed, **chain), generation, limit=len(prompt) + tokens)

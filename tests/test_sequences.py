@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from memdec_edge.engine import Engine, Pick, Sequence
@@ -118,6 +119,22 @@ def test_a_long_prompt_is_read_while_others_run_and_changes_nothing(
             found += finish(first)
     with truth_of(family, 0) as truth:
         assert same(truth, prompts(4)[0], found, alone[0], replace(WARM, seed=0))
+
+
+def test_a_prompt_read_in_pieces_between_the_steps_of_another_gives_what_it_gives_at_once(fresh: Engine) -> None:
+    prompt = (prompts(9)[8] * 40)[:200]
+    with (
+        closing(fresh.sequence(prompt, GREEDY, limit=210)) as whole,
+        closing(fresh.sequence([7, 8], WARM, limit=60)) as other,
+    ):
+        with closing(fresh.sequence(prompt, GREEDY, limit=210)) as long:  # in a slot of its own: `whole` is open
+            left = []
+            for _ in range(4):
+                left.append(long.prefill(70))
+                assert other.step()
+            assert left == [129, 59, 0, 0]
+            assert [len(context.tokens[long.slot]) for context in long.contexts] == [199, 199]
+            np.testing.assert_allclose(long.logits(), whole.logits(), atol=1e-3)
 
 
 def test_a_stop_leaves_all_sequences_of_the_round_where_they_stood(

@@ -36,7 +36,7 @@ CacheTypeK = Annotated[str, typer.Option("-ctk", "--cache-type-k", help="Type of
 CacheTypeV = Annotated[str, typer.Option("-ctv", "--cache-type-v", help="Type of the V cache: f32, f16, q8_0, ...")]
 Draft = Annotated[
     str,
-    typer.Option("--draft", metavar="N|auto", help="Tokens, 0 to 16, that memories draft; changes speed, not text."),
+    typer.Option("--draft", metavar="N|auto", help="Tokens, 0 to 16, that memories draft; a matter of speed."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Mix models whose vocabularies differ.")]
 LOAD_FLAGS = Flags(

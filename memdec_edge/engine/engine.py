@@ -270,9 +270,9 @@ class Engine:
     def step(self, sequences: Series[Sequence]) -> list[list[Pick]]:
         """One round for all of `sequences`: each emits a token, and more where drafted ones were right.
 
-        A sequence that has not read its tokens reads them first; one that is finished emits nothing. The last pick of a
-        sequence that finishes with "stop" is the end-of-generation token. Raises Cancelled, DecodeError, NumericsError;
-        all sequences then stand where they stood.
+        A sequence that has not read its tokens reads them first, by itself, see Sequence.prefill(); one that is
+        finished emits nothing. The last pick of a sequence that finishes with "stop" is the end-of-generation token.
+        Raises Cancelled, DecodeError, NumericsError; all sequences then stand where they stood.
         """
         return rounds.step(self, sequences)
 

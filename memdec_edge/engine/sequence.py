@@ -141,13 +141,21 @@ class Sequence:
         if len(self.tokens) == self.limit:
             self.finished = "length"
 
-    def prefill(self) -> None:
-        """Decode all tokens but the last. Raises Cancelled and DecodeError; called again, it goes on."""
+    def prefill(self, most: int | None = None) -> int:
+        """Decode all tokens but the last, or only the next `most` of them; how many are left.
+
+        A step does that first. Who serves several sequences reads a long prompt in pieces, between the others' steps.
+        Raises Cancelled and DecodeError; called again, it goes on.
+        """
         if not self.tokens:
             raise DecodeError("the sequence has nothing to decode; give at least one token")
-        for context in self.contexts:
-            if len(context.tokens[self.slot]) != len(self.tokens) - 1:
-                context.prefill(self.tokens[:-1], self.slot)
+        wanted = len(self.tokens) - 1
+        held = [len(context.tokens[self.slot]) for context in self.contexts]
+        end = wanted if most is None else min(wanted, min(held) + most)
+        for context, length in zip(self.contexts, held, strict=True):
+            if length < end or length > wanted:
+                context.prefill(self.tokens[:end], self.slot)
+        return wanted - end
 
     def logits(self) -> Row:
         """The mixed logits after the last token, float32 [n_vocab of the base]; the sequence's own buffer.
