@@ -37,7 +37,8 @@ class Drafted(Figures):
     among them; None where there was neither. draft_lengths: rounds by drafted tokens.
 
     predicted_tps: at the measured costs and this acceptance, mixing and Python for nothing, by the best length or the
-    one that was asked for (predicted_length); predicted_share: gen_tps over that. None where the costs are unknown.
+    one that was asked for (predicted_length); predicted_share: what all runs together reached of it, since it is their
+    acceptance. None where the costs are unknown.
     """
 
     acceptance: float | None
@@ -80,6 +81,7 @@ def figures(runs: Sequence[Run], options: BenchOptions, n_bytes: tuple[int, int]
 def drafted(found: Figures, runs: Sequence[Run], costs: Costs | None, lengths: Iterable[int]) -> Drafted:
     """What drafting adds to its figures. lengths: those that could be drafted."""
     counted = [run.counters for run in runs]
+    emitted = sum(one.emitted for one in counted)
     judged = sum(one.drafted + one.guessed for one in counted)
     right = sum(one.accepted + one.guessed_right for one in counted)
     acceptance = right / judged if judged else None
@@ -90,11 +92,11 @@ def drafted(found: Figures, runs: Sequence[Run], costs: Costs | None, lengths: I
     return Drafted(
         **asdict(found),
         acceptance=acceptance,
-        tokens_per_base_pass=sum(one.emitted for one in counted) / sum(one.rounds for one in counted),
+        tokens_per_base_pass=emitted / sum(one.rounds for one in counted),
         draft_lengths=dict(sorted(sum((one.lengths for one in counted), Counter()).items())),
         predicted_tps=best[0] if best else None,
         predicted_length=best[1] if best else None,
-        predicted_share=found.gen_tps / best[0] if best else None,
+        predicted_share=emitted / sum(run.gen_seconds for run in runs) / best[0] if best else None,
     )
 
 
