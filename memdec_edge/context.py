@@ -47,13 +47,14 @@ class Context:
         self._handle = None
         self._abort = abort or AbortFlag()
         threads = options.threads or default_threads()
+        self._threads = (threads, options.threads_batch or threads)  # of one row, of several
+        self._lent = 0
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = max(min(options.n_batch, n_ctx), n_seq)
         params.n_seq_max = n_seq
         params.kv_unified = True  # else each slot has n_ctx / n_seq cells, and a prefix cannot be copied
-        params.n_threads = threads
-        params.n_threads_batch = options.threads_batch or threads
+        params.n_threads, params.n_threads_batch = self._threads
         params.flash_attn_type = FLASH_ATTENTION[options.flash_attn]
         params.type_k = CACHE_TYPES[options.cache_type_k]
         params.type_v = CACHE_TYPES[options.cache_type_v]
@@ -103,6 +104,7 @@ class Context:
         Decodes in batches of n_batch. Raises ContextError when there are more tokens than cells, Cancelled on Ctrl-C or
         cancel(), DecodeError when llama.cpp refuses; the slot then holds what was decoded so far.
         """
+        self.use_threads(0)
         self.truncate(self.shared(tokens, slot), slot)
         for start in range(len(self.tokens[slot]), len(tokens), self.n_batch):
             self._decode([(slot, tokens[start : start + self.n_batch])], every_row=False)
@@ -136,6 +138,13 @@ class Context:
         then holds what it held.
         """
         self._decode(parts, every_row=True)
+
+    def use_threads(self, count: int) -> None:
+        """Decode with `count` threads from here on; 0: with as many as the options say, as prefill() does."""
+        if count != self._lent:
+            self._lent = count
+            one, several = (count, count) if count else self._threads
+            llama_cpp.llama_set_n_threads(self._open(), one, several)
 
     def rows(self, first: int, count: int = 1) -> Row:
         """Logits of `count` rows of the last batch, float32 [count, n_vocab]: a view, valid until the next decode.

@@ -156,7 +156,7 @@ def test_a_run_starts_from_empty_caches_and_counts_all_its_tokens(family: Family
             assert 20 - 1 <= steps <= 20 + found.counters.drafted  # each token once, refused ones besides
         costs = row_costs(engine, engine.memories, prompt, 50, 4)
         assert list(costs.base) == [1, 2, 3, 4]
-        assert list(costs.beside) == ([1, 2, 3, 4] if engine.worker else [])
+        assert list(costs.beside) == ([1, 2, 3, 4] if engine.division else [])
         assert run(engine, sampling, generation, (), prompt).counters.memory_steps == 0
 
 

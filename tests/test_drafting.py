@@ -125,8 +125,8 @@ def test_the_best_length_of_any_table_is_found_and_kept(table: list[int], accept
 def test_lengths_whose_costs_another_program_spoiled_are_found_again() -> None:
     policy = DraftPolicy()
     play(policy, 0.8, lambda rows: 0.020 if rows == 1 else 0.100, 0.001, 40)
-    assert set(play(policy, 0.8, lambda rows: 0.020, 0.001, 400)) == {0}
-    assert set(play(policy, 0.8, lambda rows: 0.020, 0.001, 1000)[-100:]) == {7}
+    assert set(play(policy, 0.8, lambda rows: 0.020, 0.001, 800)) == {0}
+    assert min(play(policy, 0.8, lambda rows: 0.020, 0.001, 2000)[-100:]) >= 4  # at less than half the cost of 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -240,7 +240,7 @@ def test_without_a_draft_the_guess_keeps_acceptance_up_to_date(family: Family, m
     for overlap in (False, True):
         options = replace(ONE_THREAD, memory_threads=1, threads=1)
         with closing(Engine(family.base, [MemoryOptions(family.memory, 0.999)], options)) as engine:
-            if overlap and not engine.worker:
+            if overlap and not engine.division:
                 pytest.skip("one CPU: nothing decodes side by side")
             monkeypatch.setattr(engine.policy, "choose", lambda *_: Plan(0, overlap))  # noqa: B023
             engine.policy.acceptance.value = 0.1
@@ -261,7 +261,7 @@ def test_decoding_side_by_side_gives_the_same_text_and_can_be_stopped(
         with closing(
             Engine(family.base, [MemoryOptions(family.memory, 0.6)], replace(ONE_THREAD, threads=1))
         ) as engine:
-            if not engine.worker:
+            if not engine.division:
                 pytest.skip("one CPU: nothing decodes side by side")
             texts = {}
             for draft in (0, 3, 8, None):
@@ -293,7 +293,7 @@ def test_ctrl_c_beside_a_decode_of_the_memories_waits_for_it_before_anything_is_
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closing(Engine(family.base, [MemoryOptions(family.memory, 0.6)], ONE_THREAD)) as engine:
-        if not engine.worker:
+        if not engine.division:
             pytest.skip("one CPU: nothing decodes side by side")
         monkeypatch.setattr(engine.policy, "overlaps", (True,))
         generation = GenerationOptions(draft=0, ignore_eos=True)

@@ -15,6 +15,7 @@ import llama_cpp
 
 from memdec_edge.context import Context, default_threads
 from memdec_edge.engine import Counters, Engine, Memory
+from memdec_edge.engine.drafting import SETTLING
 from memdec_edge.evaluate import join_documents
 from memdec_edge.options import CACHE_TYPES, GenerationOptions, LoadOptions, SamplingOptions
 
@@ -133,8 +134,12 @@ def row_costs(engine: Engine, mixed: Sequence[Memory], prompt: Sequence[int], st
             seconds = step()
             base[n] = pass_seconds(engine.context, tokens[start : start + n])
         steps.append(seconds)
-        if engine.worker and mixed:
-            for _ in range(2):
+    if engine.division and mixed:
+        engine.context.use_threads(engine.division[0])
+        for context in memories:
+            context.use_threads(engine.division[1])
+        for n in range(1, rows + 1 if engine.policy.overlaps_drafts else 2):
+            for _ in range(2 if n > 1 else 2 + SETTLING):
                 begin = perf_counter()
                 running = engine.worker.submit(step)
                 pass_seconds(engine.context, tokens[start : start + n])

@@ -16,7 +16,9 @@ KEPT = 5  # measurements of a cost whose median counts
 TRIALS = 3  # visits of a length before it is judged; the first is not counted
 CONTENDER = 0.85  # lengths that promise this share of the best rate are measured again
 STALE = 64  # every so many rounds
-PATIENCE = 512  # rounds until others are, then twice as many: a busy machine may have spoiled their costs
+SETTLING = 2  # rounds in which threads that waited for work of the other way still spin
+PATIENCE = 1024  # rounds until others are, then twice as many, for a busy machine may have spoiled their costs,
+SPOILED = 3  # but not if so many times cheaper they could not win
 
 
 class Cost:
@@ -71,21 +73,27 @@ def expected_tokens(acceptance: float, length: int) -> float:
 
 
 class DraftPolicy:
-    """The table of costs, and the choice. `overlaps`: ways of decoding that may be tried, (False,) or (False, True).
+    """The table of costs, and the choice. `overlaps`: ways of decoding that may be tried, (False,) or (False, True);
+    overlaps_drafts: in rounds that draft too, which have little to gain where the two ways divide threads differently.
 
     A base is timed by (rows, overlap), with overlap the memories' last step is in its time; a step of the memories by
     (who, rows), `who` naming the memories that take part.
     """
 
     def __init__(self, overlaps: tuple[bool, ...] = (False,)) -> None:
-        self.overlaps = overlaps
+        self.overlaps, self.overlaps_drafts = overlaps, True
         self.acceptance = Acceptance()  # of all sequences; what a new one starts from
         self.rounds = 0
+        self._way, self._rounds_of_way = False, SETTLING  # the way of decoding at present, and since when
         self.base: defaultdict[tuple[int, bool], Cost] = defaultdict(Cost)
         self.memory: defaultdict[tuple[tuple[int, ...], int], Cost] = defaultdict(Cost)
 
     def add_base(self, rows: int, overlap: bool, seconds: float) -> None:
-        """A decode of the base that took `seconds`."""
+        """A decode of the base that took `seconds`; not counted just after a change of the way of decoding."""
+        self._rounds_of_way = self._rounds_of_way + 1 if overlap == self._way else 0
+        self._way = overlap
+        if self._rounds_of_way < SETTLING:
+            return
         self.base[rows, overlap].add(seconds, self.rounds)
 
     def add_memory(self, who: tuple[int, ...], rows: int, seconds: float) -> None:
@@ -100,7 +108,12 @@ class DraftPolicy:
         cheapest known; so does one that was not measured for long and could win likewise.
         """
         self.rounds += 1
-        plans = [Plan(length, overlap) for length in lengths for overlap in self.overlaps]
+        plans = [
+            Plan(length, overlap)
+            for length in lengths
+            for overlap in self.overlaps
+            if not (length and overlap) or self.overlaps_drafts
+        ]
         if len(plans) == 1:
             return plans[0]
         n = len(acceptances)
@@ -121,7 +134,7 @@ class DraftPolicy:
                 return plan
         for plan, rate in rates.items():
             cost = self.base[n * (plan.length + 1) + others, plan.overlap]
-            hope = self._rate(acceptances, others, who, plan, cheapest)
+            hope = self._rate(acceptances, others, who, plan, max(cheapest, cost.seconds / SPOILED))
             contends = rate >= CONTENDER * best
             if hope > best and self.rounds - cost.seen > (STALE if contends else cost.patience):
                 cost.patience *= 1 if contends else 2

@@ -82,8 +82,13 @@ class Engine:
             for memory, (model, warning) in zip(chosen, opened, strict=True):
                 self.registry.attach(memory, model, warning)
             undo.pop_all()
-        self.worker = ThreadPoolExecutor(1, "memories") if _share_nothing(options) else None
-        self.policy.overlaps = (False, True) if self.worker else (False,)
+        self.worker = ThreadPoolExecutor(1, "memories")  # it has no thread until there is work
+        self._divide_threads()
+
+    def _divide_threads(self) -> None:
+        self.division = _divide(self.options, self.base.path, [memory.model.path for memory in self.memories])
+        self.policy.overlaps = (False,) if self.division is None else (False, True)
+        self.policy.overlaps_drafts = self.division == (0, 0)
 
     @property
     def warnings(self) -> list[str]:
@@ -104,7 +109,9 @@ class Engine:
 
     def add(self, options: MemoryOptions) -> Memory:
         """Open one more memory; sequences may mix() it at once. Errors: see Registry.add()."""
-        return self.registry.add(options)
+        memory = self.registry.add(options)
+        self._divide_threads()
+        return memory
 
     def reweight(self, memory: Memory, weight: float | None) -> None:
         """Another lambda for new sequences, see Registry.reweight(). A running one is changed by Sequence.mix()."""
@@ -113,6 +120,7 @@ class Engine:
     def remove(self, memory: Memory) -> None:
         """Give new sequences a memory no more; it is closed when none uses it, see Registry.remove()."""
         self.registry.remove(memory)
+        self._divide_threads()
 
     def weights(self, total: float | None = None) -> list[float]:
         """A lambda for each memory; `total` is their sum where given (see weights.mixture_weights)."""
@@ -284,21 +292,28 @@ class Engine:
         """Free samplers, KV caches and models."""
         for sequence in list(self._sequences):
             sequence.close()
-        if self.worker:
-            self.worker.shutdown()
+        self.worker.shutdown()
         self.registry.close()
         self.context.close()
         self.base.close()
 
 
-def _share_nothing(options: LoadOptions) -> bool:
-    """Whether base and memories may decode at the same time: they must not fight for the same units.
+def _divide(options: LoadOptions, base: Path, memories: list[Path]) -> tuple[int, int] | None:
+    """Threads of base and memories while they decode at the same time, 0 for their usual ones; None: never do so.
 
-    They do not where one runs on a GPU and the other on the CPU, nor on the CPU with threads that together are no more
-    than there are CPUs. Each uses all CPUs by default, one after the other; --threads and --memory-threads divide them.
+    They must not fight for the same units. They do not where one runs on a GPU and the other on the CPU, nor on the CPU
+    with --threads and --memory-threads that together are no more than there are CPUs. Without --memory-threads those of
+    the base are divided in the ratio of the files, at least one for each. Which way is faster is measured.
     """
-    base, memory = (has_gpu() and some.n_gpu_layers > 0 for some in (options, options.of_memories()))
-    if base or memory:
-        return base != memory
+    on_gpu = [has_gpu() and some.n_gpu_layers > 0 for some in (options, options.of_memories())]
+    if any(on_gpu):
+        return None if all(on_gpu) else (0, 0)
     cpus = default_threads()
-    return (options.threads or cpus) + (options.of_memories().threads or cpus) <= cpus
+    threads = options.threads or cpus
+    if threads + (options.memory_threads or threads) <= cpus:
+        return (0, 0)
+    if options.memory_threads or threads < 2:
+        return None
+    sizes = [path.stat().st_size for path in (base, *memories)]
+    lent = min(max(round(threads * sum(sizes[1:]) / sum(sizes)), 1), threads - 1)
+    return (threads - lent, lent)

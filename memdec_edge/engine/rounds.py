@@ -178,11 +178,12 @@ def _draft(engine: "Engine", turns: list[Turn]) -> None:
         engine.counters.pick_seconds += perf_counter() - begin
 
 
-def _memory_step(engine: "Engine", turns: list[Turn], *, timed: bool = True) -> None:
-    """Decode each turn's newest token in its memories and keep the rows."""
+def _memory_step(engine: "Engine", turns: list[Turn], *, threads: int = 0, timed: bool = True) -> None:
+    """Decode each turn's newest token in its memories and keep the rows; threads: see Context.use_threads()."""
     begin, memories = perf_counter(), _memories_of(turns)
     for memory in memories:
         users = [turn for turn in turns if memory in turn.sequence.memories]
+        memory.context.use_threads(threads)
         memory.context.decode([(turn.sequence.slot, (turn.newest,)) for turn in users])
         for turn, row in zip(users, memory.context.rows(0, len(users)), strict=True):
             turn.sequence.drafted[memory][turn.rows] = row
@@ -201,8 +202,10 @@ def _verify(engine: "Engine", turns: list[Turn], overlap: bool) -> None:
     beside: Future[None] | None = None
     begin = perf_counter()
     try:
-        if overlap and engine.worker and mixing:
-            beside = engine.worker.submit(_memory_step, engine, mixing, timed=False)
+        base_threads, memory_threads = (overlap and mixing and engine.division) or (0, 0)
+        engine.context.use_threads(base_threads)
+        if overlap and mixing:
+            beside = engine.worker.submit(_memory_step, engine, mixing, threads=memory_threads, timed=False)
         engine.context.decode([(turn.sequence.slot, (turn.sequence.tokens[-1], *turn.draft)) for turn in turns])
         n_rows = sum(len(turn.draft) + 1 for turn in turns)
         rows = engine.context.rows(0, n_rows)
