@@ -5,8 +5,9 @@
 Part 1, plain mixture (draft 0) against base alone + memory alone, SmolLM2-135M unless another base is given. Each model
 alone is a bare loop over ctypes: a token id that is known before is put into a llama_batch, then llama_decode and
 llama_get_logits_ith (which waits for the result); all of that is counted, picking a token is not, there is none. Of the
-mixture all of Engine.step() is counted. The three take turns of 16 tokens at the same positions; the ratio is the
-median over the turns, for greedy and for default sampling.
+mixture all of Engine.step() is counted, once with base and memory in turn, as the sum is, and once as the engine
+chooses, which may be at the same time. The three take turns of 32 tokens at the same positions; the ratio is the median
+over the turns, for greedy and for default sampling.
 
 Part 2, Python in a round, on a base and a memory of 2 layers: the time of Engine.step() less the time inside
 llama_decode and the functions of memdec_edge._native (other calls of llama.cpp count as Python); median over rounds.
@@ -21,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -34,7 +36,7 @@ from memdec_edge.demo import GENERAL, demo_base
 from memdec_edge.engine import Engine
 from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
 
-PROMPT, TURN, N_CTX = 64, 16, 512  # tokens
+PROMPT, TURN, N_CTX = 64, 32, 512  # tokens
 CHAINS = {"greedy": SamplingOptions(temperature=0), "default": SamplingOptions(seed=1)}
 
 
@@ -88,10 +90,11 @@ def plain_against_bare(base: Path, memory: Path, threads: int, blocks: int) -> d
         closing(Bare(base, threads)) as bare_base,
         closing(Bare(memory, threads)) as bare_memory,
     ):
-        engine.policy.overlaps = (False,)  # one after the other, as the sum is
+        ways = {"in turn": (False,), "by choice": engine.policy.overlaps}
         text = engine.base.tokenize(GENERAL.read_text(encoding="utf-8"))[:N_CTX]
         generation = GenerationOptions(ignore_eos=True, draft=0)
-        for name, sampling in CHAINS.items():
+        for (way, overlaps), (chain, sampling) in product(ways.items(), CHAINS.items()):
+            engine.policy.overlaps = overlaps
             times: list[tuple[float, float, float]] = []
             with closing(engine.sequence(text[:PROMPT], sampling, generation)) as sequence:
                 sequence.step()  # reads the prompt
@@ -106,7 +109,7 @@ def plain_against_bare(base: Path, memory: Path, threads: int, blocks: int) -> d
                         sequence.step()
                     times.append((base_seconds, memory_seconds, perf_counter() - begin))
             times = times[1:]  # the first warms up
-            found[name] = {
+            found[f"{chain}, {way}"] = {
                 "base_ms": 1e3 * median(b for b, _, _ in times) / TURN,
                 "memory_ms": 1e3 * median(m for _, m, _ in times) / TURN,
                 "mixture_ms": 1e3 * median(both for _, _, both in times) / TURN,
@@ -179,11 +182,11 @@ def main() -> None:
     if not 1 <= args.blocks <= (N_CTX - PROMPT) // TURN - 2:
         parser.error(f"--blocks must be from 1 to {(N_CTX - PROMPT) // TURN - 2}")
     plain = plain_against_bare(args.base or demo_base(), args.memory, args.threads, args.blocks)
-    print("milliseconds a token     base   memory      sum  mixture   ratio")
+    print("milliseconds a token         base   memory      sum  mixture   ratio")
     for chain, ms in plain.items():
         alone = ms["base_ms"] + ms["memory_ms"]
         print(
-            f"{chain:20} {ms['base_ms']:8.2f} {ms['memory_ms']:8.2f} {alone:8.2f} {ms['mixture_ms']:8.2f} "
+            f"{chain:24} {ms['base_ms']:8.2f} {ms['memory_ms']:8.2f} {alone:8.2f} {ms['mixture_ms']:8.2f} "
             f"{ms['ratio']:7.3f}"
         )
     python = python_per_round(args.rounds)
