@@ -39,7 +39,7 @@ class LoadOptions:
     n_batch: int = 512  # tokens evaluated in one pass during prefill
     threads: int = 0  # of decoding; 0: one per CPU that this process may use
     threads_batch: int = 0  # of prefill; 0: as `threads`
-    memory_threads: int = 0  # of memories, prefill too; 0: as the base
+    memory_threads: int = 0  # of memories, prefill too; 0: as the base, or a part of its where both decode at a time
     n_gpu_layers: int = 999  # layers put on a GPU where llama-cpp-python was built for one
     memory_gpu_layers: int | None = None  # of each memory; None: as the base
     flash_attn: str = "auto"  # on, off, auto
