@@ -104,13 +104,7 @@ class Context:
         Decodes in batches of n_batch. Raises ContextError when there are more tokens than cells, Cancelled on Ctrl-C or
         cancel(), DecodeError when llama.cpp refuses; the slot then holds what was decoded so far.
         """
-        self.use_threads(0)
-        self.truncate(self.shared(tokens, slot), slot)
-        for start in range(len(self.tokens[slot]), len(tokens), self.n_batch):
-            self._decode([(slot, tokens[start : start + self.n_batch])], every_row=False)
-        llama_cpp.llama_synchronize(
-            self._open()
-        )  # a GPU works on after llama_decode: whoever times this means all of it
+        self._read(tokens, slot, len(tokens))
 
     def feed(self, tokens: Sequence[int], slot: int = 0) -> Row:
         """As prefill(), and return the logits after the last token, float32 [n_vocab].
@@ -119,13 +113,22 @@ class Context:
         """
         if not tokens:
             raise DecodeError(f"{self.model.path}: nothing to decode; give at least one token")
-        self.truncate(min(self.shared(tokens, slot), len(tokens) - 1), slot)
-        self.prefill(tokens, slot)
+        self._read(tokens, slot, len(tokens) - 1)
         row: Row = self.rows(-1)[0]
         return row
 
+    def _read(self, tokens: Sequence[int], slot: int, most: int) -> None:
+        """Keep what a slot shares with `tokens`, at most `most` of them, and decode the rest."""
+        self.use_threads(0)
+        self.truncate(min(self.shared(tokens, slot), most), slot)
+        for start in range(len(self.tokens[slot]), len(tokens), self.n_batch):
+            self._decode([(slot, tokens[start : start + self.n_batch])], every_row=False)
+        # A GPU works on after llama_decode: whoever times this means all of it.
+        llama_cpp.llama_synchronize(self._open())
+
     def feed_rows(self, tokens: Sequence[int], slot: int = 0) -> Iterator[Row]:
         """Decode `tokens` after what a slot holds; yield the logits after each, in order, as feed() does."""
+        self.use_threads(0)
         for start in range(0, len(tokens), self.n_batch):
             chunk = tokens[start : start + self.n_batch]
             self._decode([(slot, chunk)], every_row=True)
@@ -210,9 +213,8 @@ class Context:
     def truncate(self, length: int, slot: int = 0) -> None:
         """Roll a slot back to its first `length` tokens; one that cannot is emptied (prefill() fills it again)."""
         self._open()
-        lost = self._window and llama_cpp.llama_memory_seq_pos_min(self._cells, slot) > max(
-            0, length - self._window + 1
-        )
+        needed = max(0, length - self._window + 1)  # the oldest position that the window still sees from there
+        lost = self._window and llama_cpp.llama_memory_seq_pos_min(self._cells, slot) > needed
         if lost or not llama_cpp.llama_memory_seq_rm(self._cells, slot, length, -1):
             llama_cpp.llama_memory_seq_rm(self._cells, slot, -1, -1)
             length = 0

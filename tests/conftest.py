@@ -1,11 +1,18 @@
-"""Fixtures that several test files share: a family of tiny GGUFs, made once per run."""
+"""Fixtures that several test files share: a family of tiny GGUFs, made once per run, and models and engines of them."""
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from memdec_edge.engine import Engine
+from memdec_edge.llama import Model
+from memdec_edge.options import MemoryOptions
+from tests.plain import FOUR
+from tests.real import SMOLLM2
 from tests.tiny import OTHER_TEXT, tiny_checkpoint, tiny_gguf
 
 RENAMED_TOKEN = 300  # the id whose text differs in `Family.renamed`
@@ -55,3 +62,32 @@ def checkpoint(family: Family, tmp_path: Path) -> Path:
 def out(tmp_path: Path) -> Path:
     """Where a memory GGUF may be written; its folder does not exist yet."""
     return tmp_path / "out" / "memdec-own.gguf"
+
+
+@pytest.fixture(scope="module")
+def model(family: Family) -> Iterator[Model]:
+    opened = Model(family.base)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Iterator[Model]:
+    opened = Model(SMOLLM2)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def engine(family: Family) -> Iterator[Engine]:
+    """Two memories, four slots, 1,024 cells."""
+    memories = [MemoryOptions(family.memory, 0.4), MemoryOptions(family.padded, 0.3)]
+    with closing(Engine(family.base, memories, FOUR)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def fresh(family: Family) -> Iterator[Engine]:
+    """One memory, four slots, 512 cells, nothing in them."""
+    with closing(Engine(family.base, [MemoryOptions(family.memory, 0.6)], replace(FOUR, n_ctx=512))) as opened:
+        yield opened

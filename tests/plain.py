@@ -25,6 +25,7 @@ from tests.real import EXACT
 
 TIE = 1e-3  # of scores: logit / temperature + noise
 ONE_THREAD = replace(EXACT, threads=1)
+FOUR = replace(ONE_THREAD, n_seq=4, n_ctx=1024)  # slots
 GREEDY = SamplingOptions(temperature=0.0)
 WARM = SamplingOptions(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
 USUAL = SamplingOptions(temperature=0.7, top_k=40, top_p=0.95, min_p=0.05)

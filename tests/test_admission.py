@@ -1,7 +1,7 @@
 """Slots and cells: who is let in, what is given back, and how long a sequence may become."""
 
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -15,6 +15,7 @@ from memdec_edge.errors import BusyError, Cancelled, ContextError, OptionError
 from memdec_edge.options import GenerationOptions, MemoryOptions
 from tests.conftest import Family
 from tests.plain import (
+    FOUR,
     GREEDY,
     ONE_THREAD,
     PENALISED,
@@ -28,22 +29,6 @@ from tests.plain import (
     watched,
 )
 from tests.tiny import tiny_checkpoint, tiny_gguf
-
-FOUR = replace(ONE_THREAD, n_seq=4, n_ctx=1024)
-
-
-@pytest.fixture(scope="module")
-def engine(family: Family) -> Iterator[Engine]:
-    memories = [MemoryOptions(family.memory, 0.4), MemoryOptions(family.padded, 0.3)]
-    with closing(Engine(family.base, memories, FOUR)) as opened:
-        yield opened
-
-
-@pytest.fixture
-def fresh(family: Family) -> Iterator[Engine]:
-    """One memory, four slots, 512 cells, nothing in them."""
-    with closing(Engine(family.base, [MemoryOptions(family.memory, 0.6)], replace(FOUR, n_ctx=512))) as opened:
-        yield opened
 
 
 def test_slots_that_are_taken_are_named_with_numbers(fresh: Engine) -> None:

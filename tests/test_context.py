@@ -15,29 +15,14 @@ from memdec_edge.context import Context
 from memdec_edge.errors import Cancelled, ContextError, DecodeError, ModelFileError
 from memdec_edge.llama import Model
 from memdec_edge.options import CACHE_TYPES, LoadOptions
-from tests.conftest import Family
-from tests.real import EXACT, SMOLLM2
+from tests.real import EXACT
 
 OPTIONS = replace(EXACT, n_batch=16)
-
-
-@pytest.fixture(scope="module")
-def model(family: Family) -> Iterator[Model]:
-    opened = Model(family.base)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
 def context(model: Model) -> Iterator[Context]:
     opened = Context(model, OPTIONS, 128)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Iterator[Model]:
-    opened = Model(SMOLLM2)
     yield opened
     opened.close()
 

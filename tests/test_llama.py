@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import llama_cpp
@@ -15,20 +14,6 @@ from memdec_edge.errors import CorpusError, DecodeError, MissingFileError, Model
 from memdec_edge.llama import Model
 from tests.conftest import Family
 from tests.real import SMOLLM2
-
-
-@pytest.fixture(scope="module")
-def model(family: Family) -> Iterator[Model]:
-    opened = Model(family.base)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Iterator[Model]:
-    opened = Model(SMOLLM2)
-    yield opened
-    opened.close()
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ import pytest
 
 from memdec_edge.engine import Engine, Pick, Sequence
 from memdec_edge.errors import BusyError
-from memdec_edge.options import GenerationOptions, MemoryOptions, SamplingOptions
+from memdec_edge.options import GenerationOptions, SamplingOptions
 from tests.conftest import Family
 from tests.plain import (
     GREEDY,
-    ONE_THREAD,
     PENALISED,
     WARM,
     WORDS,
@@ -26,23 +25,8 @@ from tests.plain import (
     watched,
 )
 
-FOUR = replace(ONE_THREAD, n_seq=4, n_ctx=1024)
 SHARES = [(0.6, 0.0), (0.3, 0.4), (0.0, 0.7), (0.0, 0.0)]  # of `memory` and `padded`
 CHOICES = list(zip(SHARES, [WARM, PENALISED, WORDS, GREEDY], [3, 8, None, 4], [64, 50, 40, 30], strict=True))
-
-
-@pytest.fixture(scope="module")
-def engine(family: Family) -> Iterator[Engine]:
-    memories = [MemoryOptions(family.memory, 0.4), MemoryOptions(family.padded, 0.3)]
-    with closing(Engine(family.base, memories, FOUR)) as opened:
-        yield opened
-
-
-@pytest.fixture
-def fresh(family: Family) -> Iterator[Engine]:
-    """One memory, four slots, 512 cells, nothing in them."""
-    with closing(Engine(family.base, [MemoryOptions(family.memory, 0.6)], replace(FOUR, n_ctx=512))) as opened:
-        yield opened
 
 
 def begin(engine: Engine, index: int, prompt: list[int]) -> Sequence:

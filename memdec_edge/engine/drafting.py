@@ -16,9 +16,9 @@ KEPT = 5  # measurements of a cost whose median counts
 TRIALS = 3  # visits of a length before it is judged; the first is not counted
 CONTENDER = 0.85  # lengths that promise this share of the best rate are measured again
 STALE = 64  # every so many rounds
-SETTLING = 2  # rounds in which threads that waited for work of the other way still spin
 PATIENCE = 1024  # rounds until others are, then twice as many, for a busy machine may have spoiled their costs,
 SPOILED = 3  # but not if so many times cheaper they could not win
+SETTLING = 2  # rounds after a change of the way of decoding in which threads that waited for the other still spin
 
 
 class Cost:

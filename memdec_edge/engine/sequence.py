@@ -61,9 +61,12 @@ class Sequence:
     @property
     def contexts(self) -> list[Context]:
         """The contexts that this sequence uses, the base's first. Raises DecodeError after close()."""
+        self._require_open()
+        return [self.engine.context, *(memory.context for memory in self.memories)]
+
+    def _require_open(self) -> None:
         if self.closed:
             raise DecodeError("the sequence is closed; its place in the contexts belongs to others")
-        return [self.engine.context, *(memory.context for memory in self.memories)]
 
     @property
     def rolls_back(self) -> bool:
@@ -78,7 +81,8 @@ class Sequence:
         than what the sequence holds, DecodeError for tokens that it lacks, and BusyError where tokens that the sequence
         shares with forks find no cells of their own.
         """
-        given, _ = list(shares), self.contexts  # raises after close()
+        self._require_open()
+        given = list(shares)
         fusion.check_shares([weight for _, weight in given], [])
         chosen = [(memory, weight) for memory, weight in given if weight > 0]
         shortest = min([self._admitted, *(memory.model.n_ctx_train for memory, _ in chosen)])
@@ -105,7 +109,9 @@ class Sequence:
         if self.finished != "stop":
             self.finished = "length" if len(self.tokens) == shortest else None
         self.drafted = {
-            memory: self.drafted.get(memory, np.empty((MAX_DRAFT + 1, memory.model.n_vocab), np.float32))
+            memory: self.drafted[memory]
+            if memory in self.drafted
+            else np.empty((MAX_DRAFT + 1, memory.model.n_vocab), np.float32)
             for memory in self.memories
         }
         forbidden = set(self.unknown_tokens)
