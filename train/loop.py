@@ -25,8 +25,8 @@ from memdec_edge.progress import progress
 
 from .cache import AGAIN, Cache, fill_cache
 from .checkpoint import NOTICE, SCRATCH, write_checkpoint, write_facts
-from .keys import cross_entropy, gather_blocks, n_blocks
-from .loss import hybrid_loss
+from .keys import gather_blocks, n_blocks
+from .loss import Objective, check_head, token_losses
 from .memory import make_memory, memory_shape
 from .resume import METRICS, STATE, Metrics, load_state, save_state
 from .source import cast_parameters, digests, first_difference, load_source, source_files, work_dtype
@@ -150,7 +150,8 @@ class _Run:
         model = make_memory(self.source, options.layers, options.hidden, options.seed).to(accelerator.device)
         self.weights = {name: weight.detach() for name, weight in model.named_parameters()}
         cast_parameters(model, work_dtype(accelerator.device.type))  # self.weights stays float32
-        self.model = accelerator.prepare(model.train())
+        check_head(model)
+        self.objective = accelerator.prepare(Objective(model.train()))
         self.parameters = dict(model.named_parameters())
         decayed = [weight for weight in self.weights.values() if weight.ndim > 1]  # no decay of norms and biases
         others = [weight for weight in self.weights.values() if weight.ndim <= 1]
@@ -206,9 +207,7 @@ class _Run:
                 support = self.targets.rows([block * self.block for block in blocks], self.block)
             else:
                 support = Support.empty(len(blocks) * self.block)
-            logits = self.model(input_ids=ids[:, :-1], use_cache=False).logits.flatten(0, 1)
-            losses = hybrid_loss(logits, ids[:, 1:].flatten(), support.to(accelerator.device), options.beta)
-            del logits  # as large as its gradient
+            losses = self.objective(ids, support.to(accelerator.device), options.beta)
             accelerator.backward(losses[0] / options.accumulate)
             total += torch.stack([loss.detach() for loss in losses]) / options.accumulate
             for name, parameter in self.parameters.items():
@@ -237,7 +236,7 @@ class _Run:
             parameter.copy_(self.weights[name])
 
     def _finish(self) -> None:
-        model = self.accelerator.unwrap_model(self.model).eval()
+        model = self.accelerator.unwrap_model(self.objective).model.eval()
         perplexity = self._perplexity(model)
         for name, parameter in self.parameters.items():
             parameter.data = self.weights[name]
@@ -263,7 +262,7 @@ class _Run:
         losses = []
         for i in range(wanted):
             ids = gather_blocks(tokens, [i * total // wanted], block).to(self.accelerator.device)
-            losses.append(cross_entropy(model(input_ids=ids[:, :-1], use_cache=False).logits, ids[:, 1:]))
+            losses.append(token_losses(model, ids))
         return float(torch.cat(losses).mean().exp())
 
 
