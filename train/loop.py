@@ -112,6 +112,7 @@ def _open(options: TrainOptions, cache: Cache, processes: int) -> Stage:
 def _check(options: TrainOptions) -> None:
     """Raise unless the initial model can give the memory, sees a whole block and speaks the teacher's vocabulary."""
     source = load_source(options.init or options.cache.teacher)
+    check_head(source.model)
     memory_shape(source, options.layers, options.hidden)
     context = source.model.config.max_position_embeddings
     if options.cache.block > context:
@@ -150,7 +151,6 @@ class _Run:
         model = make_memory(self.source, options.layers, options.hidden, options.seed).to(accelerator.device)
         self.weights = {name: weight.detach() for name, weight in model.named_parameters()}
         cast_parameters(model, work_dtype(accelerator.device.type))  # self.weights stays float32
-        check_head(model)
         self.objective = accelerator.prepare(Objective(model.train()))
         self.parameters = dict(model.named_parameters())
         decayed = [weight for weight in self.weights.values() if weight.ndim > 1]  # no decay of norms and biases
