@@ -14,7 +14,6 @@ processes share the shards among them. Knows nothing of memories and training.
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from memdec_edge.progress import progress
 
 from .corpus import Tokens, pack, split_documents
 from .keys import KIND, Teacher, gather_blocks, n_blocks
-from .neighbours import search
+from .neighbours import Exact
 from .source import Source, digests, load_source, source_files
 from .stage import open_stage
 from .targets import Targets, aggregate, choose_temperature
@@ -255,9 +254,8 @@ def _write_keys(cache: Cache, state: PartialState) -> None:
     state.wait_for_everyone()
 
 
-def _datastore(cache: Cache) -> Iterator[torch.Tensor]:
-    for name in cache.shards("keys"):
-        yield torch.from_numpy(cache.stage.read(name)["keys"])
+def _datastore(cache: Cache) -> list[np.ndarray]:
+    return [cache.stage.read(name)["keys"] for name in cache.shards("keys")]
 
 
 def _choose_tau(cache: Cache, device: torch.device) -> None:
@@ -273,7 +271,7 @@ def _choose_tau(cache: Cache, device: torch.device) -> None:
         teacher = Teacher(load_source(options.teacher), device)
         with progress("validation keys", wanted * options.block) as done:
             keys, logprobs = teacher.keys_and_logprobs(valid, blocks, options.block, options.batch, done)
-        distances, indices = search(torch.from_numpy(keys).to(device), _datastore(cache), options.k)
+        distances, indices = Exact(_datastore(cache), device).search(torch.from_numpy(keys), options.k)
         labels = gather_blocks(valid, blocks, options.block)[:, 1:].reshape(-1).numpy().astype(np.uint32)
         values = cache.tokens("train")[indices.cpu().numpy() + 1]
         arrays = {"distances": distances.cpu().numpy(), "values": values, "labels": labels, "teacher": logprobs}
@@ -296,11 +294,13 @@ def _write_targets(cache: Cache, state: PartialState) -> None:
     mine = list(cache.missing("targets").items())
     state.wait_for_everyone()  # nobody writes before everybody has looked
     mine = mine[state.process_index :: state.num_processes]
+    if not mine:
+        return
+    exact = Exact(_datastore(cache), state.device)
     with progress("neighbours", sum(len(blocks) for _, blocks in mine) * options.block) as done:
         for name, blocks in mine:
             keys = cache.stage.read(name.replace("targets", "keys"))["keys"]  # a shard of each kind covers the same
-            queries = torch.from_numpy(keys).to(state.device)
-            found = search(queries, _datastore(cache), options.k, first_position=blocks[0] * options.block)
+            found = exact.search(torch.from_numpy(keys), options.k, first_position=blocks[0] * options.block)
             distances, indices = (part.cpu().numpy() for part in found)
             cache.stage.write(name, aggregate(distances, tokens[indices + 1], cache.stage.facts["tau"]))
-            done(len(queries))
+            done(len(keys))
