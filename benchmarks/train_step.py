@@ -64,7 +64,8 @@ def make_batch(n_vocab: int, batch: int, length: int) -> tuple[Tensor, Support]:
 
 def plain(model: Any, ids: Tensor, support: Support) -> Tensor:
     """Cross-entropy as an ordinary training script has it."""
-    loss: Tensor = model(input_ids=ids[:, :-1], labels=ids[:, 1:], shift_labels=ids[:, 1:], use_cache=False).loss
+    labels = ids[:, 1:].contiguous()
+    loss: Tensor = model(input_ids=ids[:, :-1], labels=labels, shift_labels=labels, use_cache=False).loss
     return loss
 
 
