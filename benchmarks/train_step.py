@@ -5,7 +5,8 @@
 Time: forward, backward, clipping and AdamW as train/loop.py does them (bfloat16 weights where the CPU multiplies them,
 float32 master weights) on 4 x 256 tokens of random weights and text, p_kNN with 30 to 60 tokens at a position, beta
 0.5. The plain step is the loss that transformers gives for the labels, over whole logits, on the same model; the two
-take turns. `--whole` adds all 24 layers of Qwen2.5-0.5B (10 GB).
+take turns. On a machine with other work only CPU seconds, taken under OMP_NUM_THREADS=1, say something. `--whole` adds
+all 24 layers of Qwen2.5-0.5B (10 GB).
 
 Memory: forward and backward of the same head on 8 x 512 tokens, or as many as the dense side leaves room for here. The
 dense side makes float32 logits, their log-softmax and a target of tokens x vocabulary, and gives them to kl_div. Each
@@ -22,7 +23,7 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -64,7 +65,8 @@ def make_batch(n_vocab: int, batch: int, length: int) -> tuple[Tensor, Support]:
 
 def plain(model: Any, ids: Tensor, support: Support) -> Tensor:
     """Cross-entropy as an ordinary training script has it."""
-    loss: Tensor = model(input_ids=ids[:, :-1], labels=ids[:, 1:], shift_labels=ids[:, 1:], use_cache=False).loss
+    labels = ids[:, 1:].contiguous()
+    loss: Tensor = model(input_ids=ids[:, :-1], labels=labels, shift_labels=labels, use_cache=False).loss
     return loss
 
 
@@ -96,9 +98,9 @@ class Step:
         cast_parameters(self.model, work_dtype("cpu"))
         self.optimizer = torch.optim.AdamW(self.weights.values(), lr=1e-4, fused=True)
 
-    def take(self, loss: str, ids: Tensor, support: Support) -> tuple[float, float]:
-        """Seconds of forward and backward, and of the whole step."""
-        began = perf_counter()
+    def take(self, loss: str, ids: Tensor, support: Support) -> tuple[float, float, float]:
+        """Seconds of forward and backward, of the whole step, and of CPU in the whole step."""
+        began, cpu = perf_counter(), process_time()
         torch.autograd.backward(LOSSES[loss](self.model, ids, support))
         middle = perf_counter()
         for name, parameter in self.model.named_parameters():
@@ -109,22 +111,22 @@ class Step:
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(self.weights[name])
-        return middle - began, perf_counter() - began
+        return middle - began, perf_counter() - began, process_time() - cpu
 
 
 def time_steps(config: Any, batch: int, length: int, repeat: int) -> dict[str, Any]:
     """Medians in seconds over `repeat` steps of each loss, in turn, after one of each that is not counted."""
     step, (ids, support) = Step(config), make_batch(config.vocab_size, batch, length)
-    found: dict[str, list[tuple[float, float]]] = {"plain": [], "hybrid": []}
+    found: dict[str, list[tuple[float, ...]]] = {"plain": [], "hybrid": []}
     for _ in range(repeat + 1):
         for loss, times in found.items():
             times.append(step.take(loss, ids, support))
     medians = {loss: [median(part) for part in zip(*times[1:], strict=True)] for loss, times in found.items()}
-    return {
-        "forward_backward": {loss: round(parts[0], 3) for loss, parts in medians.items()},
-        "step": {loss: round(parts[1], 3) for loss, parts in medians.items()},
-        "ratio": round(medians["hybrid"][1] / medians["plain"][1], 3),
+    parts = {
+        name: {loss: round(medians[loss][i], 3) for loss in found}
+        for i, name in enumerate(("forward_backward", "step", "cpu"))
     }
+    return parts | {f"{name}_ratio": round(part["hybrid"] / part["plain"], 3) for name, part in parts.items()}
 
 
 def resident() -> int:
@@ -175,15 +177,11 @@ def main() -> None:
     if args.whole:
         models["Qwen2.5-0.5B"] = qwen(24)
     times = {}
-    print(f"{'4 x 256 tokens, seconds':<28}{'plain':>8}{'hybrid':>8}{'ratio':>8}   forward + backward alone")
+    print(f"{'4 x 256 tokens, seconds':<28}{'plain':>8}{'hybrid':>8}{'ratio':>8}{'ratio of CPU seconds':>23}")
     for name, config in models.items():
         times[name] = found = time_steps(config, 4, 256, args.repeat)
-        plain_, hybrid_ = found["forward_backward"].values()
-        print(
-            f"{name:<28}{found['step']['plain']:>8.2f}{found['step']['hybrid']:>8.2f}{found['ratio']:>8.3f}"
-            f"   {plain_:.2f} {hybrid_:.2f}",
-            flush=True,
-        )
+        seconds = "".join(f"{value:>8.2f}" for value in found["step"].values())
+        print(f"{name:<28}{seconds}{found['step_ratio']:>8.3f}{found['cpu_ratio']:>23.3f}", flush=True)
         gc.collect()
     print(f"{memory['tokens']} tokens, {HEAD_LAYERS} layers, GB: {'peak':>8}{'above the model':>18}")
     for loss in ("dense", "hybrid"):

@@ -20,7 +20,7 @@ from memdec_edge.errors import ModelFileError
 
 from .targets import Support
 
-CHUNK = 128 << 20  # bytes of logits: below, adding up the head's gradient costs more; above, fresh memory does
+CHUNK = 128 << 20  # bytes of logits; with a quarter of it adding up the head's gradient costs 5 %, more gains 1 %
 ROWS = 16  # of a chunk in float32 on a CPU: 16 x 151,936 are 9.7 MB and stay in a cache
 LARGE = 100.0  # logits at which a soft cap (30 or 50 in Gemma) shows
 
@@ -102,7 +102,8 @@ class _HeadLoss(torch.autograd.Function):
         rows = torch.repeat_interleave(torch.arange(n, device=device), offsets.diff())
         share = beta * torch.zeros(n, dtype=wide, device=device).index_add_(0, rows, probs) + (1 - beta)
         lse, own, on_support = torch.empty_like(share), torch.empty_like(share), torch.empty_like(probs)
-        # In bfloat16 the head's gradient is rounded at every chunk and not only once: it is bfloat16 in the end anyway.
+        # Summed in the head's own type: in bfloat16 one rounding a chunk (error 0.28 % over 8 chunks, 0.17 % in one),
+        # while a float32 sum would be twice as large as the head.
         grads = [torch.empty_like(hidden), torch.zeros_like(weight)]
         if bias is not None:
             grads.append(torch.zeros_like(bias))
@@ -124,7 +125,7 @@ class _HeadLoss(torch.autograd.Function):
             if bias is not None:
                 grads[2] += logits.sum(0)
         ctx.save_for_backward(*grads)
-        kl = torch.zeros_like(lse).index_add_(0, rows, probs * (probs.log() - on_support + lse[rows]))
+        kl = torch.zeros_like(lse).index_add_(0, rows, torch.xlogy(probs, probs) - probs * (on_support - lse[rows]))
         ce = lse - own
         ctx.mark_non_differentiable(ce_mean := ce.mean(), kl_mean := kl.mean())
         return (beta * kl + (1 - beta) * ce).mean(), ce_mean, kl_mean
