@@ -82,7 +82,7 @@ class Index:
     def search(self, queries: Tensor, k: int, first_position: int | None = None) -> Neighbours:
         """As Exact.search(), approximately. Where fewer than k are found the rest has distance inf and index -1.
 
-        All keys are read once, whatever the number of queries: give thousands.
+        All keys are read once, whatever the number of queries: give thousands, at about 80 kB each for k = 1024.
         """
         queries = queries.cpu().float()
         wanted = min(CANDIDATES[0] * k + CANDIDATES[1], self._index.ntotal)
