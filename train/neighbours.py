@@ -45,6 +45,7 @@ class Exact:
     def __init__(self, keys: Sequence[np.ndarray], device: torch.device) -> None:
         """keys: shards float16 [n_i, d], one after the other the datastore; memory maps are read tile by tile."""
         self.device, self.n = device, sum(map(len, keys))
+        self.dtype = work_dtype(device.type)  # of the first pass
         sample = torch.from_numpy(gather(keys, sample_positions(self.n))).to(device).float()
         self.centre = sample.mean(0)
         self.sample = sample - self.centre
@@ -56,7 +57,7 @@ class Exact:
         """All keys in order, centred, float32 [at most KEY_TILE, d], each tile with the index of its first key."""
         start = 0
         for shard in self._shards:
-            for tile in shard.split(KEY_TILE):
+            for tile in torch.split(shard, KEY_TILE):
                 yield start, tile.to(self.device).float().sub_(self.centre)
                 start += len(tile)
 
@@ -73,11 +74,11 @@ class Exact:
         own = torch.arange(len(queries), device=self.device)
         own = torch.full_like(own, -self.n) if first_position is None else own + first_position
         found = Neighbours(queries.new_empty(len(queries), k), own.new_empty(len(queries), k))
-        ways = dict.fromkeys([(work_dtype(self.device.type), False), (torch.float32, False), (torch.float32, True)])
+        ways = dict.fromkeys([(self.dtype, False), (torch.float32, False), (torch.float32, True)])
         todo = torch.arange(len(queries), device=self.device)
         for dtype, everything in ways:
             uncertain = [todo[:0]]
-            for rows in todo.split(QUERY_TILE):
+            for rows in torch.split(todo, QUERY_TILE):
                 found.distances[rows], found.indices[rows], sure = _Pass(
                     self, queries[rows], own[rows], k, dtype, everything
                 ).run()
@@ -113,7 +114,7 @@ class _Pass:
     def _thresholds(self, rank: int) -> Tensor:
         """The rank-th largest q.x - |x|^2 / 2 in the sample, float32 [q]."""
         half = self.exact.sample.square().sum(1) / -2
-        scores = (torch.addmm(half, rows, self.exact.sample.T) for rows in self.queries.split(ROWS))
+        scores = (torch.addmm(half, rows, self.exact.sample.T) for rows in torch.split(self.queries, ROWS))
         return torch.cat([part.topk(rank, sorted=False).values.amin(1) for part in scores])
 
     def run(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,7 +136,7 @@ class _Pass:
                     self._append(tile, start, rows, keys, half)
         scores, order = self.scores.topk(self.k)
         distances = self.queries.square().sum(1, keepdim=True) - 2 * (scores + self.threshold[:, None])
-        sure = self.everything | ((self.filled >= self.k) & (scores[:, -1] >= self.rounding))
+        sure = self.everything | (scores[:, -1] >= self.rounding)  # -inf where fewer than k passed
         return distances.clamp_(min=0), self.indices.gather(1, order), sure
 
     def _append(self, tile: Tensor, start: int, rows: Tensor, keys: Tensor, half: Tensor) -> None:
@@ -154,7 +155,7 @@ class _Pass:
         column, query = hits - row * len(keys), rows[row]
         scores = rough = tile.view(-1)[hits].float()
         if self.dtype != torch.float32:
-            scores = _products(self.queries[rows], keys, ends, column) + half[column] - self.threshold[query]
+            scores = products(self.queries[rows], keys, ends, column) + half[column] - self.threshold[query]
             error = (rough - scores).abs() - rough * torch.finfo(self.dtype).eps  # the result's own keeps its sign
             self.rounding.scatter_reduce_(0, query, error, "amax")
         slot = self.filled[query] + torch.arange(len(hits), device=row.device) - (ends - counts)[row]
@@ -189,6 +190,17 @@ def gather(keys: Sequence[np.ndarray], indices: np.ndarray) -> np.ndarray:
     return rows
 
 
+def products(queries: Tensor, keys: Tensor, ends: Tensor, column: Tensor) -> Tensor:
+    """q.x of some pairs: row i of `queries` with the keys named by column[ends[i - 1] : ends[i]]."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR")  # torch calls it beta, once
+        bounds = torch.nn.functional.pad(ends, (1, 0))
+        size = len(queries), len(keys)
+        pairs = torch.sparse_csr_tensor(bounds, column, queries.new_zeros(len(column)), size, check_invariants=False)
+        found: Tensor = torch.sparse.sampled_addmm(pairs, queries, keys.T, beta=0).values()
+        return found
+
+
 def _pieces(values: Tensor, dtype: torch.dtype) -> Tensor:
     """float32 [n] as columns of a coarser type whose sum it is, [n, PIECES]."""
     parts = []
@@ -204,16 +216,6 @@ def _positive(tile: Tensor) -> Tensor:
         return (tile > 0).view(-1).nonzero().squeeze(1)
     signed = tile.view(torch.int16) if tile.dtype == torch.bfloat16 else tile  # bfloat16's sign is int16's
     return torch.from_numpy(np.flatnonzero(signed.numpy() > 0))  # several times as fast as torch's nonzero
-
-
-def _products(queries: Tensor, keys: Tensor, ends: Tensor, column: Tensor) -> Tensor:
-    """q.x of some pairs: row i of `queries` with the keys named by column[ends[i - 1] : ends[i]]."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR")  # torch calls it beta, once
-        bounds = torch.nn.functional.pad(ends, (1, 0))
-        size = len(queries), len(keys)
-        pairs = torch.sparse_csr_tensor(bounds, column, queries.new_zeros(len(column)), size, check_invariants=False)
-        return torch.sparse.sampled_addmm(pairs, queries, keys.T, beta=0).values()
 
 
 def _readonly(array: np.ndarray) -> Tensor:
