@@ -17,6 +17,7 @@ from memdec_edge.errors import Cancelled, ContextError, DecodeError, ModelFileEr
 from memdec_edge.interrupt import AbortFlag
 from memdec_edge.llama import Model, forget_reasons, reason
 from memdec_edge.options import CACHE_TYPES, LoadOptions
+from memdec_edge.tap import Tap
 
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 ABORTED = 2  # of llama_decode
@@ -36,9 +37,17 @@ class Context:
     """
 
     def __init__(
-        self, model: Model, options: LoadOptions, n_ctx: int, abort: AbortFlag | None = None, *, n_seq: int = 1
+        self,
+        model: Model,
+        options: LoadOptions,
+        n_ctx: int,
+        abort: AbortFlag | None = None,
+        *,
+        n_seq: int = 1,
+        tap: Tap | None = None,
     ) -> None:
-        """`n_ctx` cells; `abort` may be shared with other contexts, so that whichever decodes is stopped.
+        """`n_ctx` cells; `abort` may be shared with other contexts, so that whichever decodes is stopped; `tap` copies
+        a tensor of each pass.
 
         Raises ModelFileError when llama.cpp cannot make the context (memory, cache types).
         """
@@ -46,6 +55,7 @@ class Context:
         self.tokens: list[list[int]] = [[] for _ in range(n_seq)]
         self._handle = None
         self._abort = abort or AbortFlag()
+        self._tap = tap  # llama.cpp calls it as long as the context lives
         threads = options.threads or default_threads()
         self._threads = (threads, options.threads_batch or threads)  # of one row, of several
         self._lent = 0
@@ -60,6 +70,8 @@ class Context:
         params.type_v = CACHE_TYPES[options.cache_type_v]
         params.abort_callback = ctypes.cast(self._abort.callback, llama_cpp.ggml_abort_callback)
         params.abort_callback_data = self._abort.data
+        if tap:
+            params.cb_eval, params.cb_eval_user_data = tap.callback, tap.data
         forget_reasons()
         self._handle = llama_cpp.llama_init_from_model(model.handle, params)
         if not self._handle:

@@ -113,6 +113,8 @@ class Model:
             raise ModelFileError(self.path, "its context_length is no positive number; the file is damaged")
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(self._handle)
+        self.n_embd: int = llama_cpp.llama_model_n_embd(self._handle)  # as n_ctx_train and n_layer 0 where vocab_only
+        self.n_layer: int = llama_cpp.llama_model_n_layer(self._handle)
         self.add_bos: bool = llama_cpp.llama_vocab_get_add_bos(self._vocab)
         self.add_eos: bool = llama_cpp.llama_vocab_get_add_eos(self._vocab)
         self.bos: int = llama_cpp.llama_vocab_bos(self._vocab)  # -1: none

@@ -16,6 +16,8 @@ CACHE_TYPES = {
     "f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "iq4_nl": 20,
 }  # fmt: skip
 MAX_DRAFT = 16  # tokens
+KEYS = ("mlp_input", "hidden")  # what a teacher's key is; train/teacher.py
+SEARCHES = ("auto", "exact", "ivfpq", "hnsw")  # how neighbours are found; train/index.py
 OUT_TYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 
 
@@ -169,8 +171,12 @@ class CacheOptions:
     teacher: Path  # HF folder or GGUF
     corpus: Path  # text file, jsonl or folder
     out: Path
+    finetune_teacher: int = 0  # optimiser steps that adapt a copy of the teacher to the corpus first
+    key: str | None = None  # KEYS; None: mlp_input of a teacher in PyTorch, hidden of one in llama.cpp
     k: int = 1024  # neighbours; 2508.09874 uses 1024
     knn_temp: float | None = None  # tau of exp(-d^2 / tau), squared L2; None: chosen on validation positions
+    search: str = "auto"  # SEARCHES; auto: exact up to a size
+    top_mass: float = 0.95  # of p_kNN, in its likeliest tokens, is kept on disk; 1: all that float16 can hold
     block: int = 512  # tokens of context that the teacher sees
     batch: int = 4  # blocks in one forward pass
     valid_fraction: float = 0.05  # of documents, where the corpus has no validation split of its own
@@ -180,15 +186,26 @@ class CacheOptions:
     fresh: bool = False  # redo a cache that was made with other options, or is damaged
 
     def __post_init__(self) -> None:
+        check_range("--finetune-teacher", self.finetune_teacher, 0)
+        if self.key is not None:
+            check_choice("--key", self.key, KEYS)
         check_range("--k", self.k, 1, 1 << 20)
         if self.knn_temp is not None:
             check_range("--knn-temp", self.knn_temp, 1e-6, 1e12)
+        check_choice("--search", self.search, SEARCHES)
+        check_range("--top-mass", self.top_mass, 0.01, 1.0)
         check_range("--block", self.block, 8, 1 << 20)
         check_range("--batch", self.batch, 1, 4096)
         check_range("--valid-fraction", self.valid_fraction, 0.0, 0.5)
         check_range("--test-fraction", self.test_fraction, 0.0, 0.5)
         check_range("--max-tokens", self.max_tokens, 0)
         check_range("--seed", self.seed, 0, 2**31 - 1)
+
+    @property
+    def kind(self) -> str:
+        """The kind of key."""
+        in_llama = self.teacher.is_file() and not self.finetune_teacher
+        return self.key or ("hidden" if in_llama else "mlp_input")
 
 
 @dataclass(frozen=True)
@@ -198,6 +215,7 @@ class TrainOptions:
     cache: CacheOptions
     out: Path  # checkpoint folder
     init: Path | None = None  # HF folder or GGUF; None: the teacher
+    from_scratch: bool = False  # fresh weights in that model's shape
     layers: int | None = None  # keep this many, evenly chosen
     hidden: int | None = None  # smaller width; embedding by truncated SVD of the source's
     epochs: float = 1.0
@@ -210,6 +228,7 @@ class TrainOptions:
     batch: int = 4  # blocks in one forward pass
     accumulate: int = 1  # passes in one optimiser step
     save_every: int = 50  # optimiser steps between resumable checkpoints
+    valid_every: int = 50  # optimiser steps between validations; 0: only at the end
     seed: int = 0
     domain: str = ""  # free text, into the GGUF
     license: str = ""  # SPDX id of the source text, into general.license
@@ -230,6 +249,7 @@ class TrainOptions:
         check_range("--batch", self.batch, 1, 4096)
         check_range("--accumulate", self.accumulate, 1, 4096)
         check_range("--save-every", self.save_every, 1)
+        check_range("--valid-every", self.valid_every, 0)
         check_range("--seed", self.seed, 0, 2**31 - 1)
 
 

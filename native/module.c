@@ -13,6 +13,7 @@
 #include "fusion.h"
 #include "pick.h"
 #include "sampler.h"
+#include "tap.h"
 
 #define STATE_NAME "memdec_edge._native.sampler"
 
@@ -222,20 +223,20 @@ static int add_address(PyObject *dict, const char *name, uintptr_t address) {
 
 static int native_exec(PyObject *module) {
     (void)md_variant_count(); /* fills the table while one thread is here */
-    PyObject *functions = PyDict_New(), *abort_address = PyLong_FromVoidPtr((void *)ADDRESS(md_abort_callback));
-    int failed = functions == NULL || abort_address == NULL || md_abort_setup() < 0;
+    PyObject *functions = PyDict_New(), *names = PyModule_GetDict(module); /* borrowed */
+    int failed = functions == NULL || names == NULL || md_abort_setup() < 0;
     failed = failed || add_address(functions, "name", ADDRESS(md_sampler_name)) < 0;
     failed = failed || add_address(functions, "apply", ADDRESS(md_sampler_apply)) < 0;
     failed = failed || add_address(functions, "reset", ADDRESS(md_sampler_reset)) < 0;
     failed = failed || add_address(functions, "clone", ADDRESS(md_sampler_clone)) < 0;
     failed = failed || add_address(functions, "free", ADDRESS(md_sampler_free)) < 0;
     failed = failed || PyModule_AddObjectRef(module, "SAMPLER_FUNCTIONS", functions) < 0;
-    failed = failed || PyModule_AddObjectRef(module, "ABORT_CALLBACK", abort_address) < 0;
+    failed = failed || add_address(names, "ABORT_CALLBACK", ADDRESS(md_abort_callback)) < 0;
+    failed = failed || add_address(names, "TAP_CALLBACK", ADDRESS(md_tap_callback)) < 0;
     failed = failed || PyModule_AddIntConstant(module, "MAX_MEMORIES", MD_MAX_ROWS - 1) < 0;
     failed = failed || PyModule_AddFunctions(module, md_pick_methods) < 0;
     failed = failed || PyModule_AddIntConstant(module, "MAX_VERIFIED", MD_MAX_VERIFIED) < 0;
     Py_XDECREF(functions);
-    Py_XDECREF(abort_address);
     return failed ? -1 : 0;
 }
 

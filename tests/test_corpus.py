@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from memdec_edge.documents import split_files
 from memdec_edge.errors import CorpusError, MissingFileError
-from memdec_edge.train.corpus import pack, split_documents
+from memdec_edge.train.corpus import Encoder, pack, split_documents
 
 
 def write_jsonl(path: Path, texts: list[str]) -> Path:
@@ -97,12 +97,12 @@ def test_a_single_document_gives_its_tail_to_the_other_splits(tmp_path: Path) ->
 
 
 def test_documents_are_packed_between_bos_and_eos() -> None:
-    tokens = pack(["ab", "c"], encode, bos=500, eos=501, limit=0)
+    tokens = pack(["ab", "c"], Encoder(encode, 500, 501), 0)
     assert tokens.dtype == np.uint32
     assert tokens.tolist() == [500, 97, 98, 501, 500, 99, 501]
-    assert pack(["ab", "c"], encode, bos=None, eos=501, limit=0).tolist() == [97, 98, 501, 99, 501]
+    assert pack(["ab", "c"], Encoder(encode, None, 501), 0).tolist() == [97, 98, 501, 99, 501]
 
 
 def test_a_token_limit_is_kept_to_the_token() -> None:
-    assert pack(["abc"] * 200, encode, bos=None, eos=0, limit=301).tolist() == ([97, 98, 99, 0] * 200)[:301]
-    assert pack([], encode, bos=1, eos=2, limit=0).tolist() == []
+    assert pack(["abc"] * 200, Encoder(encode, None, 0), 301).tolist() == ([97, 98, 99, 0] * 200)[:301]
+    assert pack([], Encoder(encode, 1, 2), 0).tolist() == []

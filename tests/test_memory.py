@@ -38,10 +38,10 @@ def test_a_gguf_and_the_checkpoint_it_came_from_are_the_same_source(tmp_path: Pa
     folder = tiny_checkpoint(tmp_path / "model")
     gguf = load_source(tiny_gguf(tmp_path / "model.gguf", folder))
     checkpoint = load_source(folder)
-    ids = checkpoint.encode([TRICKY])[0]
-    assert gguf.encode([TRICKY, "b"]) == checkpoint.encode([TRICKY, "b"])
+    ids = checkpoint.encoder.encode([TRICKY])[0]
+    assert gguf.encoder.encode([TRICKY, "b"]) == checkpoint.encoder.encode([TRICKY, "b"])
     assert (gguf.name, checkpoint.name) == ("model", "model")
-    assert (gguf.bos, gguf.eos) == (checkpoint.bos, checkpoint.eos) == (None, 0)
+    assert [(source.encoder.bos, source.encoder.eos) for source in (gguf, checkpoint)] == [(None, 0)] * 2
     assert gguf.n_vocab == checkpoint.n_vocab
     torch.testing.assert_close(logits(gguf.model, ids), logits(checkpoint.model, ids), rtol=1e-4, atol=1e-4)
 
@@ -70,7 +70,7 @@ def test_the_demos_base_is_tokenized_as_at_run_time_and_so_is_its_saved_tokenize
     source = load_source(SMOLLM2)
     assert capfd.readouterr() == ("", "")
     truth = Model(SMOLLM2, vocab_only=True).tokenize(TRICKY, add_special=True, parse_special=False)
-    assert source.encode([TRICKY]) == [truth]
+    assert source.encoder.encode([TRICKY]) == [truth]
     source.tokenizer.save_pretrained(tmp_path)
     saved = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert saved(TRICKY, split_special_tokens=True).input_ids == truth

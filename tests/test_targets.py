@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from memdec_edge.errors import StageError
 from memdec_edge.options import DEFAULT_LAMBDA
 from memdec_edge.train.stage import open_stage
-from memdec_edge.train.targets import Support, Targets, aggregate, choose_temperature
+from memdec_edge.train.targets import Support, Targets, aggregate, choose_temperature, join
 
 N_VOCAB = 40
 
@@ -37,7 +37,7 @@ def support_of(tmp_path: Path, seed: int, n: int, k: int, tau: float) -> tuple[S
     distances, values = neighbours(seed, n, k)
     stage = open_stage(tmp_path / "stage", "test", {}, {})
     stage.begin()
-    stage.write("a.safetensors", aggregate(distances, values, tau))
+    stage.write("a.safetensors", aggregate(distances, values, tau, 1.0, N_VOCAB))
     support = Targets(stage, ["a.safetensors"]).rows([0], n)
     return support, torch.from_numpy(dense(distances, values, tau))
 
@@ -46,9 +46,9 @@ def support_of(tmp_path: Path, seed: int, n: int, k: int, tau: float) -> tuple[S
 @given(seed=st.integers(0, 999), n=st.integers(1, 8), k=st.integers(1, 30), tau=st.floats(0.5, 50))
 def test_aggregated_neighbours_equal_the_dense_formula(seed: int, n: int, k: int, tau: float) -> None:
     distances, values = neighbours(seed, n, k)
-    csr, truth = aggregate(distances, values, tau), dense(distances, values, tau)
+    csr, truth = aggregate(distances, values, tau, 1.0, N_VOCAB), dense(distances, values, tau)
     assert csr["probs"].dtype == np.float16
-    assert csr["ids"].dtype == np.uint32
+    assert csr["ids"].dtype == np.uint16
     for row in range(n):
         pairs = slice(csr["offsets"][row], csr["offsets"][row + 1])
         ids, probs = csr["ids"][pairs], csr["probs"][pairs]
@@ -59,8 +59,44 @@ def test_aggregated_neighbours_equal_the_dense_formula(seed: int, n: int, k: int
         np.testing.assert_allclose(found, truth[row], rtol=6e-4, atol=6e-8)  # float16
 
 
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 999), n=st.integers(1, 8), k=st.integers(1, 30), top_mass=st.floats(0.01, 0.999))
+def test_the_fewest_ids_that_reach_the_top_mass_are_kept(seed: int, n: int, k: int, top_mass: float) -> None:
+    distances, values = neighbours(seed, n, k)
+    csr, truth = aggregate(distances, values, 5.0, top_mass, N_VOCAB), dense(distances, values, 5.0)
+    for row in range(n):
+        ids = csr["ids"][csr["offsets"][row] : csr["offsets"][row + 1]]
+        largest = np.sort(truth[row])[::-1]
+        wanted = int((np.cumsum(largest) - largest < top_mass - 1e-9).sum())
+        assert abs(len(ids) - wanted) <= 1  # sums that reach it exactly may be rounded either way
+        np.testing.assert_allclose(np.sort(truth[row][ids])[::-1], largest[: len(ids)], rtol=1e-9)
+
+
+def test_ids_take_four_bytes_only_where_they_must() -> None:
+    distances, values = np.zeros((1, 2), np.float32), np.array([[65535, 65536]], np.uint32)
+    assert aggregate(distances, values, 1.0, 1.0, 65537)["ids"].dtype == np.uint32
+    assert aggregate(distances, values - 1, 1.0, 1.0, 65536)["ids"].dtype == np.uint16
+
+
+def test_a_neighbour_that_was_not_found_has_no_weight() -> None:
+    distances = np.array([[1.0, 1.0, np.inf]], np.float32)
+    csr = aggregate(distances, np.array([[4, 5, 6]], np.uint32), 1.0, 1.0, 9)
+    assert csr["ids"].tolist() == [4, 5]
+
+
+def test_joined_parts_are_the_whole() -> None:
+    distances, values = neighbours(3, 11, 9)
+    rows = [
+        aggregate(distances[low:high], values[low:high], 3.0, 0.9, N_VOCAB) for low, high in ((0, 4), (4, 5), (5, 11))
+    ]
+    whole = aggregate(distances, values, 3.0, 0.9, N_VOCAB)
+    for name, array in join(rows).items():
+        assert array.dtype == whole[name].dtype
+        np.testing.assert_array_equal(array, whole[name])
+
+
 def test_distances_far_from_zero_do_not_underflow() -> None:
-    csr = aggregate(np.array([[5000.0, 5000.0, 6000.0]], np.float32), np.array([[3, 1, 2]], np.uint32), 1.0)
+    csr = aggregate(np.array([[5000.0, 5000.0, 6000.0]], np.float32), np.array([[3, 1, 2]], np.uint32), 1.0, 1.0, 9)
     assert csr["ids"].tolist() == [1, 3]  # exp(-1000) is left out
     assert csr["probs"].tolist() == [0.5, 0.5]
 
@@ -69,8 +105,8 @@ def test_rows_read_back_sum_to_one_across_shards(tmp_path: Path) -> None:
     distances, values = neighbours(5, 12, 20)
     stage = open_stage(tmp_path / "stage", "test", {}, {})
     stage.begin()
-    stage.write("a.safetensors", aggregate(distances[:8], values[:8], 4.0))
-    stage.write("b.safetensors", aggregate(distances[8:], values[8:], 4.0))
+    stage.write("a.safetensors", aggregate(distances[:8], values[:8], 4.0, 1.0, N_VOCAB))
+    stage.write("b.safetensors", aggregate(distances[8:], values[8:], 4.0, 1.0, N_VOCAB))
     targets = Targets(stage, ["a.safetensors", "b.safetensors"])
     support = targets.rows([8, 4, 0], 4)
     truth = dense(distances, values, 4.0)[[8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3]]

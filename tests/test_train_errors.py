@@ -26,7 +26,7 @@ from memdec_edge.errors import (
 from memdec_edge.train import build_cache, train
 from memdec_edge.train.source import load_source
 from tests.tiny import OTHER_TEXT, TEXT, edit_json, tiny_checkpoint, tiny_gguf
-from tests.training import BLOCK, PROGRAM, cache_options, flip, make_room, own_cache, train_options
+from tests.training import BLOCK, ONCE, cache_options, flip, make_room, own_cache, train_options
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,33 @@ def test_an_initial_model_with_another_vocabulary_is_refused(room: Path, tmp_pat
         train(train_options(room, tmp_path / "a", cache=cache, init=stranger))
     assert not (tmp_path / "a").exists()
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_gguf_teacher_and_a_folder_of_the_same_tokens_go_together(room: Path, tmp_path: Path) -> None:
+    gguf = tiny_gguf(tmp_path / "teacher.gguf", tiny_checkpoint(tmp_path / "padded", vocab_extra=5))
+    cache = cache_options(room, teacher=gguf, out=tmp_path / "cache")
+    train(train_options(room, tmp_path / "a", cache=cache, init=room / "teacher", steps=1))
+    stranger = tiny_checkpoint(tmp_path / "stranger", rename=(300, "zzz"))
+    with pytest.raises(
+        ModelFileError, match=r'stranger: its vocabulary .* token 300 is ".*" there and "zzz" here; a mem'
+    ):
+        train(train_options(room, tmp_path / "b", cache=cache, init=stranger, steps=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"key": "values"}, "--key is values: must be one of mlp_input, hidden"),
+        ({"search": "brute"}, "--search is brute: must be one of auto, exact, ivfpq, hnsw"),
+        ({"top_mass": 0.0}, "--top-mass is 0.0: must be from 0.01 to 1.0"),
+        ({"knn_temp": float("nan")}, "--knn-temp is nan: must be from 1e-06 to 1000000000000.0"),
+        ({"finetune_teacher": -1}, "--finetune-teacher is -1: must be >= 0"),
+    ],
+)
+def test_options_of_the_cache_out_of_range_are_refused(room: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        cache_options(room, **changes)
+    assert str(caught.value) == message
 
 
 def test_a_foreign_output_folder_is_refused_before_the_cache_is_made(room: Path, tmp_path: Path) -> None:
@@ -283,9 +310,7 @@ def test_fresh_with_another_rate_redoes_the_memory_and_keeps_the_cache_and_what_
 
 
 def test_a_full_disk_is_an_output_error(room: Path, tmp_path: Path) -> None:
-    program = PROGRAM.replace(
-        "try:", "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\ntry:", 1
-    )
+    program = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n" + ONCE
     done = subprocess.run(
         [sys.executable, "-c", program, str(room), str(tmp_path)], capture_output=True, text=True, timeout=240
     )

@@ -58,7 +58,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-# argv: room, output folder; caches and trains there, prints a typed error
+# argv: room, output folder. run() caches and trains in a folder, prints a typed error and returns the exit code.
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -66,11 +66,38 @@ from memdec_edge.errors import MemdecError
 from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.train import cache, train
 cache.SHARD_POSITIONS = 64
-room, out = Path(sys.argv[1]), Path(sys.argv[2])
-options = CacheOptions(room / "teacher", room / "corpus", out / "cache", k=6, block=16)
-try:
-    train(TrainOptions(options, out / "memory", lr=3e-3, steps=120, batch=2, accumulate=2, save_every=7))
-except MemdecError as error:
-    print(error)
-    sys.exit(error.exit_code)
+def run(out):
+    room = Path(sys.argv[1])
+    options = CacheOptions(room / "teacher", room / "corpus", out / "cache", k=6, block=16)
+    try:
+        train(TrainOptions(options, out / "memory", lr=3e-3, steps=120, batch=2, accumulate=2, save_every=7))
+    except MemdecError as error:
+        print(error)
+        return error.exit_code
+    return 0
 """
+ONCE = PROGRAM + "sys.exit(run(Path(sys.argv[2])))"
+
+# Each life of a run is a fork of this process, in which the libraries are loaded: it takes a second and not ten. One
+# run goes through, then another is killed twenty times at random moments, spread over the time that the first one took.
+KILLED = (
+    PROGRAM
+    + """
+import os, random, signal, time
+def live(out, seconds=None):
+    child = os.fork()
+    if child == 0:
+        os._exit(run(out))
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
+straight, broken = (Path(sys.argv[2]) / name for name in ("straight", "broken"))
+began = time.monotonic()
+assert live(straight) == 0
+seconds = time.monotonic() - began
+statuses = [live(broken, random.uniform(0, seconds / 14)) for _ in range(20)]
+assert statuses == [signal.SIGKILL] * 20, statuses
+assert live(broken) == 0
+"""
+)

@@ -11,12 +11,13 @@ from importlib.util import find_spec
 
 from memdec_edge.errors import MissingExtraError
 
-for _module in ("torch", "transformers", "accelerate", "safetensors"):
+for _module in ("torch", "transformers", "accelerate", "safetensors", "faiss", "matplotlib"):
     if find_spec(_module) is None:
         raise MissingExtraError(_module, "train")
 
-from .cache import CacheReport, build_cache  # noqa: E402
+from .build import build_cache  # noqa: E402
+from .cache import CacheReport  # noqa: E402
 from .checkpoint import NOTICE  # noqa: E402
-from .loop import TrainReport, train  # noqa: E402
+from .train import TrainReport, train  # noqa: E402
 
 __all__ = ["NOTICE", "CacheReport", "TrainReport", "build_cache", "train"]

@@ -19,7 +19,6 @@ from memdec_edge.errors import OutputError
 from memdec_edge.files import sha256, write_text
 from memdec_edge.options import TrainOptions
 
-from .keys import KIND
 from .source import quiet
 from .stage import MANIFEST, Stage
 
@@ -61,7 +60,7 @@ def write_facts(
         "tokens": tokens,
     }
     if tau is not None:
-        train |= {"k": options.cache.k, "knn_temperature": tau, "key": KIND}
+        train |= {"k": options.cache.k, "knn_temperature": tau, "key": options.cache.kind}
     facts: dict[str, str | int | float] = {
         metadata.DOMAIN: domain,
         **{metadata.TRAIN + name: value for name, value in train.items()},

@@ -6,6 +6,7 @@ are packed as [BOS] document EOS, BOS only where the tokenizer adds it. Knows no
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,16 @@ import numpy.typing as npt
 from memdec_edge.documents import NO_TEXT, SPLITS, read_file, split_files
 from memdec_edge.errors import CorpusError
 
-Encode = Callable[[list[str]], list[list[int]]]
 Tokens = npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How a model's text becomes tokens."""
+
+    encode: Callable[[list[str]], list[list[int]]]  # texts -> token ids, special tokens neither added nor parsed
+    bos: int | None  # where the tokenizer puts one before a text
+    eos: int
 
 
 def split_documents(path: Path, valid: float, test: float, seed: int) -> dict[str, list[str]]:
@@ -58,14 +67,14 @@ def _shuffled(documents: list[str], seed: int) -> list[str]:
     return [documents[i] for i in np.random.default_rng(seed).permutation(len(documents))]
 
 
-def pack(documents: list[str], encode: Encode, bos: int | None, eos: int, limit: int) -> Tokens:
+def pack(documents: list[str], encoder: Encoder, limit: int) -> Tokens:
     """Token ids of `documents` one after the other, uint32 [n]; at most `limit` of them unless it is 0."""
-    head = [] if bos is None else [bos]
+    head = [] if encoder.bos is None else [encoder.bos]
     parts: list[Tokens] = []
     count = 0
     for start in range(0, len(documents), 64):
-        for ids in encode(documents[start : start + 64]):
-            parts.append(np.array([*head, *ids, eos], np.uint32))
+        for ids in encoder.encode(documents[start : start + 64]):
+            parts.append(np.array([*head, *ids, encoder.eos], np.uint32))
             count += len(parts[-1])
         if limit and count >= limit:
             break

@@ -1,8 +1,9 @@
 """The memory before training: a copy of a source, or a smaller model started from it. Knows nothing of training.
 
-whole      all weights of the source
---layers   some of its blocks, evenly chosen, first and last among them; embedding, final norm and head kept
---hidden   a narrower model with fresh weights, its embedding the source's in its D strongest directions (SVD)
+whole           all weights of the source
+--layers        some of its blocks, evenly chosen, first and last among them; embedding, final norm and head kept
+--hidden        a narrower model with fresh weights, its embedding the source's in its D strongest directions (SVD)
+--from-scratch  fresh weights throughout, in the shape that the others say
 """
 
 import copy
@@ -35,11 +36,16 @@ def memory_shape(source: Source, layers: int | None, hidden: int | None) -> tupl
     return config, kept
 
 
-def make_memory(source: Source, layers: int | None, hidden: int | None, seed: int) -> Any:
-    """A new model in float32 that shares nothing with `source`; the same for a seed. Raises as memory_shape() does."""
+def make_memory(source: Source, layers: int | None, hidden: int | None, seed: int, *, fresh: bool = False) -> Any:
+    """A new model in float32 that shares nothing with `source`; the same for a seed. Raises as memory_shape() does.
+
+    fresh  all weights are random, nothing but the shape is the source's
+    """
     config, kept = memory_shape(source, layers, hidden)
     torch.manual_seed(seed)  # of fresh weights
     model = type(source.model)(config)
+    if fresh:
+        return model.eval()
     if hidden is None:
         model.load_state_dict(_select_blocks(source.model, kept))
     else:

@@ -4,20 +4,12 @@ float32 weights and both AdamW moments of each parameter, and the number of fini
 the state of the random numbers too: both are functions of the seed and the step. safetensors, never pickle.
 """
 
-import json
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor
-
-from memdec_edge.errors import OutputError
-from memdec_edge.files import write_text
 
 from .stage import Stage
 
 STATE = "resume.safetensors"
-METRICS = "metrics.jsonl"
 
 
 def save_state(stage: Stage, step: int, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
@@ -46,21 +38,3 @@ def load_state(stage: Stage, weights: dict[str, Tensor], optimizer: torch.optim.
             "exp_avg_sq": torch.from_numpy(arrays[f"square.{name}"]).to(weight.device),
         }
     return step
-
-
-class Metrics:
-    """metrics.jsonl: a line of numbers a step."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        """Keep the lines of the first `step` steps, drop what a killed run wrote after them."""
-        self.path = folder / METRICS
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] if step and self.path.exists() else []
-        write_text(self.path, "".join(f"{line}\n" for line in lines[:step]))
-
-    def add(self, **numbers: Any) -> None:
-        """Append a line. Raises OutputError."""
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(numbers) + "\n")
-        except OSError as error:
-            raise OutputError(self.path, error.strerror or str(error)) from error

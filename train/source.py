@@ -1,4 +1,4 @@
-"""Models that training starts from, out of an HF folder or a GGUF: the teacher, and what a memory is initialised from.
+"""Models as PyTorch sees them, out of an HF folder or a GGUF: HF teachers, and what a memory is initialised from.
 
 A GGUF is dequantised by transformers, its text tokenized by llama.cpp itself: transformers does not know every
 pre-tokenizer, and a memory must see the tokens that it will see at run time. Knows nothing of corpora and caches.
@@ -19,8 +19,10 @@ import transformers
 from memdec_edge.errors import MissingFileError, ModelFileError
 from memdec_edge.files import sha256
 from memdec_edge.header import Header
+from memdec_edge.llama import Model
+from memdec_edge.pairing import MAX_PADDING
 
-from .corpus import Encode
+from .corpus import Encoder
 
 SAME_MATRIX = 0.2  # relative distance; quantising a matrix in two ways makes 0.04 to 0.1, two trained ones over 1
 _BLOCK_MLP = ("mlp", "feed_forward", "ffn")  # what architectures call it
@@ -34,9 +36,7 @@ class Source:
     name: str
     model: Any  # transformers.PreTrainedModel; never changed: memories are copies
     tokenizer: Any  # transformers.PreTrainedTokenizerFast
-    encode: Encode  # texts -> token ids, special tokens neither added nor parsed
-    bos: int | None  # where the tokenizer puts one before a text
-    eos: int
+    encoder: Encoder
 
     @property
     def n_vocab(self) -> int:
@@ -83,14 +83,10 @@ def _load(path: Path, stamp: tuple[tuple[str, int], ...]) -> Source:
         raise ModelFileError(path, f"it has no tensor {missing[0]}; the file is damaged, or config.json is another's")
     if is_gguf:
         _tie_again(model)
-        encode, bos, eos = _read_gguf_tokenizer(path, tokenizer)
-    else:
-        encode, eos = _encode_with(tokenizer), tokenizer.eos_token_id
-        first = tokenizer("a").input_ids[:1]
-        bos = tokenizer.bos_token_id if first == [tokenizer.bos_token_id] else None
-    if eos is None or eos < 0:
-        raise ModelFileError(path, "its tokenizer has no EOS token, which separates documents; set eos_token")
-    return Source(path, path.stem if is_gguf else path.resolve().name, model.eval(), tokenizer, encode, bos, eos)
+        gguf = Model(path, vocab_only=True)
+        _mend_tokenizer(gguf, tokenizer)
+    encoder = gguf_encoder(gguf) if is_gguf else _folder_encoder(path, tokenizer)
+    return Source(path, path.stem if is_gguf else path.resolve().name, model.eval(), tokenizer, encoder)
 
 
 @torch.no_grad()
@@ -106,30 +102,39 @@ def _tie_again(model: Any) -> None:
         model.config.tie_word_embeddings = True
 
 
-def _encode_with(tokenizer: Any) -> Encode:
-    def encode(texts: list[str]) -> list[list[int]]:
-        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
-        return ids
-
-    return encode
-
-
-def _read_gguf_tokenizer(path: Path, tokenizer: Any) -> tuple[Encode, int | None, int]:
-    """llama.cpp's tokenizer; `tokenizer`, which is saved with the memory, is given the right pre-tokenizer."""
-    from tokenizers import pre_tokenizers
-
-    from memdec_edge.llama import Model
-
-    gguf = Model(path, vocab_only=True)
-    if gguf.metadata.get("tokenizer.ggml.pre") == "smollm":  # transformers leaves out that digits stand alone
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
+def gguf_encoder(gguf: Model) -> Encoder:
+    """llama.cpp's tokenizer. Raises ModelFileError where it has no EOS."""
 
     def encode(texts: list[str]) -> list[list[int]]:
         return [gguf.tokenize(text, add_special=False, parse_special=False) for text in texts]
 
-    return encode, gguf.bos if gguf.add_bos else None, gguf.eos
+    return Encoder(encode, gguf.bos if gguf.add_bos else None, _checked_eos(gguf.path, gguf.eos))
+
+
+def _folder_encoder(path: Path, tokenizer: Any) -> Encoder:
+    def encode(texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+        return ids
+
+    first = tokenizer("a").input_ids[:1]
+    bos = tokenizer.bos_token_id if first == [tokenizer.bos_token_id] else None
+    return Encoder(encode, bos, _checked_eos(path, tokenizer.eos_token_id))
+
+
+def _checked_eos(path: Path, eos: int | None) -> int:
+    if eos is None or eos < 0:
+        raise ModelFileError(path, "its tokenizer has no EOS token, which separates documents; set eos_token")
+    return eos
+
+
+def _mend_tokenizer(gguf: Model, tokenizer: Any) -> None:
+    """Give `tokenizer`, which is saved with the memory, the right pre-tokenizer."""
+    from tokenizers import pre_tokenizers
+
+    if gguf.metadata.get("tokenizer.ggml.pre") == "smollm":  # transformers leaves out that digits stand alone
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
 
 
 @contextmanager
@@ -173,13 +178,34 @@ def work_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
 
 
-def first_difference(mine: Any, theirs: Any) -> str:
-    """The first token in which two tokenizers differ, in words; empty when the ids they share mean the same."""
-    mine, theirs = ({i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in (mine, theirs))
-    for i in sorted({*mine, *theirs}):
-        if mine.get(i) != theirs.get(i):
-            return f"token {i} is {json.dumps(theirs.get(i))} there and {json.dumps(mine.get(i))} here"
-    return ""
+def check_vocabulary(source: Source, teacher: Path) -> None:
+    """Raise ModelFileError unless `source` speaks the vocabulary of the teacher; no weights of that are read."""
+    advice = "a memory starts from a model of the teacher's family"
+    mine, theirs = source.n_vocab, _read_vocabulary(teacher)
+    if abs(mine - len(theirs)) > MAX_PADDING:
+        raise ModelFileError(source.path, f"its vocabulary has {mine} tokens, the teacher's {len(theirs)}; {advice}")
+    for text, i in sorted(source.tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        if i < len(theirs) and theirs[i] != text and not _is_padding(text, i) and not _is_padding(theirs[i], i):
+            difference = f"token {i} is {json.dumps(theirs[i])} there and {json.dumps(text)} here"
+            raise ModelFileError(source.path, f"its vocabulary is not the teacher's: {difference}; {advice}")
+
+
+def _read_vocabulary(path: Path) -> list[str | None]:
+    """Token texts by id, for each row of the embedding; None where a row has no token."""
+    if path.is_file():
+        with Header(path) as header:
+            return [token.decode("utf-8", "replace") for token in header.strings("tokenizer.ggml.tokens")]
+    with quiet():
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        tokens = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True).get_vocab()
+    texts: list[str | None] = [None] * max(config.get_text_config().vocab_size, *(i + 1 for i in tokens.values()))
+    for text, i in tokens.items():
+        texts[i] = text
+    return texts
+
+
+def _is_padding(text: str | None, i: int) -> bool:
+    return text is None or text == f"[PAD{i}]"
 
 
 def digests(files: dict[str, Path], prefix: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from memdec_edge.errors import ExistingOutputError, OutputError, StageError
@@ -26,7 +26,8 @@ from memdec_edge.files import atomic_path, is_leftover, sha256, write_text
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 MANIFEST = "manifest.json"
-FORMAT = 2  # raised when the meaning of a stage's files changes
+FORMAT = 3  # raised when the meaning of a stage's files changes
+DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "U16": np.uint16, "U32": np.uint32, "I64": np.int64}
 
 
 class Stage:
@@ -76,17 +77,18 @@ class Stage:
             raise OutputError(path, str(error)) from error
 
     def read(self, name: str) -> dict[str, npt.NDArray[Any]]:
-        """The arrays of a shard. Raises StageError when it is torn, was changed, or belongs to another stage."""
+        """The arrays of a shard, mapped into memory: only what is used of them is in RAM.
+
+        Raises StageError when it is torn, was changed, or belongs to another stage.
+        """
         return self.read_with_facts(name)[0]
 
     def read_with_facts(self, name: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
         """The arrays of a shard, and the facts that were written with it. Raises as read() does."""
         path = self.folder / name
         try:
-            with safe_open(path, framework="numpy") as file:
-                facts: dict[str, str] = file.metadata() or {}
-                arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
-        except (SafetensorError, OSError, ValueError) as error:
+            arrays, facts = _map(path)
+        except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise StageError(path, f"damaged ({error})") from error
         if name not in self._proven and facts.get("sha256") != _digest(arrays):
             raise StageError(path, "damaged (its content does not match its digest)")
@@ -199,6 +201,21 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
         raise ExistingOutputError(path)
     manifest: dict[str, Any] = body
     return manifest
+
+
+def _map(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    """Arrays and metadata of a safetensors file, as views of a private memory map (safetensors itself copies)."""
+    memory = np.memmap(path, np.uint8, mode="c")  # copy on write: torch warns of arrays that cannot be written
+    start = 8 + int.from_bytes(memory[:8].tobytes(), "little")
+    header = json.loads(memory[8:start].tobytes())
+    facts: dict[str, str] = header.pop("__metadata__")
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    if start + max(entry["data_offsets"][1] for entry in header.values()) != len(memory):
+        raise ValueError("its length is not the one that its header says")
+    for name, entry in header.items():
+        low, high = entry["data_offsets"]
+        arrays[name] = memory[start + low : start + high].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return arrays, facts
 
 
 def _digest(arrays: Arrays) -> str:

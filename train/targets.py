@@ -2,7 +2,8 @@
 
     p_kNN(y) = sum of exp(-d_j^2 / tau) over neighbours j whose next token is y, normalised    (1911.00172, section 2)
 
-A target shard is CSR: offsets int64 [n + 1], ids uint32 [pairs] ascending in a row, probs float16 [pairs].
+A target shard is CSR: offsets uint32 [n + 1], ids uint16 or uint32 [pairs] ascending in a row, probs float16 [pairs].
+Shards are memory maps, and probabilities are made to sum to 1 again, in float32, when a row is read.
 """
 
 from dataclasses import dataclass
@@ -20,11 +21,11 @@ from .stage import Stage
 Array = npt.NDArray[Any]
 
 
-def aggregate(distances: Array, values: Array, tau: float) -> dict[str, Array]:
-    """p_kNN of each row as CSR arrays.
+def aggregate(distances: Array, values: Array, tau: float, top_mass: float, n_vocab: int) -> dict[str, Array]:
+    """p_kNN of each row as CSR arrays, only the likeliest ids that together have `top_mass` of it (all of it at 1).
 
-    distances  float32 [n, k], squared L2; values  uint32 [n, k], next tokens; tau > 0
-    Probabilities that float16 rounds to 0 (below 3e-8) are left out.
+    distances  float32 [n, k], squared L2; values  uint32 [n, k], next tokens below n_vocab; tau > 0
+    An infinite distance is no neighbour. Probabilities that float16 rounds to 0 (below 3e-8) are left out.
     """
     n, k = distances.shape
     weights = np.exp((distances.min(1, keepdims=True) - distances).astype(np.float64) / tau)
@@ -33,12 +34,31 @@ def aggregate(distances: Array, values: Array, tau: float) -> dict[str, Array]:
     first = np.ones((n, k), bool)
     first[:, 1:] = values[:, 1:] != values[:, :-1]
     sums = np.add.reduceat(weights.reshape(-1), first.reshape(-1).nonzero()[0])
-    rows = np.repeat(np.arange(n), first.sum(1))
-    probs = (sums / weights.sum(1)[rows]).astype(np.float16)
-    kept = probs > 0
-    offsets = np.zeros(n + 1, np.int64)
+    ids, rows = values[first], np.repeat(np.arange(n), first.sum(1))
+    shares = sums / weights.sum(1)[rows]
+    kept = (shares.astype(np.float16) > 0) & _in_top_mass(shares, rows, first.sum(1), top_mass)
+    offsets = np.zeros(n + 1, np.uint32)
     np.cumsum(np.bincount(rows[kept], minlength=n), out=offsets[1:])
-    return {"offsets": offsets, "ids": values[first][kept].astype(np.uint32), "probs": probs[kept]}
+    narrow = np.uint16 if n_vocab <= 1 << 16 else np.uint32
+    return {"offsets": offsets, "ids": ids[kept].astype(narrow), "probs": shares[kept].astype(np.float16)}
+
+
+def join(parts: list[dict[str, Array]]) -> dict[str, Array]:
+    """CSR arrays of consecutive positions as one."""
+    lengths = [np.diff(part["offsets"]) for part in parts]
+    offsets = np.concatenate([np.zeros(1, np.uint32), *lengths]).cumsum(dtype=np.uint32)
+    return {"offsets": offsets} | {name: np.concatenate([part[name] for part in parts]) for name in ("ids", "probs")}
+
+
+def _in_top_mass(shares: Array, rows: Array, lengths: Array, top_mass: float) -> Array:
+    """Which shares are among the largest of their row that reach top_mass; bool [pairs]."""
+    order = np.lexsort((-shares, rows))  # rows stay where they are, largest first in each
+    above = np.cumsum(shares[order]) - shares[order]
+    starts = np.cumsum(lengths) - lengths
+    above -= np.repeat(above[starts], lengths)  # of the same row only
+    kept = np.empty(len(shares), bool)
+    kept[order] = (above < top_mass) | (top_mass >= 1)
+    return kept
 
 
 @dataclass(frozen=True)
@@ -76,7 +96,7 @@ class Targets:
         for start in starts:
             number = int(np.searchsorted(self._starts, start, side="right")) - 1
             shard, row = self._shards[number], start - int(self._starts[number])
-            bounds = shard["offsets"][row : row + length + 1]
+            bounds = shard["offsets"][row : row + length + 1].astype(np.int64)
             pairs = slice(bounds[0], bounds[-1])
             sums = np.add.reduceat(shard["probs"][pairs].astype(np.float32), bounds[:-1] - bounds[0])
             offsets.append(bounds[1:] - bounds[0] + offsets[-1][-1])

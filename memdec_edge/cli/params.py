@@ -1,13 +1,13 @@
 """Parameters that several commands share: flags and help, in llama.cpp's spelling. Defaults live in options.py."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from memdec_edge.cli.flags import Flags
 from memdec_edge.errors import OptionError
-from memdec_edge.options import LoadOptions, MemoryOptions, SamplingOptions, check_range
+from memdec_edge.options import CacheOptions, LoadOptions, MemoryOptions, SamplingOptions, TrainOptions, check_range
 
 Base = Annotated[Path, typer.Option("-m", "--model", metavar="FILE", help="Base model, GGUF.")]
 Memories = Annotated[list[Path] | None, typer.Option("-M", "--memory", metavar="FILE", help="Memory GGUF; repeatable.")]
@@ -73,14 +73,58 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show llama.cpp's
 Teacher = Annotated[Path, typer.Option("--teacher", metavar="PATH", help="Teacher: HF folder or GGUF.")]
 Corpus = Annotated[Path, typer.Option("--corpus", metavar="PATH", help="Text: .txt, .md, .jsonl, or a folder of them.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")]
-K = Annotated[int, typer.Option("--k", help="Neighbours per position.")]
-KnnTemp = Annotated[
-    str, typer.Option("--knn-temp", metavar="T|auto", help="tau of exp(-d^2/tau); auto: best on validation text.")
-]
-Block = Annotated[int, typer.Option("--block", help="Tokens of context in training and caching.")]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Use at most this many training tokens; 0: all.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Redo what was made with other options.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of splits, order and initialisation.")]
+CACHE = CacheOptions(teacher=Path(), corpus=Path(), out=Path())  # the defaults that flags show
+
+
+def knn_temperature(text: str) -> float | None:
+    """`auto` or a number. Raises OptionError."""
+    try:
+        return None if text == "auto" else float(text)
+    except ValueError:
+        raise OptionError("--knn-temp", text, "must be a number or auto") from None
+
+
+CACHE_FLAGS = Flags(
+    finetune_teacher=Annotated[
+        int, typer.Option("--finetune-teacher", metavar="STEPS", help="First adapt a copy of the teacher to the text.")
+    ],
+    key=Annotated[
+        str | None, typer.Option("--key", help="mlp_input (else of HF folders) or hidden (else of GGUFs).")
+    ],
+    k=Annotated[int, typer.Option("--k", help="Neighbours per position.")],
+    knn_temp=Annotated[
+        Any,
+        typer.Option(
+            "--knn-temp", metavar="T|auto", parser=knn_temperature,
+            help="tau of exp(-d^2/tau); auto, the default: the best on validation text.",
+        ),
+    ],
+    search=Annotated[str, typer.Option("--search", help="exact, ivfpq, hnsw; auto: exact where that is fast.")],
+    top_mass=Annotated[float, typer.Option("--top-mass", help="Of the retriever's distribution is kept; 1: all.")],
+    block=Annotated[int, typer.Option("--block", help="Tokens of context in training and caching.")],
+    max_tokens=Annotated[int, typer.Option("--max-tokens", help="Use at most this many training tokens; 0: all.")],
+    seed=Annotated[int, typer.Option("--seed", help="Seed of splits, order and initialisation.")],
+    fresh=Annotated[bool, typer.Option("--fresh", help="Redo what was made with other options.")],
+)  # fmt: skip
+Caching = Annotated[CacheOptions, CACHE_FLAGS]
+TRAIN = TrainOptions(cache=CACHE, out=Path())
+TRAIN_FLAGS = Flags(
+    init=Annotated[Path | None, typer.Option("--init", metavar="PATH", help="HF folder or GGUF; else the teacher.")],
+    from_scratch=Annotated[bool, typer.Option("--from-scratch", help="Fresh weights in that model's shape.")],
+    layers=Annotated[int | None, typer.Option("--layers", help="Keep this many layers, evenly chosen.")],
+    hidden=Annotated[int | None, typer.Option("--hidden", help="Smaller width.")],
+    epochs=Annotated[float, typer.Option("--epochs", help="Passes over the text.")],
+    steps=Annotated[int, typer.Option("--steps", help="Optimiser steps; 0: as --epochs asks.")],
+    beta=Annotated[float, typer.Option("--beta", help="Of the kNN loss; 0: plain fine-tuning.")],
+    lr=Annotated[float, typer.Option("--lr", help="Peak learning rate.")],
+    batch=Annotated[int, typer.Option("--batch", help="Blocks in one pass.")],
+    accumulate=Annotated[int, typer.Option("--accumulate", help="Passes in one step.")],
+    save_every=Annotated[int, typer.Option("--save-every", help="Steps from which a killed run goes on.")],
+    valid_every=Annotated[int, typer.Option("--valid-every", help="Steps between validations; 0: at the end.")],
+    domain=Annotated[str, typer.Option("--domain", help="What the memory is about; into the GGUF.")],
+    license=Annotated[str, typer.Option("--license", help="Licence of the source text, SPDX; into the GGUF.")],
+)
+Training = Annotated[TrainOptions, TRAIN_FLAGS]
 
 LOAD, SAMPLING = LoadOptions(), SamplingOptions()  # the defaults that flags show
 
@@ -107,16 +151,6 @@ def draft_length(text: str) -> int | None:
         return int(text)
     except ValueError:
         raise OptionError("--draft", text, "must be auto or a whole number from 0 to 16") from None
-
-
-def knn_temperature(text: str) -> float | None:
-    """`auto` or a number. Raises OptionError."""
-    if text == "auto":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise OptionError("--knn-temp", text, "must be a number or auto") from None
 
 
 def check_lambda(value: float | None) -> None:

@@ -1,0 +1,85 @@
+"""train/teacher.py: keys and log-probs of both runtimes against transformers in float32."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from memdec_edge.errors import ModelFileError, NumericsError
+from memdec_edge.options import KEYS
+from memdec_edge.train import teacher as train_teacher
+from memdec_edge.train.teacher import LlamaTeacher, Teacher, TorchTeacher, gather_blocks, n_blocks, open_teacher
+from tests.tiny import edit_tensors, tiny_checkpoint, tiny_gguf
+
+CPU = torch.device("cpu")
+BLOCK = 16
+TOKENS = np.random.default_rng(0).integers(1, 300, 5 * BLOCK + 3).astype(np.uint32)
+
+
+def truth(folder: Path, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and log-probs of every whole block, float32."""
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    caught: list[torch.Tensor] = []
+    module = model.model.layers[-1].post_attention_layernorm if kind == "mlp_input" else model.model.norm
+    module.register_forward_hook(lambda module, args, output: caught.append(output))
+    ids = gather_blocks(TOKENS, range(5), BLOCK)
+    with torch.no_grad():
+        logits = model(input_ids=ids[:, :-1]).logits.log_softmax(-1)
+    return caught[0].flatten(0, 1).numpy(), logits.gather(2, ids[:, 1:, None]).flatten().numpy()
+
+
+def test_blocks_do_not_overlap_and_each_needs_the_token_after_it() -> None:
+    assert [n_blocks(TOKENS[:n], BLOCK) for n in (0, 1, 16, 17, 32, 33)] == [0, 0, 0, 1, 1, 2]
+    assert gather_blocks(TOKENS, [1, 3], BLOCK).tolist() == [TOKENS[16:33].tolist(), TOKENS[48:65].tolist()]
+
+
+@pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_both_runtimes_give_the_keys_and_log_probs_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, architecture: Literal["llama", "qwen2"]
+) -> None:
+    monkeypatch.setattr(train_teacher, "LLAMA_BATCH", 7)  # a block takes several passes
+    folder = tiny_checkpoint(tmp_path / "model", architecture=architecture)
+    keys, log_probs = truth(folder, kind)
+    teachers = (open_teacher(folder, kind, CPU), open_teacher(tiny_gguf(tmp_path / "a.gguf", folder), kind, CPU))
+    assert [type(teacher) for teacher in teachers] == [TorchTeacher, LlamaTeacher]
+    told: list[int] = []
+    for teacher in teachers:
+        found, scores = teacher.keys_and_logprobs(TOKENS, range(5), BLOCK, 2, told.append)
+        alone = teacher.keys(TOKENS, range(1, 4), BLOCK, 2, told.append)
+        assert (found.dtype, scores.dtype) == (np.float16, np.float32)
+        np.testing.assert_array_equal(alone, found[BLOCK : 4 * BLOCK])
+        assert np.square(found - keys).mean() < 0.002 * np.square(keys).mean()  # bfloat16 where the CPU has it
+        assert np.abs(scores - log_probs).max() < 0.2
+        assert (teacher.name in ("model", "a"), teacher.width, teacher.n_ctx) == (True, 64, 512)
+    assert told == [32, 32, 16, 32, 16] * 2
+    assert np.abs(scores - log_probs).max() < 0.02  # llama.cpp on an F32 file
+
+
+def test_teachers_of_one_model_speak_alike(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "model")
+    teachers = [open_teacher(path, "hidden", CPU) for path in (folder, tiny_gguf(tmp_path / "a.gguf", folder))]
+    text = "The heart is a muscle. <|endoftext|> It pumps 12 litres"
+    assert len({str(teacher.encoder.encode([text])) for teacher in teachers}) == 1
+    assert len({(teacher.encoder.bos, teacher.encoder.eos, teacher.n_vocab) for teacher in teachers}) == 1
+
+
+@pytest.mark.parametrize("in_llama", [False, True])
+def test_keys_beyond_float16_stop_the_work(tmp_path: Path, in_llama: bool) -> None:
+    folder = tiny_checkpoint(tmp_path / "model")
+    edit_tensors(folder, {"model.norm.weight": np.full(64, 1e6, np.float32)})
+    path = tiny_gguf(tmp_path / "model.gguf", folder) if in_llama else folder
+    with pytest.raises(NumericsError, match="teacher model: a key is NaN or too large for float16"):
+        open_teacher(path, "hidden", CPU).keys(TOKENS, [0], BLOCK, 1, lambda done: None)
+
+
+def test_a_kind_of_key_that_llama_cpp_does_not_compute_is_named(tmp_path: Path) -> None:
+    teacher: Teacher = open_teacher(tiny_gguf(tmp_path / "a.gguf", tiny_checkpoint(tmp_path / "a")), "mlp_input", CPU)
+    assert isinstance(teacher, LlamaTeacher)
+    teacher._tap.name = "ffn_norm-7"
+    teacher._tap._state.name = b"ffn_norm-7"
+    with pytest.raises(ModelFileError, match=r"a\.gguf: llama\.cpp computes no ffn_norm-7 for it; choose another"):
+        teacher.keys(TOKENS, [0], BLOCK, 1, lambda done: None)

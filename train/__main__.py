@@ -1,0 +1,8 @@
+"""`python -m memdec_edge.train ...` is `memdec-edge train ...`: what `accelerate launch -m` and `torchrun -m` start."""
+
+import sys
+
+from memdec_edge.cli import main
+
+sys.argv.insert(1, "train")
+main()

@@ -1,0 +1,70 @@
+"""How a training goes: numbers of each step as they come, and curves at its end. Knows nothing of models.
+
+metrics.jsonl is always written; TensorBoard reads the same numbers from tensorboard/ where it is installed; curves.png
+shows loss and validation perplexity over the steps.
+"""
+
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from memdec_edge.errors import OutputError
+from memdec_edge.files import atomic_path, write_text
+
+METRICS, CURVES, TENSORBOARD = "metrics.jsonl", "curves.png", "tensorboard"
+
+
+class Metrics:
+    """metrics.jsonl, a line a step, and the same for TensorBoard."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """Keep the lines of the first `step` steps, drop what a killed run wrote after them."""
+        self.path = folder / METRICS
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] if step and self.path.exists() else []
+        write_text(self.path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+        self._board: Any = None
+        if find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1)
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Append a line. Raises OutputError."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **numbers}) + "\n")
+        except OSError as error:
+            raise OutputError(self.path, error.strerror or str(error)) from error
+        if self._board:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+            self._board.flush()  # for whoever watches
+
+    def close(self) -> None:
+        """Let go of TensorBoard's file."""
+        if self._board:
+            self._board.close()
+
+
+def draw_curves(folder: Path) -> None:
+    """Draw curves.png from metrics.jsonl. Raises OutputError."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for name in ("loss", "ce", "kl"):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        left.plot(*zip(*points, strict=True), label=name, linewidth=1)
+    left.set(xlabel="step", ylabel="nats", title="training")
+    left.legend()
+    points = [(line["step"], line["valid_perplexity"]) for line in lines if "valid_perplexity" in line]
+    if points:
+        right.plot(*zip(*points, strict=True), marker="o")
+    right.set(xlabel="step", ylabel="perplexity", title="validation, the model alone")
+    with atomic_path(folder / CURVES) as part:
+        figure.savefig(part, format="png", dpi=120)

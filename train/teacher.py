@@ -1,0 +1,163 @@
+"""Teachers: what a language model makes of each position of a text, its key and its log-prob of the next token.
+
+Two runtimes for one thing. A GGUF stays quantised and runs through llama.cpp, in constant memory; a Hugging Face folder
+runs through PyTorch. Both give both kinds of key:
+
+    mlp_input   the input of the last block's MLP                 (2508.09874, after 1911.00172, section 5)
+    hidden      what the head reads: the last hidden state, after the final norm              (2607.27919)
+
+Position p of a token stream is a context (the tokens of p's block up to p) with a next token, stream[p + 1]. Blocks do
+not overlap and start at multiples of `block`; a tail shorter than a block is left out. Knows nothing of neighbours.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from memdec_edge.context import Context
+from memdec_edge.errors import ModelFileError, NumericsError
+from memdec_edge.llama import Model
+from memdec_edge.options import LoadOptions
+from memdec_edge.tap import Tap
+
+from .corpus import Encoder, Tokens
+from .loss import token_losses
+from .source import cast_parameters, gguf_encoder, last_mlp, load_source, work_dtype
+
+LLAMA_BATCH = 256  # tokens in one pass of llama.cpp, which keeps logits of each: 155 MB at 151,936
+Keys = npt.NDArray[np.float16]
+LogProbs = npt.NDArray[np.float32]
+
+
+def n_blocks(tokens: Tokens, block: int) -> int:
+    """Whole blocks in a stream; each needs one token more, the last position's next one."""
+    return max(0, (len(tokens) - 1) // block)
+
+
+def gather_blocks(tokens: Tokens, blocks: Sequence[int], block: int) -> Tensor:
+    """Tokens of each block and the one after it, int64 [len(blocks), block + 1]."""
+    return torch.from_numpy(np.stack([tokens[b * block : (b + 1) * block + 1] for b in blocks]).astype(np.int64))
+
+
+class Teacher(ABC):
+    """A teacher of one kind of key. The subclasses say how a few blocks are read."""
+
+    name: str
+    encoder: Encoder
+    n_vocab: int  # rows of its embedding
+    n_ctx: int  # positions that it was trained for
+    width: int  # of a key
+
+    @abstractmethod
+    def read(self, ids: Tensor, scored: bool) -> tuple[Tensor, Tensor | None]:
+        """Keys [blocks * block, width] and, where `scored`, -log p(next token) in nats, float32 [blocks * block].
+
+        ids  int64 [blocks, block + 1]
+        """
+
+    def keys(self, tokens: Tokens, blocks: Sequence[int], block: int, batch: int, done: Callable[[int], None]) -> Keys:
+        """Keys of every position, float16 [len(blocks) * block, width]; `done` is told the tokens done.
+
+        Raises NumericsError where a key is NaN or beyond float16.
+        """
+        return self._read(tokens, blocks, block, batch, done, scored=False)[0]
+
+    def keys_and_logprobs(
+        self, tokens: Tokens, blocks: Sequence[int], block: int, batch: int, done: Callable[[int], None]
+    ) -> tuple[Keys, LogProbs]:
+        """As keys(), and the log-prob of each true next token, float32 [len(blocks) * block]."""
+        keys, losses = self._read(tokens, blocks, block, batch, done, scored=True)
+        return keys, -losses
+
+    def _read(
+        self, tokens: Tokens, blocks: Sequence[int], block: int, batch: int, done: Callable[[int], None], scored: bool
+    ) -> tuple[Keys, LogProbs]:
+        keys = np.empty((len(blocks) * block, self.width), np.float16)
+        losses = np.empty(len(keys) if scored else 0, np.float32)
+        for start in range(0, len(blocks), batch):
+            ids = gather_blocks(tokens, blocks[start : start + batch], block)
+            found, scores = self.read(ids, scored)
+            rows = slice(start * block, start * block + len(found))
+            keys[rows] = found.to(torch.float16).cpu()
+            if not np.isfinite(keys[rows]).all():
+                raise NumericsError(f"teacher {self.name}: a key is NaN or too large for float16; use another teacher")
+            if scores is not None:
+                losses[rows] = scores.cpu()
+            done(len(found))
+        return keys, losses
+
+
+class TorchTeacher(Teacher):
+    """A teacher on a device, in the device's fastest trustworthy type."""
+
+    def __init__(self, path: Path, kind: str, device: torch.device) -> None:
+        source = load_source(path)
+        self.name, self.encoder, self.n_vocab = source.name, source.encoder, source.n_vocab
+        self.n_ctx, self.width = source.model.config.max_position_embeddings, source.model.config.hidden_size
+        self._device = device
+        self._model = copy.deepcopy(source.model).to(device)
+        cast_parameters(self._model, work_dtype(device.type))
+        self._caught: Tensor
+        if kind == "mlp_input":
+            last_mlp(self._model).register_forward_pre_hook(lambda module, args: self._catch(args[0]))
+        else:
+            self._model.base_model.register_forward_hook(lambda module, args, out: self._catch(out.last_hidden_state))
+
+    def _catch(self, found: Tensor) -> None:
+        self._caught = found
+
+    @torch.inference_mode()
+    def read(self, ids: Tensor, scored: bool) -> tuple[Tensor, Tensor | None]:
+        ids = ids.to(self._device)
+        losses = token_losses(self._model, ids) if scored else None
+        if not scored:
+            self._model.base_model(input_ids=ids[:, :-1], use_cache=False)
+        return self._caught.flatten(0, 1), losses
+
+
+class LlamaTeacher(Teacher):
+    """A GGUF through llama.cpp: its weights stay quantised; beside them it needs one block's KV cache."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        options = LoadOptions(n_batch=LLAMA_BATCH)
+        self._model, self._options = Model(path, n_gpu_layers=options.n_gpu_layers), options
+        self.name, self.encoder, self.n_vocab = path.stem, gguf_encoder(self._model), self._model.n_vocab
+        self.n_ctx, self.width = self._model.n_ctx_train, self._model.n_embd
+        tensor = f"ffn_norm-{self._model.n_layer - 1}" if kind == "mlp_input" else "result_norm"
+        self._tap = Tap(tensor, self.width, LLAMA_BATCH)
+        self._context: Context | None = None
+
+    def read(self, ids: Tensor, scored: bool) -> tuple[Tensor, Tensor | None]:
+        length = ids.shape[1] - 1
+        if self._context is None or self._context.n_ctx < length:
+            self._context = Context(self._model, self._options, length, tap=self._tap)
+        self._tap.last = not scored
+        keys, losses = [], []
+        for block in ids:
+            self._context.truncate(0)
+            for start in range(0, length, LLAMA_BATCH):
+                part = block[start : min(start + LLAMA_BATCH, length) + 1]
+                self._context.decode([(0, part[:-1].tolist())])
+                rows = self._tap.take()
+                if len(rows) < len(part) - 1:
+                    reason = f"llama.cpp computes no {self._tap.name} for it; choose another kind of key (--key)"
+                    raise ModelFileError(self._model.path, reason)
+                keys.append(torch.from_numpy(rows.copy()))
+                if scored:
+                    logits = torch.from_numpy(self._context.rows(0, len(rows)))
+                    losses.append(torch.nn.functional.cross_entropy(logits, part[1:], reduction="none"))
+        return torch.cat(keys), torch.cat(losses) if scored else None
+
+
+def open_teacher(path: Path, kind: str, device: torch.device) -> Teacher:
+    """A GGUF file or a Hugging Face folder as a teacher of keys of this kind, "mlp_input" or "hidden".
+
+    Raises MissingFileError, ModelFileError, and LibraryError where llama.cpp cannot be tapped.
+    """
+    return LlamaTeacher(path, kind) if path.is_file() else TorchTeacher(path, kind, device)

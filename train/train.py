@@ -1,0 +1,101 @@
+"""train(): a cache, a memory that learns from it, and what is to be known of the result.
+
+Knows how the parts are joined, not how any of them works.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from memdec_edge.errors import Cancelled, OptionError
+from memdec_edge.options import TrainOptions
+
+from .build import AGAIN, fill_cache
+from .cache import Cache
+from .checkpoint import NOTICE, write_facts
+from .loop import LAYOUT, Data, accelerator, fit
+from .loss import check_head
+from .memory import memory_shape
+from .source import check_vocabulary, digests, load_source, source_files
+from .stage import Stage, open_stage
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """A finished training. `valid_perplexity` is the memory's own; None without a validation split."""
+
+    path: Path  # checkpoint folder
+    steps: int
+    tokens: int  # seen, all steps together
+    valid_perplexity: float | None
+    seconds: float  # of this call
+    notice: str = NOTICE  # to be shown to the user
+
+
+def train(options: TrainOptions) -> TrainReport:
+    """Train the memory in options.out, or finish it; a finished one is only checked. Makes the cache if need be;
+    beta = 0 needs only its tokens.
+
+    Raises what build_cache() raises; ModelFileError when the initial model speaks another vocabulary than the teacher,
+    OptionError (--layers, --hidden, --block), StageError, OutputError, NumericsError naming the step whose loss is no
+    number (what was saved last is kept), and Cancelled on Ctrl-C (what was done is kept). What can be refused is
+    refused before the cache is made, and leaves no trace.
+    """
+    began = time.monotonic()
+    processes = accelerator()
+    try:
+        cache = Cache(options.cache)
+        stage = _open(options, cache, processes.num_processes)
+        if not stage.begun:
+            _check(options)
+        fill_cache(cache, retrieve=options.beta > 0)
+        if "finished" not in stage.facts:
+            targets = cache.targets() if options.beta > 0 else None
+            data = Data(cache.tokens("train"), cache.tokens("valid"), targets, options.cache.block)
+            fit(options, load_source(options.init or options.cache.teacher), data, stage, processes)
+            stage.reload()
+    except KeyboardInterrupt:
+        raise Cancelled(AGAIN) from None
+    finished = stage.facts["finished"]
+    if processes.is_main_process:
+        for name in stage.facts["files"]:
+            stage.check(name)
+        facts = cache.stage.facts
+        tau, epochs, tokens = facts["tau"] if options.beta > 0 else None, finished["epochs"], finished["tokens"]
+        write_facts(options.out, options, teacher=facts["teacher"], tau=tau, epochs=epochs, tokens=tokens)
+    seconds = time.monotonic() - began
+    return TrainReport(options.out, finished["steps"], finished["tokens"], finished["valid_perplexity"], seconds)
+
+
+def _open(options: TrainOptions, cache: Cache, processes: int) -> Stage:
+    chosen = {
+        "--from-scratch": options.from_scratch,
+        "--layers": options.layers or "all",
+        "--hidden": options.hidden or "as it was",
+        "--epochs": options.epochs,
+        "--steps": options.steps,
+        "--beta": options.beta,
+        "--lr": options.lr,
+        "--batch": options.batch,
+        "--accumulate": options.accumulate,
+        "--seed": options.seed,
+        "a warm-up share of": options.warmup,
+        "a weight decay of": options.weight_decay,
+        "gradients clipped at": options.clip,
+        "a number of processes of": processes,
+    }
+    inputs = {"the kNN cache": cache.stage.identity}
+    inputs |= digests(source_files(options.init or options.cache.teacher), "initial model")
+    return open_stage(options.out, "memory", inputs, chosen, LAYOUT, options.fresh)
+
+
+def _check(options: TrainOptions) -> None:
+    """Raise unless the initial model can give the memory, sees a whole block and speaks the teacher's vocabulary."""
+    source = load_source(options.init or options.cache.teacher)
+    memory_shape(source, options.layers, options.hidden)
+    check_head(source.model)
+    context = source.model.config.max_position_embeddings
+    if options.cache.block > context:
+        raise OptionError("--block", options.cache.block, f"the initial model's context is {context} tokens")
+    if options.init is not None:
+        check_vocabulary(source, options.cache.teacher)
