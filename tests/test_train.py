@@ -154,13 +154,18 @@ def test_a_trained_memory_is_an_ordinary_checkpoint_with_its_facts(
     assert not (tmp_path / "memory" / "resume.safetensors").exists()
 
     valid = torch.from_numpy(np.load(room / "cache" / "tokens" / "valid.npy").astype(np.int64))
-    losses = []
+    teacher = transformers.AutoModelForCausalLM.from_pretrained(room / "teacher", dtype=torch.float32)
+    ids = torch.stack([valid[start : start + BLOCK + 1] for start in range(0, len(valid) - 1 - BLOCK, BLOCK)])
     with torch.no_grad():
-        for start in range(0, len(valid) - 1 - BLOCK, BLOCK):
-            ids = valid[None, start : start + BLOCK + 1]
-            logits = model(input_ids=ids[:, :-1]).logits
-            losses.append(torch.nn.functional.cross_entropy(logits[0], ids[0, 1:], reduction="none"))
-    assert report.valid_perplexity == pytest.approx(torch.cat(losses).mean().exp().item(), rel=0.02)
+        mine, theirs = (
+            network(input_ids=ids[:, :-1]).logits.softmax(-1).gather(2, ids[:, 1:, None])
+            for network in (model, teacher)
+        )
+    assert report.valid_perplexity == pytest.approx((-mine.log().mean()).exp().item(), rel=0.02)
+    mixtures = {i / 20: (-(i / 20 * mine + (1 - i / 20) * theirs).log().mean()).exp().item() for i in range(1, 20)}
+    assert report.mixture_perplexity == pytest.approx(min(mixtures.values()), rel=0.02)
+    assert report.mixture_lambda is not None
+    assert mixtures[round(report.mixture_lambda, 2)] < 1.005 * min(mixtures.values())
 
 
 def test_a_finished_training_is_reused_and_its_licence_can_be_corrected(room: Path, tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from .neighbours import Exact
 from .source import load_source
 from .stage import open_stage
 from .targets import aggregate, choose_temperature, join
-from .teacher import Teacher, gather_blocks, n_blocks, open_teacher
+from .teacher import Teacher, gather_blocks, n_blocks, open_teacher, spread_blocks
+from .validation import Validation
 
 VALIDATION_POSITIONS = 20_000  # on which tau is chosen
 SEARCHED = 16384  # positions at a time: at k = 1024 their neighbours take 200 MB
@@ -154,7 +155,7 @@ def _finetune_teacher(cache: Cache, state: PartialState) -> None:
     stage = open_stage(
         training.out, "adapted teacher", {"the kNN cache": cache.stage.identity}, {}, (), fresh=options.fresh
     )
-    data = Data(cache.tokens("train"), cache.tokens("valid"), None, options.block)
+    data = Data(cache.tokens("train"), None, Validation(cache.tokens("valid"), options.block), options.block)
     fit(training, load_source(options.teacher), data, stage, accelerator())
     stage.reload()
     for name in stage.facts["files"]:
@@ -202,13 +203,12 @@ def _choose_tau(cache: Cache, device: torch.device) -> None:
     stage, options, valid = cache.stage, cache.options, cache.tokens("valid")
     if "tau" in stage.facts:
         return
-    total = n_blocks(valid, options.block)
-    if total == 0:
+    if n_blocks(valid, options.block) == 0:
         nothing = ("teacher_perplexity", "knn_perplexity", "nearest_distance", "kth_distance", "recall")
         stage.record(tau=options.knn_temp, **dict.fromkeys(nothing))
         return
     if not (stage.folder / VALIDATION).exists():
-        _search_validation(cache, device, total)
+        _search_validation(cache, device)
     found = stage.read(VALIDATION)
     distances, teacher = found["distances"], found["teacher"]
     hits = found["values"] == found["labels"][:, None]
@@ -233,13 +233,12 @@ def _choose_tau(cache: Cache, device: torch.device) -> None:
     )
 
 
-def _search_validation(cache: Cache, device: torch.device, total: int) -> None:
+def _search_validation(cache: Cache, device: torch.device) -> None:
     """Neighbours of validation positions, and the teacher's own log-probs there."""
     options, valid = cache.options, cache.tokens("valid")
-    wanted = min(total, max(1, VALIDATION_POSITIONS // options.block))
-    blocks = [i * total // wanted for i in range(wanted)]  # evenly spaced over the split
+    blocks = spread_blocks(valid, options.block, VALIDATION_POSITIONS)
     teacher = open_teacher(cache.teacher, options.kind, device)
-    with progress("validation keys", wanted * options.block) as done:
+    with progress("validation keys", len(blocks) * options.block) as done:
         keys, logprobs = teacher.keys_and_logprobs(valid, blocks, options.block, options.batch, done)
     distances, indices = _searcher(cache, device).search(torch.from_numpy(keys).to(device), options.k)
     labels = gather_blocks(valid, blocks, options.block)[:, 1:].reshape(-1).numpy().astype(np.uint32)

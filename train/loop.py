@@ -23,7 +23,7 @@ from memdec_edge.progress import progress
 
 from .checkpoint import SCRATCH, write_checkpoint
 from .corpus import Tokens
-from .loss import Objective, token_losses
+from .loss import Objective
 from .memory import make_memory
 from .metrics import CURVES, METRICS, TENSORBOARD, Metrics, draw_curves
 from .resume import STATE, load_state, save_state
@@ -31,8 +31,8 @@ from .source import Source, cast_parameters, work_dtype
 from .stage import Stage
 from .targets import Support, Targets
 from .teacher import gather_blocks, n_blocks
+from .validation import Validation
 
-VALIDATION_TOKENS = 8192  # scored in a validation; `memdec-edge eval` can score them all
 LAYOUT = (METRICS, CURVES, STATE, CHECKPOINT_FACTS, f"{SCRATCH}/*", f"{TENSORBOARD}/*")
 
 
@@ -41,8 +41,8 @@ class Data:
     """What a training sees."""
 
     train: Tokens
-    valid: Tokens
     targets: Targets | None  # p_kNN of the training positions; None: cross-entropy alone
+    validation: Validation
     block: int  # tokens
 
 
@@ -137,7 +137,7 @@ class _Run:
             if metrics:
                 metrics.close()
         if main:
-            self._finish(line.get("valid_perplexity"))
+            self._finish(line)
 
     def _gradients(self, step: int) -> tuple[float, float, float]:
         """Leave the step's mean gradient in self.weights; return its loss, CE and KL, over all processes."""
@@ -184,7 +184,7 @@ class _Run:
         for name, parameter in self.parameters.items():
             parameter.copy_(self.weights[name])
 
-    def _finish(self, perplexity: float | None) -> None:
+    def _finish(self, last: dict[str, float]) -> None:
         draw_curves(self.stage.folder)
         for name, parameter in self.parameters.items():
             parameter.data = self.weights[name]
@@ -194,25 +194,15 @@ class _Run:
             "steps": self.steps,
             "tokens": seen * self.data.block,
             "epochs": seen / self.blocks,
-            "valid_perplexity": perplexity,
+            **{name: last.get(name) for name in ("valid_perplexity", "mixture_perplexity", "mixture_lambda")},
         }
         self.stage.record(finished=finished)
         (self.stage.folder / STATE).unlink(missing_ok=True)
 
-    @torch.inference_mode()
     def _validate(self) -> dict[str, float]:
-        """Perplexity on up to VALIDATION_TOKENS tokens of the validation split, in evenly spaced whole blocks; nothing
-        without such a split."""
-        tokens, block = self.data.valid, self.data.block
-        total = n_blocks(tokens, block)
-        wanted = min(total, max(1, VALIDATION_TOKENS // block))
-        if not wanted:
-            return {}
-        self.model.eval()
-        blocks = (gather_blocks(tokens, [i * total // wanted], block) for i in range(wanted))
-        losses = [token_losses(self.model, ids.to(self.accelerator.device)) for ids in blocks]
+        found = self.data.validation.score(self.model.eval(), self.accelerator.device)
         self.model.train()
-        return {"valid_perplexity": float(torch.cat(losses).mean().exp())}
+        return found
 
 
 def learning_rate(options: TrainOptions, step: int, steps: int) -> float:

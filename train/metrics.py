@@ -62,9 +62,12 @@ def draw_curves(folder: Path) -> None:
         left.plot(*zip(*points, strict=True), label=name, linewidth=1)
     left.set(xlabel="step", ylabel="nats", title="training")
     left.legend()
-    points = [(line["step"], line["valid_perplexity"]) for line in lines if "valid_perplexity" in line]
+    for name, label in (("valid_perplexity", "alone"), ("mixture_perplexity", "mixed with the base")):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        if points:
+            right.plot(*zip(*points, strict=True), marker="o", label=label)
+    right.set(xlabel="step", ylabel="perplexity", title="validation")
     if points:
-        right.plot(*zip(*points, strict=True), marker="o")
-    right.set(xlabel="step", ylabel="perplexity", title="validation, the model alone")
+        right.legend()
     with atomic_path(folder / CURVES) as part:
         figure.savefig(part, format="png", dpi=120)

@@ -40,6 +40,13 @@ def n_blocks(tokens: Tokens, block: int) -> int:
     return max(0, (len(tokens) - 1) // block)
 
 
+def spread_blocks(tokens: Tokens, block: int, positions: int) -> list[int]:
+    """Whole blocks, evenly spaced over a stream, of at most `positions` together; one at least, where there is one."""
+    total = n_blocks(tokens, block)
+    wanted = min(total, max(1, positions // block))
+    return [i * total // wanted for i in range(wanted)]
+
+
 def gather_blocks(tokens: Tokens, blocks: Sequence[int], block: int) -> Tensor:
     """Tokens of each block and the one after it, int64 [len(blocks), block + 1]."""
     return torch.from_numpy(np.stack([tokens[b * block : (b + 1) * block + 1] for b in blocks]).astype(np.int64))

@@ -4,11 +4,15 @@ Knows how the parts are joined, not how any of them works.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from memdec_edge.errors import Cancelled, OptionError
 from memdec_edge.options import TrainOptions
+from memdec_edge.progress import progress
 
 from .build import AGAIN, fill_cache
 from .cache import Cache
@@ -18,16 +22,22 @@ from .loss import check_head
 from .memory import memory_shape
 from .source import check_vocabulary, digests, load_source, source_files
 from .stage import Stage, open_stage
+from .teacher import open_teacher
+from .validation import Validation
+
+BASE = "base.safetensors"  # what the teacher says of the validation text
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """A finished training. `valid_perplexity` is the memory's own; None without a validation split."""
+    """A finished training. Perplexities are of validation positions; None without a validation split."""
 
     path: Path  # checkpoint folder
     steps: int
     tokens: int  # seen, all steps together
-    valid_perplexity: float | None
+    valid_perplexity: float | None  # of the memory alone
+    mixture_perplexity: float | None  # of the teacher, as it was given, and the memory
+    mixture_lambda: float | None  # the weight of the memory that is best there
     seconds: float  # of this call
     notice: str = NOTICE  # to be shown to the user
 
@@ -51,7 +61,11 @@ def train(options: TrainOptions) -> TrainReport:
         fill_cache(cache, retrieve=options.beta > 0)
         if "finished" not in stage.facts:
             targets = cache.targets() if options.beta > 0 else None
-            data = Data(cache.tokens("train"), cache.tokens("valid"), targets, options.cache.block)
+            validation = Validation(cache.tokens("valid"), options.cache.block)
+            if processes.is_main_process:
+                stage.begin()
+                validation = replace(validation, base=_base_losses(options, stage, validation, processes.device))
+            data = Data(cache.tokens("train"), targets, validation, options.cache.block)
             fit(options, load_source(options.init or options.cache.teacher), data, stage, processes)
             stage.reload()
     except KeyboardInterrupt:
@@ -63,8 +77,21 @@ def train(options: TrainOptions) -> TrainReport:
         facts = cache.stage.facts
         tau, epochs, tokens = facts["tau"] if options.beta > 0 else None, finished["epochs"], finished["tokens"]
         write_facts(options.out, options, teacher=facts["teacher"], tau=tau, epochs=epochs, tokens=tokens)
+    figures = {name: finished[name] for name in ("valid_perplexity", "mixture_perplexity", "mixture_lambda")}
     seconds = time.monotonic() - began
-    return TrainReport(options.out, finished["steps"], finished["tokens"], finished["valid_perplexity"], seconds)
+    return TrainReport(options.out, finished["steps"], finished["tokens"], **figures, seconds=seconds)
+
+
+def _base_losses(options: TrainOptions, stage: Stage, validation: Validation, device: torch.device) -> Tensor | None:
+    """-log p of validation tokens under the teacher as it was given, which the memory is mixed with."""
+    if not validation.blocks:
+        return None
+    if not (stage.folder / BASE).exists():
+        teacher, batch = open_teacher(options.cache.teacher, "hidden", device), options.cache.batch
+        with progress("validation of the teacher", len(validation.blocks) * validation.block) as done:
+            found = teacher.keys_and_logprobs(validation.tokens, validation.blocks, validation.block, batch, done)
+        stage.write(BASE, {"losses": -found[1]})
+    return torch.from_numpy(stage.read(BASE)["losses"])
 
 
 def _open(options: TrainOptions, cache: Cache, processes: int) -> Stage:
@@ -86,7 +113,7 @@ def _open(options: TrainOptions, cache: Cache, processes: int) -> Stage:
     }
     inputs = {"the kNN cache": cache.stage.identity}
     inputs |= digests(source_files(options.init or options.cache.teacher), "initial model")
-    return open_stage(options.out, "memory", inputs, chosen, LAYOUT, options.fresh)
+    return open_stage(options.out, "memory", inputs, chosen, (*LAYOUT, BASE), options.fresh)
 
 
 def _check(options: TrainOptions) -> None:

@@ -51,7 +51,8 @@ def train(
     report = run_training(options)
     print(f"checkpoint {report.path}")
     if report.valid_perplexity is not None:
-        print(f"validation perplexity of the memory alone {report.valid_perplexity:.3f}")
+        print(f"validation perplexity of the memory alone {report.valid_perplexity:.3f}, mixed with the teacher "
+              f"{report.mixture_perplexity:.3f} (lambda {report.mixture_lambda:g})")  # fmt: skip
     print(report.notice, file=sys.stderr)
     if json_:
         print_json(asdict(report))

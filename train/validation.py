@@ -1,0 +1,46 @@
+"""Validation: how well a model predicts text that it does not learn from, alone and mixed with a base.
+
+Knows nothing of how the model is trained.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .corpus import Tokens
+from .loss import token_losses
+from .teacher import gather_blocks, spread_blocks
+
+POSITIONS = 8192  # scored, at most; `memdec-edge eval` can score them all
+LAMBDAS = torch.arange(1, 20) / 20  # of the mixture, 0.05 to 0.95
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Evenly spaced whole blocks of the validation split; none where it is shorter than one."""
+
+    tokens: Tokens
+    block: int
+    base: Tensor | None = None  # -log p of a base at the positions of `blocks`, float32 in nats; None: no mixture
+
+    @property
+    def blocks(self) -> list[int]:
+        """The blocks that are scored."""
+        return spread_blocks(self.tokens, self.block, POSITIONS)
+
+    @torch.inference_mode()
+    def score(self, model: Any, device: torch.device) -> dict[str, float]:
+        """Perplexity of `model` alone, and of its mixture with the base at the lambda that is best; {} without text."""
+        parts = (gather_blocks(self.tokens, [block], self.block).to(device) for block in self.blocks)
+        losses = [token_losses(model, ids).cpu() for ids in parts]
+        if not losses:
+            return {}
+        found = {"valid_perplexity": float(torch.cat(losses).mean().exp())}
+        if self.base is not None:
+            memory, base = torch.cat(losses).double(), self.base.double()
+            mixed = torch.logaddexp(LAMBDAS.log()[:, None] - memory, (1 - LAMBDAS).log()[:, None] - base)
+            best = int(mixed.mean(1).argmax())
+            found |= {"mixture_perplexity": float((-mixed[best].mean()).exp()), "mixture_lambda": float(LAMBDAS[best])}
+        return found
