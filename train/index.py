@@ -27,7 +27,7 @@ PROBES = 64  # lists scanned for a query
 CANDIDATES = 2, 64  # measured again: for each neighbour wanted, and beside these
 ADD_ROWS = 65536  # keys added at a time
 LINKS = 32  # of a key in the graph, twice as many on the lowest level
-DEPTH = 64  # of the search while the graph is built
+DEPTH = 64  # of the search while the graph is built, and the least afterwards
 
 
 def choose(n_keys: int, device: str) -> str:
@@ -86,8 +86,9 @@ class Index:
         """
         queries = queries.cpu().float()
         wanted = min(CANDIDATES[0] * k + CANDIDATES[1], self._index.ntotal)
-        if isinstance(self._index, faiss.IndexHNSW):
-            self._index.hnsw.efSearch = wanted
+        if isinstance(self._index, faiss.IndexHNSW):  # it measures in float16 already
+            wanted = min(k + 1, wanted)
+            self._index.hnsw.efSearch = max(wanted, DEPTH)
         candidates = torch.from_numpy(self._index.search(queries.numpy(), wanted)[1])
         if first_position is not None:
             own = torch.arange(first_position, first_position + len(queries))[:, None]
