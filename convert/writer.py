@@ -17,8 +17,8 @@ from memdec_edge.header import ARRAY, FLOAT32, MAGIC, SCALARS, STRING
 from . import tensors
 
 VERSION, ALIGNMENT = 3, 32
-UINT32, INT32, BOOL, UINT64, INT64 = 4, 5, 7, 10, 11  # enum gguf_type
-Value = bool | int | float | str | list[str] | list[bytes] | list[int]
+UINT8, UINT32, INT32, BOOL, UINT64, INT64 = 0, 4, 5, 7, 10, 11  # enum gguf_type
+Value = bool | int | float | str | bytes | list[str] | list[bytes] | list[int] | list[float]
 
 
 class GgufFile:
@@ -29,7 +29,10 @@ class GgufFile:
         self.tensors: list[tuple[str, tuple[int, ...], GGMLQuantizationType]] = []
 
     def add(self, key: str, value: Value) -> None:
-        """Add a key: bool, u32 (a larger int u64, a negative one i64), f32, string, or an array of strings or i32."""
+        """Add a key: bool, u32 (a larger int u64, a negative one i64), f32, string, or an array.
+
+        Arrays are of strings, i32 or f32, and bytes an array of u8.
+        """
         self.entries[key] = pack_entry(key, value)
 
     def add_tensor(self, name: str, shape: tuple[int, ...], kind: GGMLQuantizationType) -> None:
@@ -64,13 +67,21 @@ def pack_entry(key: str, value: Value) -> bytes:
     head = pack_string(key.encode())
     if isinstance(value, str):
         return head + struct.pack("<I", STRING) + pack_string(value.encode())
+    if isinstance(value, bytes):
+        return head + struct.pack("<IIQ", ARRAY, UINT8, len(value)) + value
     if isinstance(value, list):
-        strings = [item.encode() if isinstance(item, str) else item for item in value if isinstance(item, str | bytes)]
-        kind = STRING if strings else INT32
-        body = b"".join(map(pack_string, strings)) if strings else struct.pack(f"<{len(value)}i", *value)
+        kind, body = _array(value)
         return head + struct.pack("<IIQ", ARRAY, kind, len(value)) + body
     kind = _scalar_kind(value)
     return head + struct.pack("<I", kind) + SCALARS[kind].pack(value)
+
+
+def _array(value: list[str] | list[bytes] | list[int] | list[float]) -> tuple[int, bytes]:
+    """Type of the elements, which are all of the first one's type, and their bytes; an empty array is one of strings."""
+    if value and isinstance(value[0], int | float):
+        kind, code = (FLOAT32, "f") if isinstance(value[0], float) else (INT32, "i")
+        return kind, struct.pack(f"<{len(value)}{code}", *value)
+    return STRING, b"".join(pack_string(item.encode() if isinstance(item, str) else bytes(item)) for item in value)
 
 
 def _scalar_kind(value: float) -> int:
