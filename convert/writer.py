@@ -77,11 +77,12 @@ def pack_entry(key: str, value: Value) -> bytes:
 
 
 def _array(value: list[str] | list[bytes] | list[int] | list[float]) -> tuple[int, bytes]:
-    """Type of the elements, which are all of the first one's type, and their bytes; an empty array is one of strings."""
+    """The elements' type, which is the first one's (an empty array is one of strings), and their bytes."""
     if value and isinstance(value[0], int | float):
         kind, code = (FLOAT32, "f") if isinstance(value[0], float) else (INT32, "i")
         return kind, struct.pack(f"<{len(value)}{code}", *value)
-    return STRING, b"".join(pack_string(item.encode() if isinstance(item, str) else bytes(item)) for item in value)
+    texts = (item.encode() if isinstance(item, str) else item for item in value if isinstance(item, str | bytes))
+    return STRING, b"".join(map(pack_string, texts))
 
 
 def _scalar_kind(value: float) -> int:
