@@ -6,7 +6,8 @@ Knows nothing of how a tokenizer block is made.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ ORDINARY = (
     "The heart is a muscle that pumps blood through the body.",
     "I'm sure they'll say it's what we've said; he'd don't, you're. 'tis the dogs' park 'again'",
     "I'M SURE THEY'LL SAY IT'S WHAT WE'VE SAID; HE'D DON'T, YOU'RE. O'Neill",
-    "3 33 333 3333 33333 333333 3333333 3.14 1,234,567.89 2024-12-31 a1b22c333 v2.0",
+    "3 33 333 3333 33333 333333 3333333 0123456789 3.14 1,234,567.89 2024-12-31 a1b22c333 v2.0",
     "def area(width, height):\n    return width * height  # m²\n\n\n\tif x == y: {a[0]} += 1;\n",
     "camelCase HTTPServer snake_case kebab-case CONSTANT_CASE XMLHttpRequest iPhone",
     'and/or (see "note") <b>bold</b> $5 = 5 € 100% a+b^2 ~x | `code` @me #1 & co... what?! -- ok -->\n',
@@ -37,7 +38,7 @@ HARD = (
     " " * 3 + "x" + " " * 17 + "y" + " " * 130 + "z" + "\n" * 9 + "\t" * 11 + " \n \n  \n\t \n" + " " * 40,
     "=" * 80 + "-" * 70 + "*" * 33 + "...." * 20 + "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" + "hahahahahahaha" + "0" * 50,
     "\U0010ffff\ue000\ufffd𝕳𝖊𝖑𝖑𝖔 ℝ ∀x∈ℝ: ⌈x⌉ ≤ x+1 ⇒ ∑ᵢ αᵢ² ﬁ Å",
-    "Zalgo: z\u0334\u0352a\u0335\u0330 q\u0307\u0323",
+    "Zalgo: z\u0334\u0352a\u0335\u0330 q\u0323\u0307",
     "",
     " ",
     "\n",
@@ -68,11 +69,13 @@ class Reference:
 
     def encode(self, text: str) -> list[int]:
         """Ids without BOS and EOS; added tokens are found in the text."""
-        return list(self._encode(text))
+        with _readable(self.path):
+            return list(self._encode(text))
 
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`, added tokens written out."""
-        return str(self._decode(ids))
+        with _readable(self.path):
+            return str(self._decode(ids))
 
 
 def compare_tokenizers(gguf: Model, checkpoint: Path) -> str:
@@ -110,15 +113,25 @@ def _excerpt(part: str, text: str) -> str:
     return repr((part or text)[:40])
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what tokenizers raises over a damaged file into one error that names it."""
+    try:
+        yield
+    except BaseException as error:
+        # tokenizers raises nothing narrower than Exception, and on a panic of its Rust code a BaseException.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelFileError(path, f"cannot be read ({' '.join(str(error).split())})") from error
+
+
 def _tokenizers(path: Path) -> Any:
     try:
         from tokenizers import Tokenizer
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "tokenizers", "convert") from error
-    try:
+    with _readable(path):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise ModelFileError(path, f"cannot be read ({error})") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -129,7 +142,5 @@ def _sentencepiece(path: Path) -> Any:
         from sentencepiece import SentencePieceProcessor
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "sentencepiece", "convert") from error
-    try:
+    with _readable(path):
         return SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
-        raise ModelFileError(path, f"is no SentencePiece model ({error})".replace("\n", " ")) from error
