@@ -13,6 +13,7 @@ import numpy.typing as npt
 from gguf.constants import GGMLQuantizationType
 
 from memdec_edge.header import ARRAY, FLOAT32, MAGIC, SCALARS, STRING
+from memdec_edge.progress import Advance
 
 from . import tensors
 
@@ -39,8 +40,11 @@ class GgufFile:
         """Announce a tensor; `shape` in PyTorch's order."""
         self.tensors.append((name, shape, kind))
 
-    def write(self, path: Path, data: Iterable[npt.NDArray[np.generic]]) -> None:
-        """Write everything; `data` yields the tensors' bytes in the order in which they were announced."""
+    def write(self, path: Path, data: Iterable[Iterable[npt.NDArray[np.generic]]], advance: Advance) -> None:
+        """Write everything; `data` yields the tensors in the order in which they were announced, each piece by piece.
+
+        `advance` is told of each tensor written.
+        """
         with path.open("wb") as file:
             file.write(MAGIC + struct.pack("<IQQ", VERSION, len(self.tensors), len(self.entries)))
             file.writelines(self.entries.values())
@@ -50,11 +54,13 @@ class GgufFile:
                 file.write(pack_string(name.encode()) + dimensions + struct.pack("<IQ", kind, offset))
                 offset += _aligned(tensors.n_bytes(shape, kind))
             file.write(bytes(_aligned(file.tell()) - file.tell()))
-            for (name, shape, kind), array in zip(self.tensors, data, strict=True):
-                size = tensors.n_bytes(shape, kind)
-                assert array.nbytes == size, f"{name} has {array.nbytes} bytes and was announced with {size}"
-                file.write(np.ascontiguousarray(array).view(np.uint8).data)
+            for (name, shape, kind), pieces in zip(self.tensors, data, strict=True):
+                size, written = tensors.n_bytes(shape, kind), 0
+                for piece in pieces:
+                    written += file.write(np.ascontiguousarray(piece).view(np.uint8).data)
+                assert written == size, f"{name} has {written} bytes and was announced with {size}"
                 file.write(bytes(_aligned(size) - size))
+                advance(1)
 
 
 def pack_string(value: bytes) -> bytes:
