@@ -23,15 +23,15 @@ SPACES = str.maketrans("ĠĊĉč", " \n\t\r")  # how byte-level vocabularies spe
 
 
 def recognise(
-    vocabulary: Vocabulary, values: dict[str, Value], reference: Reference
+    vocabulary: Vocabulary, entries: dict[str, bytes], reference: Reference
 ) -> tuple[Mapping[str, Value], list[str]]:
     """The first of `vocabulary.variants` with which llama.cpp gives `reference`'s ids on ORDINARY, and warnings.
 
-    `values` are the other keys of the tokenizer block. Raises ModelFileError naming a difference where none does.
+    `entries` are the other keys of the tokenizer block. Raises ModelFileError naming a difference where none does.
     """
     texts = (*ORDINARY, *_telling(vocabulary))
     difference = ""
-    for variant, model in _candidates(vocabulary, values):
+    for variant, model in _candidates(vocabulary, entries):
         found = first_difference(model, reference, texts)
         if not found:
             return variant, _limits(model, reference)
@@ -39,17 +39,18 @@ def recognise(
         if vocabulary.model == UNIGRAM and not first_difference(model, reference, _within(texts, model, reference)):
             return variant, ["llama.cpp has no byte fallback for Unigram: characters outside the vocabulary become one "
                              "unknown token"]  # fmt: skip
-    what = "no pre-tokenizer of llama.cpp fits" if vocabulary.model == BYTE_LEVEL else "llama.cpp has no such tokenizer"
+    what = "no pre-tokenizer of llama.cpp fits" if vocabulary.model == BYTE_LEVEL else "llama.cpp lacks its normaliser"
     raise ModelFileError(vocabulary.path, f"{what} ({difference}); {ADVICE}")
 
 
-def _candidates(vocabulary: Vocabulary, values: dict[str, Value]) -> Iterator[tuple[Mapping[str, Value], Model]]:
+def _candidates(vocabulary: Vocabulary, entries: dict[str, bytes]) -> Iterator[tuple[Mapping[str, Value], Model]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vocabulary.gguf"
         for variant in vocabulary.variants:
             file = GgufFile()
             file.add("general.architecture", "llama")
-            for key, value in {**values, **variant}.items():
+            file.entries |= entries
+            for key, value in variant.items():
                 file.add(key, value)
             file.write(path, [], lambda count: None)
             try:

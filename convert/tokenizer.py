@@ -16,7 +16,7 @@ from memdec_edge.pairing import MAX_PADDING
 from .checkpoint import Facts, read_json
 from .pretokenizer import ADVICE, recognise
 from .probe import Reference
-from .vocabulary import BYTE, BYTE_LEVEL, SENTENCEPIECE, UNKNOWN, UNUSED, Vocabulary, read, well_formed
+from .vocabulary import BYTE, BYTE_LEVEL, NORMAL, SENTENCEPIECE, UNKNOWN, UNUSED, Vocabulary, read, well_formed
 from .writer import Value, pack_entry
 
 TOKENS, TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
@@ -95,11 +95,11 @@ def built(folder: Path, rows: int) -> TokenizerBlock:
             values[f"tokenizer.ggml.add_{name}_token"] = _adds(
                 path, body, settings, name, texts.get(special.get(name, -1))
             )
-        variant, limits = recognise(vocabulary, values, Reference(folder))
-        values |= variant
         if template := _chat_template(folder, settings):
             values["tokenizer.chat_template"] = template
         entries = {key: pack_entry(key, value) for key, value in values.items()}
+    variant, limits = recognise(vocabulary, entries, Reference(folder))
+    entries |= {key: pack_entry(key, value) for key, value in variant.items()}
     return TokenizerBlock(entries, [token.encode() for token in tokens], (*warnings, *limits))
 
 
@@ -135,7 +135,8 @@ def _compare(folder: Path, base: Path, tokens: list[bytes]) -> None:
         return
     vocabulary = read(folder)
     for number, text in sorted(vocabulary.texts.items()):
-        if number not in vocabulary.added and number < len(tokens) and tokens[number] != text.encode():
+        own = vocabulary.types[number] in (NORMAL, BYTE)  # the others are renamed and spelled in many ways
+        if own and number < len(tokens) and tokens[number] != text.encode():
             theirs = tokens[number].decode("utf-8", "replace")
             raise ModelFileError(vocabulary.path, f"token {number} is {text!r} and {theirs!r} in {base}; give the base "
                                  "it was trained for")  # fmt: skip

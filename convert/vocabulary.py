@@ -159,13 +159,13 @@ def _added_tokens(folder: Path, body: Facts) -> dict[int, Facts]:
 
 
 def _with_added(vocabulary: Vocabulary, added: dict[int, Facts]) -> Vocabulary:
-    spaced = vocabulary.model != BYTE_LEVEL
     texts, types = dict(vocabulary.texts), dict(vocabulary.types)
     for number, item in added.items():
-        text = str(item["content"])
-        control = bool(item.get("special")) or _looks_special(text)
-        types[number] = CONTROL if control else USER_DEFINED
-        texts[number] = text.replace(SPACE, " ") if spaced and not control else text
+        texts[number] = str(item["content"])
+        types[number] = CONTROL if item.get("special") or _looks_special(texts[number]) else USER_DEFINED
+    if vocabulary.model != BYTE_LEVEL:  # llama.cpp looks for these in text whose spaces are still spaces
+        spaced = (number for number, kind in types.items() if kind == USER_DEFINED)
+        texts |= {number: texts[number].replace(SPACE, " ") for number in spaced}
     scores = vocabulary.scores | dict.fromkeys(added, ADDED_SCORE) if vocabulary.scores else {}
     return replace(vocabulary, texts=texts, types=types, scores=scores, added=frozenset(added))
 
