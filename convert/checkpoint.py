@@ -118,7 +118,7 @@ def _stored(path: Path, name: str, entry: object, data: int, size: int) -> Store
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise ModelFileError(path, f"{name:.200} is {dtype:.20}; only {', '.join(DTYPES)} can be converted")
     if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
-        raise ModelFileError(path, f"its header says nothing usable about {name:.200!r}; it is damaged")
+        raise ModelFileError(path, f"its header says nothing usable about {name!r:.200}; it is damaged")
     begin, end = offsets
     if end - begin != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize or data + end > size:
         raise ModelFileError(
