@@ -14,6 +14,8 @@ from typing import Any
 from memdec_edge.errors import MissingExtraError, ModelFileError
 from memdec_edge.llama import Model
 
+from .vocabulary import SPACE, added_tokens, well_formed
+
 ORDINARY = (
     "The heart is a muscle that pumps blood through the body.",
     "I'm sure they'll say it's what we've said; he'd don't, you're. 'tis the dogs' park 'again'",
@@ -56,6 +58,7 @@ class Reference:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "tokenizer.json"
         self.specials: list[str] = []  # added tokens, which it finds as text
+        self.strange: list[str] = []  # added tokens that it does not know: SentencePiece has only those of its model
         if self.path.is_file():
             tokenizer = _tokenizers(self.path)
             added = sorted(tokenizer.get_added_tokens_decoder().items())
@@ -66,6 +69,10 @@ class Reference:
             self.path = folder / "tokenizer.model"
             processor = _sentencepiece(self.path)
             self._encode, self._decode = processor.encode, processor.decode
+            with well_formed(folder / "tokenizer_config.json"):
+                self.strange = [
+                    str(token["content"]).replace(SPACE, " ") for token in added_tokens(folder, {}).values()
+                ]
 
     def encode(self, text: str) -> list[int]:
         """Ids without BOS and EOS; added tokens are found in the text."""
@@ -94,8 +101,13 @@ def compare_tokenizers(gguf: Model, checkpoint: Path) -> str:
 
 
 def first_difference(gguf: Model, reference: Reference, texts: tuple[str, ...]) -> str:
-    """One sentence on the first of `texts` that the two split differently or that llama.cpp does not give back."""
+    """One sentence on the first of `texts` that the two split differently or that llama.cpp does not give back.
+
+    Texts with an added token that `reference` does not know are passed over.
+    """
     for text in texts:
+        if any(token in text for token in reference.strange):
+            continue
         theirs = reference.encode(text)
         ours = gguf.tokenize(text, add_special=False, parse_special=bool(reference.specials))
         if ours != theirs:

@@ -67,7 +67,7 @@ def read(folder: Path) -> Vocabulary:
         found = _from_sentencepiece(model_path)
     assert found is not None
     with well_formed(json_path if body else folder / "tokenizer_config.json"):
-        return _with_added(found, _added_tokens(folder, body))
+        return _with_added(found, added_tokens(folder, body))
 
 
 @contextmanager
@@ -133,6 +133,9 @@ def _from_sentencepiece(path: Path) -> Vocabulary:
     if model == UNIGRAM and rules.precompiled_charsmap:
         keys[CHARSMAP] = bytes(rules.precompiled_charsmap)
     pieces = dict(enumerate(proto.pieces))
+    broken = [number for number, piece in pieces.items() if not isinstance(piece.piece, str)]
+    if broken:
+        raise ModelFileError(path, f"piece {broken[0]} is no UTF-8; the file is damaged")
     return Vocabulary(
         path,
         model,
@@ -145,8 +148,8 @@ def _from_sentencepiece(path: Path) -> Vocabulary:
     )
 
 
-def _added_tokens(folder: Path, body: Facts) -> dict[int, Facts]:
-    """Tokens that were added to the vocabulary, by id, as {"content", "special"}."""
+def added_tokens(folder: Path, body: Facts) -> dict[int, Facts]:
+    """Tokens that were added to the vocabulary, by id, as {"content", "special"}; `body`: tokenizer.json, if there."""
     if body:
         return {_whole(item["id"]): item for item in body.get("added_tokens") or []}
     path, settings = folder / "added_tokens.json", folder / "tokenizer_config.json"

@@ -7,10 +7,15 @@ from typing import Any
 
 from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 
+from memdec_edge.convert.writer import GgufFile
 from tests.tiny import TEXT
 
 # The settings of Llama's tokenizers; SentencePiece's own defaults normalise text (NFKC) and merge spaces.
-LLAMA = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "byte_fallback": True}
+LLAMA: dict[str, Any] = {
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "byte_fallback": True,
+}
 
 
 def sentencepiece_model(kind: str, n_tokens: int, **options: Any) -> bytes:
@@ -48,3 +53,12 @@ def llama_merges(model: bytes) -> tuple[dict[str, int], list[tuple[str, str]]]:
         if piece.type == 1:
             merges += [(-piece.score, *pair) for pair in sorted(pairs, key=lambda pair: (ids[pair[0]], ids[pair[1]]))]
     return ids, [(left, right) for _, left, right in sorted(merges, key=lambda merge: merge[0])]
+
+
+def vocabulary_gguf(path: Path, entries: dict[str, bytes]) -> Path:
+    """A GGUF of a tokenizer block and nothing else."""
+    file = GgufFile()
+    file.add("general.architecture", "llama")
+    file.entries |= entries
+    file.write(path, [], lambda count: None)
+    return path
