@@ -90,7 +90,7 @@ def differences(ours: Path, theirs: Path) -> tuple[list[str], list[str]]:
             wrong.append(f"{name}: {a.tensor_type.name} {a.shape.tolist()}, {b.tensor_type.name} {b.shape.tolist()}")
         elif np.asarray(a.data).tobytes() != np.asarray(b.data).tobytes():
             wrong.append(f"{name}: other bytes")
-    keys = []
+    keys: list[str] = []
     for key in sorted(mine.fields.keys() | other.fields.keys()):
         if key.startswith(("GGUF.", "memdec_edge.")):
             continue

@@ -21,6 +21,7 @@ from memdec_edge.vocab_guard import refuse_what_aborts
 
 VOCAB_TYPE_NONE = 0  # enum llama_vocab_type; tokenizing without a vocabulary aborts the process
 QUANT_ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}  # llama-quantize's
+TELLING = ("error loading model", "failed to quantize", "invalid")  # in lines of llama.cpp's log that give a reason
 LOG_ERROR = 4  # enum ggml_log_level; llama-cpp-python's own table is off by one
 
 _log: deque[str] = deque(maxlen=40)  # llama.cpp's last errors: the reasons of the errors raised here
@@ -62,7 +63,7 @@ def forget_reasons() -> None:
 
 def reason(fallback: str) -> str:
     """The most telling line of llama.cpp's log since it was last cleared, without its function names."""
-    telling = [line for line in _log if "error loading model" in line or "invalid" in line] or list(_log)
+    telling = [line for line in _log if any(mark in line for mark in TELLING)] or list(_log)
     if not telling:
         return fallback
     line = telling[0]

@@ -13,7 +13,7 @@ from memdec_edge.errors import ModelFileError
 from tests.hf import hf_checkpoint, llama_log_probs, torch_log_probs
 from tests.tiny import edit_json, to_gguf
 
-GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "num_hidden_layers": 6, "sliding_window": 16}
+GEMMA: dict[str, Any] = {"head_dim": 32, "query_pre_attn_scalar": 32, "num_hidden_layers": 6, "sliding_window": 16}
 NEOX = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", {"n_positions": 128}),

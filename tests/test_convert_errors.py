@@ -55,12 +55,17 @@ def test_a_weight_beyond_f16_is_refused_and_bf16_advised(checkpoint: Path, out: 
     assert to_gguf(checkpoint, out, "bf16").outtype == "bf16"
 
 
-def test_an_existing_outfile_is_kept(family: Family, out: Path) -> None:
+def test_an_existing_outfile_is_kept_unless_it_may_go(family: Family, out: Path) -> None:
     out.parent.mkdir()
     out.write_text("mine")
     with pytest.raises(ExistingOutputError, match="exists and is not overwritten"):
         to_gguf(family.memory_checkpoint, out)
     assert out.read_text() == "mine"
+    with pytest.raises(ModelFileError):  # a failed conversion leaves what was there
+        to_gguf(family.memory_checkpoint, out, base=family.stranger, overwrite=True)
+    assert out.read_text() == "mine"
+    assert to_gguf(family.memory_checkpoint, out, overwrite=True).n_bytes == out.stat().st_size
+    assert list(out.parent.iterdir()) == [out]
 
 
 @pytest.mark.parametrize("length", [0, 4, 300, 100_000])
