@@ -49,6 +49,14 @@ def test_another_pre_tokenizer_is_noticed_and_the_text_named(checkpoint: Path, t
     assert found.endswith(f" into tokens {ours} and {path} into {theirs}")
 
 
+def test_added_runs_of_spaces_are_found_as_the_checkpoint_finds_them(checkpoint: Path, tmp_path: Path) -> None:
+    path = checkpoint / "tokenizer.json"  # GPT-NeoX has such tokens
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.add_tokens([" " * length for length in range(24, 1, -1)])
+    tokenizer.save(str(path))
+    assert compared(checkpoint, tmp_path / "v.gguf", 423) == ""
+
+
 def test_a_special_token_that_takes_spaces_with_it_is_noticed(checkpoint: Path, tmp_path: Path) -> None:
     path = checkpoint / "tokenizer.json"
     body = path.read_text(encoding="utf-8")

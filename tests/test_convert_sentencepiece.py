@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from memdec_edge import metadata
 from memdec_edge.convert.probe import compare_tokenizers
 from memdec_edge.convert.tokenizer import TokenizerBlock, built, copied
 from memdec_edge.errors import ModelFileError
 from memdec_edge.llama import Model
-from tests.pieces import LLAMA, llama_merges, sentencepiece_folder, vocabulary_gguf
-from tests.tiny import TEXT
+from tests.pieces import LLAMA, llama_merges, sentencepiece_folder, sentencepiece_model, vocabulary_gguf
+from tests.tiny import TEXT, tiny_checkpoint, to_gguf
 
 GEMMA: dict[str, Any] = LLAMA | {
     "add_dummy_prefix": False,
@@ -134,6 +135,20 @@ def test_a_llama_tokenizer_json_works_with_and_without_tokenizer_model(tmp_path:
         assert model.tokenize("a <s>fever</s>", add_special=False) == tokenizer.encode("a <s>fever</s>").ids
 
 
+def test_a_space_before_the_first_word_only_is_taken_and_the_difference_named(tmp_path: Path) -> None:
+    folder = sentencepiece_folder(tmp_path, "bpe", 450, **LLAMA)
+    tokenizer = llama_json(folder)
+    tokenizer.normalizer = None  # the form of newer Llama tokenizers; llama.cpp puts one after special tokens too
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    block = built(folder, 450)
+    with closing(Model(vocabulary_gguf(tmp_path / "v.gguf", block.entries), vocab_only=True)) as model:
+        assert compare_tokenizers(model, folder).startswith("llama.cpp splits '  x  ")  # a text that begins with spaces
+        text = "the heart<s>blood"
+        assert model.tokenize(text, add_special=False) == tokenizer.encode("the heart<s> blood").ids
+        assert model.tokenize(text, add_special=False) != tokenizer.encode(text).ids
+
+
 def test_a_unigram_tokenizer_json_works_without_tokenizer_model(tmp_path: Path) -> None:
     folder = sentencepiece_folder(tmp_path, "unigram", 180, **AS_IT_IS)
     path = folder / "tokenizer.model"
@@ -182,3 +197,15 @@ def test_a_file_that_is_no_sentencepiece_model_is_refused(tmp_path: Path) -> Non
     (folder / "tokenizer.model").write_bytes(b"\xff" * 100)
     with pytest.raises(ModelFileError, match=r"tokenizer\.model: is no SentencePiece model"):
         built(folder, 450)
+
+
+def test_a_checkpoint_with_tokenizer_model_is_converted_and_verified(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", vocab_extra=60)
+    (checkpoint / "tokenizer.json").unlink()
+    (checkpoint / "tokenizer.model").write_bytes(sentencepiece_model("bpe", 450, **LLAMA))
+    report = to_gguf(checkpoint, tmp_path / "memdec-x.gguf", verify=True)
+    assert report.verification is not None
+    assert report.verification.token_difference == ""
+    facts, _ = metadata.read(report.outfile)
+    assert facts[metadata.TOKENIZER_N_TOKENS] == 450  # of 460 rows
+    assert facts["llama.vocab_size"] == 460
