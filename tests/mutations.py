@@ -17,10 +17,11 @@ from typing import Any
 from memdec_edge import metadata
 from memdec_edge.convert import convert
 from memdec_edge.convert.probe import HARD, ORDINARY
+from memdec_edge.convert.tokenizer import built
 from memdec_edge.errors import MemdecError
 from memdec_edge.llama import Model
 from memdec_edge.options import ConvertOptions
-from tests.pieces import LLAMA, sentencepiece_model
+from tests.pieces import LLAMA, sentencepiece_folder, sentencepiece_model, vocabulary_gguf
 from tests.tiny import tiny_checkpoint, tiny_gguf
 
 ODD: tuple[Any, ...] = (
@@ -37,7 +38,7 @@ class Originals:
 
     checkpoint: Path  # llama, byte-level BPE
     sentencepiece: Path  # the same with a tokenizer.model in place of tokenizer.json
-    gguf: Path
+    ggufs: tuple[Path, ...]  # byte-level BPE with tensors; SentencePiece BPE and Unigram, vocabularies alone
 
 
 def originals(folder: Path) -> Originals:
@@ -47,7 +48,13 @@ def originals(folder: Path) -> Originals:
     other = tiny_checkpoint(folder / "sentencepiece", vocab_extra=200, **size)
     (other / "tokenizer.json").unlink()
     (other / "tokenizer.model").write_bytes(sentencepiece_model("bpe", 400, **LLAMA))
-    return Originals(checkpoint, other, tiny_gguf(folder / "memdec-x.gguf", checkpoint, role="memory"))
+    unigram = sentencepiece_folder(folder / "unigram", "unigram", 180)  # with a table of replacements
+    ggufs = (
+        tiny_gguf(folder / "memdec-x.gguf", checkpoint, role="memory"),
+        vocabulary_gguf(folder / "bpe.gguf", built(other, 520).entries),
+        vocabulary_gguf(folder / "unigram.gguf", built(unigram, 180).entries),
+    )
+    return Originals(checkpoint, other, ggufs)
 
 
 def run_case(kind: str, seed: int, whole: Originals, scratch: Path) -> str:
@@ -55,7 +62,7 @@ def run_case(kind: str, seed: int, whole: Originals, scratch: Path) -> str:
     random = Random(f"{kind} {seed}")
     if kind == "gguf":
         path = scratch / "memdec-damaged.gguf"
-        path.write_bytes(damaged_gguf(random, whole.gguf))
+        path.write_bytes(damaged_gguf(random, random.choice(whole.ggufs)))
         return _outcome(lambda: _use(path))
     source = whole.sentencepiece if kind == "tokenizer.model" else whole.checkpoint
     folder = scratch / "damaged"
@@ -169,5 +176,6 @@ def damaged_safetensors(random: Random, data: bytes) -> bytes:
 def damaged_gguf(random: Random, path: Path) -> bytes:
     """Bytes of the header: keys, values and the tensor table."""
     data = path.read_bytes()
-    end = data.rindex(b"output_norm.weight") + 64
+    last = data.rfind(b"output_norm.weight")
+    end = last + 64 if last > 0 else len(data)
     return damaged_bytes(random, data, random.choice((64, 2000, end)))
