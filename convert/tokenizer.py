@@ -16,7 +16,7 @@ from memdec_edge.pairing import MAX_PADDING
 from .checkpoint import Facts, read_json
 from .pretokenizer import ADVICE, recognise
 from .probe import Reference
-from .vocabulary import BYTE, BYTE_LEVEL, NORMAL, SENTENCEPIECE, UNKNOWN, UNUSED, Vocabulary, read, well_formed
+from .vocabulary import BYTE, BYTE_LEVEL, NORMAL, SENTENCEPIECE, UNUSED, Vocabulary, read, well_formed
 from .writer import Value, pack_entry
 
 TOKENS, TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
@@ -92,9 +92,8 @@ def built(folder: Path, rows: int) -> TokenizerBlock:
         special = _special_ids(folder, settings, vocabulary)
         values |= {f"tokenizer.ggml.{SPECIAL[name]}": number for name, number in special.items()}
         for name in ("bos", "eos"):
-            values[f"tokenizer.ggml.add_{name}_token"] = _adds(
-                path, body, settings, name, texts.get(special.get(name, -1))
-            )
+            token = texts.get(special.get(name, -1))
+            values[f"tokenizer.ggml.add_{name}_token"] = _adds(path, body, settings, name, token)
         if template := _chat_template(folder, settings):
             values["tokenizer.chat_template"] = template
         entries = {key: pack_entry(key, value) for key, value in values.items()}
@@ -108,9 +107,8 @@ def _fitted(vocabulary: Vocabulary, rows: int) -> tuple[Vocabulary, list[str]]:
     texts, path = vocabulary.texts, vocabulary.path
     beyond = sorted(number for number in texts if number >= rows)
     if not texts or not vocabulary.added.issuperset(beyond):
-        raise ModelFileError(
-            path, f"the highest token id is {max(texts, default=-1)} and the embedding has {rows} rows"
-        )
+        highest = max(texts, default=-1)
+        raise ModelFileError(path, f"the highest token id is {highest} and the embedding has {rows} rows")
     if not all(map(math.isfinite, vocabulary.scores.values())):
         raise ModelFileError(path, "has a score that is no number")
     texts = {number: text for number, text in texts.items() if number < rows}
@@ -136,7 +134,7 @@ def _compare(folder: Path, base: Path, tokens: list[bytes]) -> None:
     vocabulary = read(folder)
     for number, text in sorted(vocabulary.texts.items()):
         own = vocabulary.types[number] in (NORMAL, BYTE)  # the others are renamed and spelled in many ways
-        if own and number < len(tokens) and tokens[number] != text.encode():
+        if own and number < len(tokens) and tokens[number] != text.encode("utf-8", "replace"):
             theirs = tokens[number].decode("utf-8", "replace")
             raise ModelFileError(vocabulary.path, f"token {number} is {text!r} and {theirs!r} in {base}; give the base "
                                  "it was trained for")  # fmt: skip
@@ -145,8 +143,7 @@ def _compare(folder: Path, base: Path, tokens: list[bytes]) -> None:
 def _special_ids(folder: Path, settings: Facts, vocabulary: Vocabulary) -> dict[str, int]:
     config = read_json(folder / "config.json")
     ids = {text: number for number, text in vocabulary.texts.items()}
-    unknown = [number for number, kind in vocabulary.types.items() if kind == UNKNOWN]
-    found = {"unk": unknown[0]} if unknown else {}
+    found = {} if vocabulary.unknown is None else {"unk": vocabulary.unknown}
     for name in SPECIAL:
         token = settings.get(f"{name}_token")
         number = ids.get(str(token["content"] if isinstance(token, dict) else token)) if token is not None else None

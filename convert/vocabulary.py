@@ -49,6 +49,7 @@ class Vocabulary:
     scores: dict[int, float]  # {} for byte-level BPE
     merges: list[str]
     variants: tuple[Mapping[str, Value], ...]
+    unknown: int | None = None  # the id of what is in no other token
     added: frozenset[int] = frozenset()  # ids of tokens that are found in text before it is split
 
 
@@ -89,26 +90,25 @@ def _from_json(path: Path, body: Facts) -> Vocabulary:
     texts = {_whole(number): str(text) for text, number in pairs}
     if len(texts) != len(listed):
         raise ModelFileError(path, "gives one id to two tokens; save the tokenizer again")
-    unknown = model.get("unk_id") if isinstance(listed, list) else listed.get(model.get("unk_token"))
     types = {number: _type(text) if model.get("byte_fallback") else NORMAL for number, text in texts.items()}
     if kind == "Unigram" and isinstance(listed, list):
-        types |= {unknown: UNKNOWN} if isinstance(unknown, int) else {}
+        unknown = model.get("unk_id")
         scores = {number: float(item[1]) for number, item in enumerate(listed)}
         charsmap = _charsmap(body.get("normalizer") or {})
         variants = tuple(
             {ADD_SPACE: space, MERGE_SPACES: merge} | ({CHARSMAP: charsmap} if charsmap else {})
             for space, merge in itertools.product((True, False), repeat=2)
         )
-        return Vocabulary(path, UNIGRAM, kind, texts, types, scores, [], variants)
+        return Vocabulary(path, UNIGRAM, kind, texts, _unknown(types, unknown), scores, [], variants, unknown)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
-    if kind == "BPE" and model.get("byte_fallback"):
-        types |= {unknown: UNKNOWN} if isinstance(unknown, int) else {}
+    if kind == "BPE" and isinstance(listed, dict) and model.get("byte_fallback"):
+        unknown = listed.get(model.get("unk_token"))
         ranks: dict[str, int] = {}
         for rank, merge in enumerate(merges):  # llama.cpp merges what has the highest score, tokenizers the lowest rank
             ranks.setdefault("".join(merge.split(" ")), rank)
         scores = {number: -float(ranks.get(text, len(merges))) for number, text in texts.items()}
         prefixes = tuple({ADD_SPACE: space} for space in (True, False))
-        return Vocabulary(path, SENTENCEPIECE, kind, texts, types, scores, [], prefixes)
+        return Vocabulary(path, SENTENCEPIECE, kind, texts, _unknown(types, unknown), scores, [], prefixes, unknown)
     marks = [key for key in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
     if kind != "BPE" or marks:  # llama.cpp has neither word pieces nor marks on them
         return Vocabulary(path, "", " with ".join([kind, *marks]), texts, types, {}, merges, ())
@@ -145,6 +145,7 @@ def _from_sentencepiece(path: Path) -> Vocabulary:
         {number: piece.score for number, piece in pieces.items()},
         [],
         (keys,),
+        next((number for number, piece in pieces.items() if piece.type == UNKNOWN), None),
     )
 
 
@@ -180,6 +181,10 @@ def _looks_special(text: str) -> bool:
 
 def _type(text: str) -> int:
     return BYTE if re.fullmatch("<0x[0-9A-F]{2}>", text) else NORMAL
+
+
+def _unknown(types: dict[int, int], unknown: int | None) -> dict[int, int]:
+    return types if unknown is None else types | {_whole(unknown): UNKNOWN}
 
 
 def _charsmap(normalizer: Facts) -> bytes:

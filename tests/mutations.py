@@ -78,7 +78,9 @@ def run_case(kind: str, seed: int, whole: Originals, scratch: Path) -> str:
     (folder / kind).write_bytes(data)
     out = scratch / "out" / "memdec-damaged.gguf"
     shutil.rmtree(out.parent, ignore_errors=True)
-    outcome = _outcome(lambda: convert(ConvertOptions(checkpoint=folder, outfile=out, outtype="f16", verify=False)))
+    base = whole.ggufs[0] if source == whole.checkpoint and random.random() < 0.3 else None
+    options = ConvertOptions(checkpoint=folder, outfile=out, outtype="f16", verify=False, base=base)
+    outcome = _outcome(lambda: convert(options))
     if outcome == "accepted":
         _use(out)
     else:
