@@ -22,6 +22,7 @@ from typing import Any
 from memdec_edge.convert import convert
 from memdec_edge.convert.compare import distance, rows, windows
 from memdec_edge.demo import GENERAL
+from memdec_edge.documents import read_documents
 from memdec_edge.header import Header
 from memdec_edge.llama import Model
 from memdec_edge.options import ConvertOptions, QuantTypes
@@ -29,10 +30,10 @@ from memdec_edge.train.memory import make_memory
 from memdec_edge.train.source import load_source
 
 PEAK = (
-    "import resource, sys; from pathlib import Path; from memdec_edge.convert import convert\n"
+    "import sys; from pathlib import Path; from memdec_edge.convert import convert\n"
     "from memdec_edge.options import ConvertOptions\n"
     "convert(ConvertOptions(Path(sys.argv[1]), Path(sys.argv[2]), 'q8_0', base=Path(sys.argv[3]), verify=False))\n"
-    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
 )
 
 
@@ -54,7 +55,7 @@ def measure(gguf: Path, checkpoint: Path, work: Path, text: Path, n_tokens: int,
     print(f"{gguf.name}: F32 against PyTorch, {verification.n_tokens} tokens: largest difference of log-probs "
           f"{verification.max_delta:.1e}; {verification.token_difference or 'same tokens'}", flush=True)  # fmt: skip
     with closing(Model(whole)) as model:
-        parts = windows(model, text, n_tokens)
+        parts = windows(model, read_documents(text), n_tokens)
         for kind in types:
             outfile, started = work / f"memdec-{kind}.gguf", time.perf_counter()
             options = ConvertOptions(checkpoint, outfile, kind, gguf, verify=False, types=QuantTypes(quality_tokens=0))
@@ -68,7 +69,7 @@ def measure(gguf: Path, checkpoint: Path, work: Path, text: Path, n_tokens: int,
     with Header(whole) as header:
         result["largest_tensor"] = max(4 * tensor.shape[0] * tensor.shape[-1] for tensor in header.tensors)
     peak = [sys.executable, "-c", PEAK, str(checkpoint), str(work / "memdec-peak.gguf"), str(gguf)]
-    result["peak_rss"] = int(subprocess.run(peak, capture_output=True, text=True, check=True).stdout)
+    result["peak_rss"] = 1024 * int(subprocess.run(peak, capture_output=True, text=True, check=True).stdout)
     print(f"  peak memory {result['peak_rss'] / 1e6:.0f} MB, largest tensor {result['largest_tensor'] / 1e6:.0f} MB")
     return result
 

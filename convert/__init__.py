@@ -18,7 +18,7 @@ from . import tensors, tokenizer
 from .checkpoint import Checkpoint
 from .config import ModelConfig, read_config
 from .facts import add_facts
-from .quantize import QuantizeReport, make_quantized, quantize
+from .quantize import EMBEDDING, HEAD, QuantizeReport, make_quantized, quantize
 from .verify import Verification, is_wanted, verify
 from .writer import GgufFile
 
@@ -37,7 +37,7 @@ class ConvertReport:
     n_tensors: int
     warnings: tuple[str, ...]  # for a person: dropped rows, tensors in another type, the file's name
     verification: Verification | None  # of the file before llama.cpp quantised it
-    quality: QuantizeReport | None  # where it did
+    quantized: QuantizeReport | None  # where it did
 
 
 def convert(options: ConvertOptions) -> ConvertReport:
@@ -61,61 +61,62 @@ def convert(options: ConvertOptions) -> ConvertReport:
     written = tensors.written_type(options.outtype, {stored.dtype for stored in checkpoint.tensors.values()})
     file = GgufFile()
     add_facts(file, options, config, written, block)
-    warnings = [*block.warnings]
+    warnings = [*block.warnings, *_announce(file, planned, config, len(block.tokens), written)]
     if config.n_ctx < config.positions:
-        warnings.append(f"llama.cpp's {config.architecture.name} has no sliding window: its context ends at that of "
-                        f"{config.n_ctx} tokens, up to which both compute the same")  # fmt: skip
-    for tensor in planned:
-        shape = _kept(tensor, config, len(block.tokens))
-        kind = tensors.choose_kind(tensor.name, shape, written)
-        if kind == tensors.Kind.F16 != tensors.KINDS[written]:
-            warnings.append(f"{tensor.name} is {kind.name}: its rows of {shape[-1]} do not divide into blocks of 32")
-        file.add_tensor(tensor.name, shape, kind)
+        warnings.append(f"llama.cpp's {config.architecture.name} has no sliding window: the context is cut to that of "
+                        f"{config.n_ctx} tokens, within which both compute the same")  # fmt: skip
     if options.role == "memory" and not options.outfile.name.startswith(PREFIX):
         warnings.append(f"the name of a memory should start with {PREFIX}: {PREFIX}{options.outfile.name}")
 
     def write(path: Path) -> Verification | None:
         with progress("converting", len(planned), "tensors") as advance:
-            file.write(
-                path,
-                (
-                    _encoded(checkpoint, config, tensor, shape[0], kind)
-                    for tensor, (_, shape, kind) in zip(planned, file.tensors, strict=True)
-                ),
-                advance,
-            )
+            file.write(path, _tensors(checkpoint, config, planned, file), advance)
         return verify(path, options.checkpoint, written) if is_wanted(options.verify) else None
 
-    quality = None
+    quantized = None
     with atomic_path(options.outfile) as part:
         if options.quantized is None:
             verification = write(part)
         else:
             with scratch_path(options.outfile) as whole:
                 verification = write(whole)
-                quality = make_quantized(whole, part, options.quantized, options.outfile)
+                quantized = make_quantized(whole, part, options.quantized, options.outfile)
     if verification and verification.token_difference:
         warnings.append(verification.token_difference)
-    size = options.outfile.stat().st_size
-    outtype = written if options.quantized is None else options.outtype
-    return ConvertReport(options.outfile, outtype, size, len(planned), tuple(warnings), verification, quality)
+    size, outtype = options.outfile.stat().st_size, quantized.outtype if quantized else written
+    return ConvertReport(options.outfile, outtype, size, len(planned), tuple(warnings), verification, quantized)
 
 
-def _kept(tensor: tensors.TensorPlan, config: ModelConfig, n_tokens: int) -> tuple[int, ...]:
-    """A tensor's shape in the GGUF: rows of padding that the tokenizer does not have are dropped."""
-    by_token = tensor.name in ("token_embd.weight", "output.weight")
-    return (min(n_tokens, config.rows), *tensor.shape[1:]) if by_token else tensor.shape
+def _announce(
+    file: GgufFile, planned: list[tensors.TensorPlan], config: ModelConfig, n_tokens: int, outtype: str
+) -> Iterator[str]:
+    """Add the tensors to the file's table, without rows that no token has; warn of those that get another type."""
+    for tensor in planned:
+        by_token = tensor.name in (EMBEDDING, HEAD)
+        shape = (min(n_tokens, config.rows), *tensor.shape[1:]) if by_token else tensor.shape
+        kind = tensors.choose_kind(tensor.name, shape, outtype)
+        if kind == tensors.Kind.F16 != tensors.KINDS[outtype]:
+            yield f"{tensor.name} is {kind.name}: its rows of {shape[-1]} do not divide into blocks of 32"
+        file.add_tensor(tensor.name, shape, kind)
+
+
+def _tensors(
+    checkpoint: Checkpoint, config: ModelConfig, planned: list[tensors.TensorPlan], file: GgufFile
+) -> Iterator[Iterator[tensors.Encoded]]:
+    """One tensor of the file's table after the other."""
+    for tensor, (_, shape, kind) in zip(planned, file.tensors, strict=True):
+        yield _encoded(checkpoint, config, tensor, shape[0], kind)
 
 
 def _encoded(
     checkpoint: Checkpoint, config: ModelConfig, tensor: tensors.TensorPlan, n_rows: int, kind: tensors.Kind
 ) -> Iterator[tensors.Encoded]:
     """A tensor's bytes in the GGUF, some rows at a time."""
-    if not tensor.source:
-        yield from tensors.encode(tensors.rope_factors(config), "F32", kind)
-        return
-    stored = checkpoint.tensors[tensor.source]
     try:
+        if not tensor.source:
+            yield from tensors.encode(tensors.rope_factors(config), "F32", kind)
+            return
+        stored = checkpoint.tensors[tensor.source]
         yield from tensors.encode(tensors.arrange(stored.read(), tensor)[:n_rows], stored.dtype, kind, tensor.offset)
     except ValueError as error:
-        raise ModelFileError(checkpoint.folder, f"{tensor.source} {error}") from error
+        raise ModelFileError(checkpoint.folder, f"{tensor.source or tensor.name} {error}") from error

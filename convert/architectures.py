@@ -77,7 +77,7 @@ LLAMA = Architecture(
 MISTRAL = replace(
     LLAMA,
     model="MistralForCausalLM",
-    defaults={"max_position_embeddings": 131072, "num_key_value_heads": 8},
+    defaults={"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
     window="lacking",
 )
 

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 import memdec_edge
 from memdec_edge.context import Context
-from memdec_edge.documents import read_documents
 from memdec_edge.llama import Model
 from memdec_edge.options import LoadOptions
 
@@ -54,10 +53,10 @@ def log_softmax(logits: Row) -> npt.NDArray[np.float64]:
     return result
 
 
-def windows(model: Model, text: Path | None, n_tokens: int) -> list[list[int]]:
-    """At most `n_tokens` of a text (None: a page of general English), cut where the model's context ends."""
+def windows(model: Model, documents: list[str], n_tokens: int) -> list[list[int]]:
+    """At most `n_tokens` of some text, in pieces that a context holds."""
     size, ids = min(WINDOW, model.n_ctx_train), list[int]()
-    for document in read_documents(text or GENERAL):
+    for document in documents:
         ids += model.tokenize(document)
         if len(ids) >= n_tokens:
             break

@@ -109,7 +109,7 @@ def read_config(folder: Path) -> ModelConfig:
         positions=positions,
         n_ctx=min(positions, window or positions) if architecture.window == "lacking" else positions,
         eps=_positive(read, read.spell("rms_norm_eps"), read.body, 1e-6),
-        rope_dim=int(head_dim * _positive(read, "partial_rotary_factor", rope, read.get("rotary_pct", 1.0))),
+        rope_dim=int(head_dim * min(2.0, _positive(read, "partial_rotary_factor", rope, read.get("rotary_pct", 1.0)))),
         rope_theta=_positive(read, "rope_theta", rope),
         rope_scaling=_rope_scaling(read, rope),
         window=window if architecture.window == "layers" else 0,

@@ -13,13 +13,14 @@ from pathlib import Path
 from gguf.constants import GGMLQuantizationType as Kind
 
 from memdec_edge import metadata
-from memdec_edge.errors import ModelFileError
+from memdec_edge.documents import read_documents
+from memdec_edge.errors import ModelFileError, OutputError
 from memdec_edge.files import atomic_path, refuse_existing
 from memdec_edge.header import TensorFacts
 from memdec_edge.llama import Model
 from memdec_edge.options import QuantizeOptions, QuantTypes
 
-from .compare import Distance, distance, rows, windows
+from .compare import GENERAL, Distance, distance, rows, windows
 
 UNQUANTISED = (Kind.F32, Kind.F16, Kind.BF16)
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
@@ -55,18 +56,23 @@ def make_quantized(
     source: Path, part: Path, types: QuantTypes, outfile: Path, allow_requantize: bool = False
 ) -> QuantizeReport:
     """As quantize(), to the path `part`, which `outfile` will take the place of."""
+    documents = read_documents(types.text or GENERAL)  # what is wrong with them is said before the long work
     _, tensors = metadata.read(source)
     if (found := _first_quantised(tensors)) and not allow_requantize:
         raise ModelFileError(
             source, f"is quantised already ({found}); quantise the F16 or F32 file, or --allow-requantize and lose more"
         )
-    _run(source, part, types, embedding_type(types, tensors), allow_requantize)
+    if told := _run(source, part, types, embedding_type(types, tensors), allow_requantize):
+        if "iostream" in told:  # all that C++ says of a full disk
+            raise OutputError(outfile, "no space, or a limit on the size of files")
+        raise ModelFileError(source, f"llama.cpp cannot quantise it to {types.outtype} ({told:.200})")
     kinds: dict[str, int] = {}
     for tensor in metadata.read(part)[1]:
         kinds[_name(tensor.kind)] = kinds.get(_name(tensor.kind), 0) + 1
     reference = _name(next((tensor.kind for tensor in tensors if len(tensor.shape) > 1), Kind.F32))
     sizes = part.stat().st_size, source.stat().st_size
-    return QuantizeReport(outfile, types.outtype, *sizes, kinds, reference, _quality(source, part, types))
+    quality = _quality(source, part, documents, types.quality_tokens) if types.quality_tokens else None
+    return QuantizeReport(outfile, types.outtype, *sizes, kinds, reference, quality)
 
 
 def embedding_type(types: QuantTypes, tensors: list[TensorFacts]) -> str:
@@ -89,20 +95,18 @@ def _name(kind: int) -> str:
     return Kind(kind).name if kind in set(Kind) else f"type {kind}"
 
 
-def _run(source: Path, part: Path, types: QuantTypes, embedding: str, allow_requantize: bool) -> None:
-    """llama.cpp's quantiser in a process that ends with this call, whatever happens."""
-    arguments = [source, part, types.outtype, embedding, types.output_tensor, str(int(allow_requantize))]
-    done = subprocess.run(
-        [sys.executable, "-c", _RUN, *map(str, arguments)], capture_output=True, encoding="utf-8", errors="replace",
-    )  # fmt: skip
-    if done.returncode:
-        told = done.stdout.strip() or (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        raise ModelFileError(source, f"llama.cpp cannot quantise it to {types.outtype} ({told:.200})")
+def _run(source: Path, part: Path, types: QuantTypes, embedding: str, allow_requantize: bool) -> str:
+    """llama.cpp's quantiser in a process that ends with this call, whatever happens; why it failed, or empty."""
+    arguments = [source, part, types.outtype, embedding, types.output_tensor, int(allow_requantize)]
+    command = [sys.executable, "-c", _RUN, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    if not done.returncode:
+        return ""
+    last_words = [f"it ended with {done.returncode}", *done.stderr.split("\n")]
+    return done.stdout.strip() or [line for line in last_words if line.strip()][-1]
 
 
-def _quality(source: Path, part: Path, types: QuantTypes) -> Distance | None:
-    if not types.quality_tokens:
-        return None
+def _quality(source: Path, part: Path, documents: list[str], n_tokens: int) -> Distance:
     with closing(Model(source)) as before, closing(Model(part)) as after:
-        parts = windows(before, types.text, types.quality_tokens)
+        parts = windows(before, documents, n_tokens)
         return distance(rows(before, parts), rows(after, parts))

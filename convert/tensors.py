@@ -137,9 +137,10 @@ def rope_factors(config: ModelConfig) -> npt.NDArray[np.float32]:
     scaling = config.rope_scaling
     factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
     exponents = np.arange(0, config.rope_dim, 2, dtype=np.float64) / config.rope_dim
-    turns = scaling["original_max_position_embeddings"] / (2 * np.pi * config.rope_theta**exponents)
-    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    factors: npt.NDArray[np.float32] = (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+    with np.errstate(all="ignore"):  # settings that make no sense make NaN, which encode() refuses
+        turns = scaling["original_max_position_embeddings"] / (2 * np.pi * config.rope_theta**exponents)
+        smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        factors: npt.NDArray[np.float32] = (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
     return factors
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from memdec_edge.documents import read_documents
 from memdec_edge.errors import MissingExtraError, ModelFileError
 from memdec_edge.llama import Model
 
-from .compare import Distance, Row, distance, rows, windows
+from .compare import GENERAL, Distance, Row, distance, rows, windows
 from .probe import compare_tokenizers
 
 MAX_TOKENS = 256
@@ -39,7 +40,7 @@ def verify(gguf: Path, checkpoint: Path, outtype: str) -> Verification:
     read, MissingExtraError without transformers.
     """
     with closing(Model(gguf)) as model:
-        parts = windows(model, None, MAX_TOKENS)
+        parts = windows(model, read_documents(GENERAL), MAX_TOKENS)
         found = distance(_torch_rows(checkpoint, parts), rows(model, parts))
         difference = compare_tokenizers(model, checkpoint)
     if not found.mean_kl <= MAX_MEAN_KL[outtype]:

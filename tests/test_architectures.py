@@ -127,7 +127,7 @@ def test_a_checkpoint_of_the_bare_model_with_old_buffers_is_the_same(tmp_path: P
 
 def test_a_sliding_window_that_llama_cpp_lacks_ends_the_context(tmp_path: Path, out: Path) -> None:
     checkpoint = hf_checkpoint(tmp_path / "checkpoint", "Mistral", sliding_window=48)
-    assert "has no sliding window: its context ends at that of 48 tokens" in to_gguf(checkpoint, out).warnings[0]
+    assert "has no sliding window: the context is cut to that of 48 tokens" in to_gguf(checkpoint, out).warnings[0]
     assert metadata.read(out)[0]["llama.context_length"] == 48
     assert np.abs(llama_log_probs(out) - torch_log_probs(checkpoint)).max() < 1e-3  # of 48 tokens
 

@@ -12,12 +12,13 @@ from tests.tiny import edit_json, tiny_checkpoint
 
 BEYOND = 200e6  # bytes over the largest tensor: half for Python and its packages, the rest for rows in work
 HIDDEN = 98_304  # times 400 tokens: an embedding of 157 MB in float32
+# Not getrusage: its peak counts what the parent, which has PyTorch, held when it started the process.
 MEASURE = (
-    "import resource, sys; from pathlib import Path; from memdec_edge.convert import convert\n"
+    "import sys; from pathlib import Path; from memdec_edge.convert import convert\n"
     "from memdec_edge.options import ConvertOptions\n"
     "convert(ConvertOptions(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], verify=False))\n"
     "assert 'torch' not in sys.modules\n"
-    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
 )
 
 
@@ -39,9 +40,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("outtype", ["f32", "q8_0"])
 def test_a_conversion_takes_the_memory_of_its_largest_tensor(large: Path, out: Path, outtype: str) -> None:
     found = subprocess.run(
         [sys.executable, "-c", MEASURE, large, out, outtype], capture_output=True, text=True, check=True
     )
-    assert 4 * 400 * HIDDEN < float(found.stdout) < 4 * 400 * HIDDEN + BEYOND
+    assert 4 * 400 * HIDDEN < 1024 * int(found.stdout) < 4 * 400 * HIDDEN + BEYOND

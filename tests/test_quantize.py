@@ -1,6 +1,7 @@
 """memdec_edge.convert.quantize: types, what is lost, and that nothing is left behind."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from llama_cpp import Llama
 from memdec_edge import metadata
 from memdec_edge.convert import quantize
 from memdec_edge.convert.quantize import EMBEDDING, HEAD
-from memdec_edge.errors import ExistingOutputError, ModelFileError, OptionError
+from memdec_edge.errors import ExistingOutputError, MissingFileError, ModelFileError, OptionError
 from memdec_edge.options import QuantizeOptions, QuantTypes
 from tests.conftest import Family
 from tests.tiny import tiny_checkpoint, tiny_gguf, to_gguf
@@ -77,9 +78,9 @@ def test_convert_quantises_in_one_go(tmp_path: Path, out: Path) -> None:
     assert (report.outtype, kinds(out)["blk.0.attn_q.weight"]) == ("q6_k", Q6_K)
     assert report.verification is not None
     assert report.verification.mean_kl < 1e-4  # of the F16 file between the two
-    assert report.quality is not None
-    assert report.quality.quality is not None
-    assert report.quality.reference == "F16"
+    assert report.quantized is not None
+    assert report.quantized.quality is not None
+    assert report.quantized.reference == "F16"
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
@@ -160,3 +161,20 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, out: Path, command: str) -> None:
     assert running.communicate()[1] == "Error: stopped\n"
     assert running.returncode == 130
     assert list(out.parent.iterdir()) == []
+
+
+def test_a_full_disk_is_an_output_error_and_leaves_nothing(wide: Path, out: Path) -> None:
+    program = str(Path(sys.executable).with_name("memdec-edge"))
+    done = subprocess.run(
+        [program, "quantize", str(wide), str(out), "q8_0"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"Error: {out} could not be written: no space")
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_text_that_is_not_there_is_said_before_the_work(wide: Path, tmp_path: Path, out: Path) -> None:
+    with pytest.raises(MissingFileError, match="nowhere: no such text file"):
+        quantize(QuantizeOptions(wide, out, QuantTypes("q8_0", text=tmp_path / "nowhere")))

@@ -61,8 +61,8 @@ def convert(
     if found := report.verification:
         print(f"against PyTorch, {found.n_tokens} tokens: largest difference of log-probs {found.max_delta:.2g}, "
               f"KL {found.mean_kl:.2g} nats, same top token {found.same_top:.1%}")  # fmt: skip
-    if report.quality:
-        _print_quality(report.quality)
+    if report.quantized:
+        _print_quality(report.quantized)
     if json_:
         print_json(asdict(report))
 
