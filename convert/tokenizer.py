@@ -179,4 +179,6 @@ def _chat_template(folder: Path, settings: Facts) -> str:
     if path.is_file():
         return path.read_text(encoding="utf-8")
     template = settings.get("chat_template")
+    if isinstance(template, list):  # several by name
+        template = next((item["template"] for item in template if item["name"] == "default"), "")
     return template if isinstance(template, str) else ""

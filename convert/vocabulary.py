@@ -28,7 +28,8 @@ ADDED_SCORE = -1000.0  # of tokens that no merge makes
 SPACE = "▁"  # SentencePiece's spelling of a space
 
 # tokenizer.ggml.pre: one name for each way of llama.cpp to split text into words, in the order in which they are tried:
-# common ones first, and what splits more before what splits less, where only some vocabularies tell the two apart.
+# common ones first, and what splits more before what splits less, where only some vocabularies tell the two apart. Left
+# out are those without merges or without byte-level spelling (kimi-k2, gemma4, sarvam-moe, whitespace).
 PRE_TOKENIZERS = (
     "smollm", "gpt-2", "qwen2", "llama-bpe", "dbrx", "tekken", "gpt-4o", "deepseek-llm", "deepseek-coder",
     "deepseek-v3", "qwen35", "default", "falcon", "bloom", "viking", "chameleon", "seed-coder", "bailingmoe",

@@ -182,6 +182,29 @@ def test_add_bos_follows_post_processor_and_settings(
     assert entry[-1] == adds
 
 
+@pytest.mark.parametrize(
+    "template", ["{{ x }}", [{"name": "tool", "template": "no"}, {"name": "default", "template": "{{ x }}"}]]
+)
+def test_the_chat_template_is_kept(checkpoint: Path, out: Path, template: Any) -> None:
+    edit_json(checkpoint / "tokenizer_config.json", chat_template=template)
+    to_gguf(checkpoint, out)
+    assert metadata.read(out)[0]["tokenizer.chat_template"] == "{{ x }}"
+    (checkpoint / "chat_template.jinja").write_text("{{ y }}", encoding="utf-8")  # where newer folders keep it
+    assert b"{{ y }}" in built(checkpoint, 400).entries["tokenizer.chat_template"]
+
+
+def test_a_special_token_that_is_left_empty_is_no_token(checkpoint: Path, out: Path) -> None:
+    path = checkpoint / "tokenizer.json"
+    model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    model["vocab"]["None"] = 400
+    edit_json(path, model=model)
+    edit_json(checkpoint / "tokenizer_config.json", unk_token=None, pad_token=None)
+    assert (
+        not {"tokenizer.ggml.unknown_token_id", "tokenizer.ggml.padding_token_id"}
+        & built(checkpoint, 401).entries.keys()
+    )
+
+
 def test_subword_marks_ask_for_the_base(checkpoint: Path, out: Path) -> None:
     path = checkpoint / "tokenizer.json"
     edit_json(path, model=json.loads(path.read_text(encoding="utf-8"))["model"] | {"continuing_subword_prefix": "##"})
