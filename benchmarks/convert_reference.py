@@ -1,12 +1,13 @@
 """Does convert write what llama.cpp's own convert_hf_to_gguf.py writes?
 
     pip download --no-deps --no-binary :all: llama-cpp-python==0.3.36   # its sdist holds llama.cpp, unpack it
-    python benchmarks/convert_reference.py vendor/llama.cpp/convert_hf_to_gguf.py CHECKPOINT...
+    python benchmarks/convert_reference.py vendor/llama.cpp/convert_hf_to_gguf.py CHECKPOINT... --python python4
 
 Each CHECKPOINT is an HF folder with a tokenizer that the script knows. It is converted by both to each type, and with
-its tokenizer a small random checkpoint of each architecture to f16 and q8_0. Compared are names, shapes, types and
-bytes of all tensors, and the arrays of the tokenizer; other keys that differ are printed. The last line is one JSON
-object.
+the first one's tokenizer a small random checkpoint of each architecture to f16 and q8_0. `--python` is an interpreter
+with torch and transformers 4 for the script: under 5 it does not find rotary_pct of GPT-NeoX. Compared are names,
+shapes, types and bytes of all tensors, and the arrays of the tokenizer; other keys that differ are printed. The last
+line is one JSON object.
 """
 
 import argparse
@@ -67,10 +68,10 @@ def random_checkpoint(family: str, changes: dict[str, Any], tokenizer: Path, fol
     return folder
 
 
-def reference(script: Path, checkpoint: Path, outfile: Path, outtype: str) -> Path:
+def reference(python: str, script: Path, checkpoint: Path, outfile: Path, outtype: str) -> Path:
     """What llama.cpp's script makes of it, with the gguf package beside it."""
     environment = {**os.environ, "PYTHONPATH": str(script.parent / "gguf-py")}
-    command = [sys.executable, str(script), str(checkpoint), "--outfile", str(outfile), "--outtype", outtype]
+    command = [python, str(script), str(checkpoint), "--outfile", str(outfile), "--outtype", outtype]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
@@ -105,6 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("script", type=Path)
     parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("--python", default=sys.executable)
     arguments = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     found, keys = {}, Counter[str]()
@@ -112,7 +114,7 @@ def main() -> None:
         folder = Path(name)
         for checkpoint in arguments.checkpoints:
             made = {checkpoint.name: checkpoint}
-            for family, changes in VARIANTS.items():
+            for family, changes in VARIANTS.items() if checkpoint == arguments.checkpoints[0] else ():
                 target = folder / f"{family} with the tokenizer of {checkpoint.name}"
                 made[target.name] = random_checkpoint(family, changes, checkpoint, target)
             for title, source in made.items():
@@ -120,7 +122,9 @@ def main() -> None:
                     ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
                     options = ConvertOptions(source, ours, outtype, role="model", verify=False, overwrite=True)
                     convert(options)
-                    wrong, other = differences(ours, reference(arguments.script.resolve(), source, theirs, outtype))
+                    wrong, other = differences(
+                        ours, reference(arguments.python, arguments.script.resolve(), source, theirs, outtype)
+                    )
                     found[f"{title}, {outtype}"] = wrong
                     keys.update(other)
                     print(f"{title}, {outtype}: {'; '.join(wrong) or 'the same'}", flush=True)
