@@ -1,13 +1,12 @@
 """Does convert write what llama.cpp's own convert_hf_to_gguf.py writes?
 
     pip download --no-deps --no-binary :all: llama-cpp-python==0.3.36   # its sdist holds llama.cpp, unpack it
-    python benchmarks/convert_reference.py vendor/llama.cpp/convert_hf_to_gguf.py CHECKPOINT... --python python4
+    python benchmarks/convert_reference.py vendor/llama.cpp/convert_hf_to_gguf.py CHECKPOINT...
 
 Each CHECKPOINT is an HF folder with a tokenizer that the script knows. It is converted by both to each type, and with
-the first one's tokenizer a small random checkpoint of each architecture to f16 and q8_0. `--python` is an interpreter
-with torch and transformers 4 for the script: under 5 it does not find rotary_pct of GPT-NeoX. Compared are names,
-shapes, types and bytes of all tensors, and the arrays of the tokenizer; other keys that differ are printed. The last
-line is one JSON object.
+the first one's tokenizer a small random checkpoint of each architecture to f16 and q8_0. Compared are names, shapes,
+types and bytes of all tensors, and the arrays of the tokenizer; other keys that differ are printed. The last line is
+one JSON object.
 """
 
 import argparse
@@ -30,21 +29,24 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from memdec_edge.convert import convert
 from memdec_edge.options import ConvertOptions
 
-TYPES = ("f32", "f16", "bf16", "q8_0")
+TYPES, FEW = ("f32", "f16", "bf16", "q8_0"), ("f16", "q8_0")
 SIZES = {
     "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4,
     "max_position_embeddings": 128,
 }  # fmt: skip
 GROUPED: dict[str, Any] = {"num_key_value_heads": 2}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_ctx": 128},  # this and rotary_pct: the script wants what transformers 4 wrote
-    "gpt_neox": {"rotary_pct": 0.25},
+    "gpt2": {},
+    "gpt_neox": {},
     "llama": GROUPED,
     "mistral": {**GROUPED, "sliding_window": None, "head_dim": 32},
     "qwen2": GROUPED,
     "qwen3": {**GROUPED, "head_dim": 32},
     "gemma3_text": {**GROUPED, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16},
 }
+# What transformers 4 wrote and the script wants. It takes rotary_pct from config.json only where transformers does not
+# know the type of the model.
+OLD = {"gpt2": {"n_ctx": 128}, "gpt_neox": {"rotary_pct": 0.25, "model_type": "pythia"}}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}  # fmt: skip
 VARIANTS = {**FAMILIES, "llama, llama3 rope": {**GROUPED, "rope_parameters": LLAMA3, "tie_word_embeddings": True}}
@@ -60,7 +62,7 @@ def random_checkpoint(family: str, changes: dict[str, Any], tokenizer: Path, fol
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.2)
     model.save_pretrained(folder)
-    body = changes | json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    body = json.loads((folder / "config.json").read_text(encoding="utf-8")) | OLD.get(family, {})
     (folder / "config.json").write_text(json.dumps(body), encoding="utf-8")
     for path in tokenizer.iterdir():
         if path.suffix in (".json", ".jinja", ".model") and path.name not in ("config.json", "generation_config.json"):
@@ -68,10 +70,10 @@ def random_checkpoint(family: str, changes: dict[str, Any], tokenizer: Path, fol
     return folder
 
 
-def reference(python: str, script: Path, checkpoint: Path, outfile: Path, outtype: str) -> Path:
+def reference(script: Path, checkpoint: Path, outfile: Path, outtype: str) -> Path:
     """What llama.cpp's script makes of it, with the gguf package beside it."""
     environment = {**os.environ, "PYTHONPATH": str(script.parent / "gguf-py")}
-    command = [python, str(script), str(checkpoint), "--outfile", str(outfile), "--outtype", outtype]
+    command = [sys.executable, str(script), str(checkpoint), "--outfile", str(outfile), "--outtype", outtype]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
@@ -106,7 +108,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("script", type=Path)
     parser.add_argument("checkpoints", type=Path, nargs="+")
-    parser.add_argument("--python", default=sys.executable)
     arguments = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     found, keys = {}, Counter[str]()
@@ -118,13 +119,11 @@ def main() -> None:
                 target = folder / f"{family} with the tokenizer of {checkpoint.name}"
                 made[target.name] = random_checkpoint(family, changes, checkpoint, target)
             for title, source in made.items():
-                for outtype in TYPES if source == checkpoint else ("f16", "q8_0"):
+                for outtype in TYPES if source == checkpoint else FEW:
                     ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
                     options = ConvertOptions(source, ours, outtype, role="model", verify=False, overwrite=True)
                     convert(options)
-                    wrong, other = differences(
-                        ours, reference(arguments.python, arguments.script.resolve(), source, theirs, outtype)
-                    )
+                    wrong, other = differences(ours, reference(arguments.script.resolve(), source, theirs, outtype))
                     found[f"{title}, {outtype}"] = wrong
                     keys.update(other)
                     print(f"{title}, {outtype}: {'; '.join(wrong) or 'the same'}", flush=True)

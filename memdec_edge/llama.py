@@ -1,4 +1,4 @@
-"""llama.cpp's models: open a GGUF, read its metadata, tokenize, close.
+"""llama.cpp's models: open a GGUF, read its metadata, tokenize, close; and its quantiser.
 
 This module and context.py are the only ones that call llama.cpp's model and context API (sampling.py calls its sampler
 API). They guard every call that would abort the process: sizes, token ids and vocabularies are checked here. Knows
