@@ -1,73 +1,166 @@
-"""What tells architectures apart: their names on both sides, what config.json means, and the tensors of a block.
+"""What tells architectures apart: what config.json means, and the tensors of a checkpoint with their sizes.
 
-One table each. A new architecture is a new table, and a new field where it does what none before it did.
-Knows nothing of files and arrays.
+One short table each; what the tensors are called in a GGUF, gguf's own tables know (get_tensor_name_map). A new
+architecture is a new table, and a new field where it does what none before it did. Knows nothing of files and arrays.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES
 
 
 @dataclass(frozen=True)
 class Part:
-    """A linear layer or norm of a block."""
+    """An embedding, a linear layer or a norm."""
 
-    name: str  # in the GGUF, after blk.N.
-    source: str  # in the checkpoint, after model.layers.N.
-    shape: tuple[str, ...]  # sizes by name: hidden, ffn, q (all heads), kv (all key-value heads); out, in
+    source: str  # in the checkpoint, after the prefix of the model or of a block
+    shape: tuple[str, ...]  # sizes by name (ModelConfig.sizes): out, in
     bias: bool | str = False  # True: always; a name: where config.json says so
-    interleaved: bool = False  # rows go into the order of a rope that turns neighbours (tensors.permute)
+    order: str = ""  # where the checkpoint's is not llama.cpp's: rope, transposed or grouped (tensors.arrange)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One family of decoders with rope, RMS norms and a gated MLP."""
+    """One family of decoders. The keys of config.json go by Llama's names, `spelling` has a family's own."""
 
     model: str  # Hugging Face's class, in config.json
-    name: str  # general.architecture, and the prefix of its keys
-    block: tuple[Part, ...]  # in the GGUF's order
-    rope_scaling: tuple[str, ...]  # kinds that llama.cpp computes for it
-    defaults: Mapping[str, int]  # what Hugging Face takes for an entry that config.json lacks
-    free_heads: bool = False  # heads x head_dim need not be the hidden size
-    off: tuple[str, ...] = ()  # entries of config.json that llama.cpp has no counterpart for
+    gguf: MODEL_ARCH
+    outer: tuple[Part, ...]  # outside of the blocks, but for the head
+    block: tuple[Part, ...]
+    activations: tuple[str, ...]  # of the MLP, by Hugging Face's names: what llama.cpp computes there
+    rope_scaling: tuple[str, ...] = ("default", "linear")  # kinds that llama.cpp computes for it; none: no rope at all
+    prefix: str = "model."  # of all tensors but the head
+    blocks: str = "layers"  # the list of blocks, after the prefix
+    head: str = "lm_head"
+    layer_norm: bool = False  # with mean and bias, else RMS
+    norm_offset: float = 0.0  # added to the checkpoint's weight by a norm
+    spelling: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # what Hugging Face takes for an entry that is not there
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # entries of which llama.cpp knows only this value
+    free_heads: bool = True  # heads x head_dim need not be the hidden size
+    window: str = ""  # sliding attention: "layers", of some of them, or "lacking" in llama.cpp
 
+    @property
+    def name(self) -> str:
+        """In a GGUF: general.architecture, and the prefix of its keys."""
+        return str(MODEL_ARCH_NAMES[self.gguf])
+
+
+OUTER = (Part("embed_tokens", ("rows", "hidden")), Part("norm", ("hidden",)))
+
+
+def _block(qkv_bias: bool | str, bias: bool | str = False, order: str = "") -> tuple[Part, ...]:
+    """Llama's block, which others vary."""
+    return (
+        Part("input_layernorm", ("hidden",)),
+        Part("self_attn.q_proj", ("q", "hidden"), qkv_bias, order),
+        Part("self_attn.k_proj", ("kv", "hidden"), qkv_bias, order),
+        Part("self_attn.v_proj", ("kv", "hidden"), qkv_bias),
+        Part("self_attn.o_proj", ("hidden", "q"), bias),
+        Part("post_attention_layernorm", ("hidden",)),
+        Part("mlp.gate_proj", ("ffn", "hidden"), bias and "mlp_bias"),
+        Part("mlp.up_proj", ("ffn", "hidden"), bias and "mlp_bias"),
+        Part("mlp.down_proj", ("hidden", "ffn"), bias and "mlp_bias"),
+    )
+
+
+HEAD_NORMS = (Part("self_attn.q_norm", ("head",)), Part("self_attn.k_norm", ("head",)))
 
 LLAMA = Architecture(
-    "LlamaForCausalLM",
-    "llama",
-    (
-        Part("attn_norm", "input_layernorm", ("hidden",)),
-        Part("attn_q", "self_attn.q_proj", ("q", "hidden"), "attention_bias", interleaved=True),
-        Part("attn_k", "self_attn.k_proj", ("kv", "hidden"), "attention_bias", interleaved=True),
-        Part("attn_v", "self_attn.v_proj", ("kv", "hidden"), "attention_bias"),
-        Part("attn_output", "self_attn.o_proj", ("hidden", "q"), "attention_bias"),
-        Part("ffn_norm", "post_attention_layernorm", ("hidden",)),
-        Part("ffn_gate", "mlp.gate_proj", ("ffn", "hidden"), "mlp_bias"),
-        Part("ffn_up", "mlp.up_proj", ("ffn", "hidden"), "mlp_bias"),
-        Part("ffn_down", "mlp.down_proj", ("hidden", "ffn"), "mlp_bias"),
-    ),
+    "LlamaForCausalLM", MODEL_ARCH.LLAMA, OUTER, _block("attention_bias", "attention_bias", order="rope"), ("silu",),
     rope_scaling=("default", "linear", "llama3"),
     defaults={"max_position_embeddings": 2048},
-    free_heads=True,
+)  # fmt: skip
+
+MISTRAL = replace(
+    LLAMA,
+    model="MistralForCausalLM",
+    defaults={"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+    window="lacking",
 )
 
 QWEN2 = Architecture(
-    "Qwen2ForCausalLM",
-    "qwen2",
-    (
-        Part("attn_norm", "input_layernorm", ("hidden",)),
-        Part("attn_q", "self_attn.q_proj", ("q", "hidden"), bias=True),
-        Part("attn_k", "self_attn.k_proj", ("kv", "hidden"), bias=True),
-        Part("attn_v", "self_attn.v_proj", ("kv", "hidden"), bias=True),
-        Part("attn_output", "self_attn.o_proj", ("hidden", "q")),
-        Part("ffn_norm", "post_attention_layernorm", ("hidden",)),
-        Part("ffn_gate", "mlp.gate_proj", ("ffn", "hidden")),
-        Part("ffn_up", "mlp.up_proj", ("ffn", "hidden")),
-        Part("ffn_down", "mlp.down_proj", ("hidden", "ffn")),
-    ),
-    rope_scaling=("default", "linear"),
+    "Qwen2ForCausalLM", MODEL_ARCH.QWEN2, OUTER, _block(True), ("silu",),
     defaults={"max_position_embeddings": 32768, "num_key_value_heads": 32},
-    off=("use_sliding_window",),
+    fixed={"use_sliding_window": False},
+    free_heads=False,
+)  # fmt: skip
+
+QWEN3 = replace(
+    QWEN2,
+    model="Qwen3ForCausalLM",
+    gguf=MODEL_ARCH.QWEN3,
+    block=(*_block(False), *HEAD_NORMS),
+    defaults={**QWEN2.defaults, "head_dim": 128},
+    fixed={**QWEN2.fixed, "attention_bias": False},
+    free_heads=True,
 )
 
-ARCHITECTURES = {table.model: table for table in (LLAMA, QWEN2)}
+GEMMA3 = Architecture(
+    "Gemma3ForCausalLM", MODEL_ARCH.GEMMA3, OUTER,
+    (*_block(False), *HEAD_NORMS,
+     Part("pre_feedforward_layernorm", ("hidden",)), Part("post_feedforward_layernorm", ("hidden",))),
+    ("gelu_pytorch_tanh",),
+    norm_offset=1.0,
+    spelling={"hidden_act": "hidden_activation"},
+    defaults={
+        "max_position_embeddings": 131072, "num_key_value_heads": 4, "head_dim": 256, "rope_theta": 1e6,
+        "tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 4096,
+    },
+    fixed={
+        "attention_bias": False, "use_bidirectional_attention": False,
+        "attn_logit_softcapping": None, "final_logit_softcapping": None,
+    },
+    window="layers",
+)  # fmt: skip
+
+GPT2 = Architecture(
+    "GPT2LMHeadModel", MODEL_ARCH.GPT2,
+    (Part("wte", ("rows", "hidden")), Part("wpe", ("positions", "hidden")), Part("ln_f", ("hidden",), bias=True)),
+    (
+        Part("ln_1", ("hidden",), bias=True),
+        Part("attn.c_attn", ("qkv", "hidden"), bias=True, order="transposed"),
+        Part("attn.c_proj", ("hidden", "q"), bias=True, order="transposed"),
+        Part("ln_2", ("hidden",), bias=True),
+        Part("mlp.c_fc", ("ffn", "hidden"), bias=True, order="transposed"),
+        Part("mlp.c_proj", ("hidden", "ffn"), bias=True, order="transposed"),
+    ),
+    ("gelu_new", "gelu_pytorch_tanh", "gelu"),
+    rope_scaling=(),
+    prefix="transformer.",
+    blocks="h",
+    layer_norm=True,
+    spelling={
+        "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+        "intermediate_size": "n_inner", "max_position_embeddings": "n_positions", "hidden_act": "activation_function",
+        "rms_norm_eps": "layer_norm_epsilon",
+    },
+    defaults={"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True, "activation_function": "gelu_new"},
+    fixed={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    free_heads=False,
+)  # fmt: skip
+
+GPT_NEOX = Architecture(
+    "GPTNeoXForCausalLM", MODEL_ARCH.GPTNEOX,
+    (Part("embed_in", ("rows", "hidden")), Part("final_layer_norm", ("hidden",), bias=True)),
+    (
+        Part("input_layernorm", ("hidden",), bias=True),
+        Part("attention.query_key_value", ("qkv", "hidden"), bias=True, order="grouped"),
+        Part("attention.dense", ("hidden", "q"), bias=True),
+        Part("post_attention_layernorm", ("hidden",), bias=True),
+        Part("mlp.dense_h_to_4h", ("ffn", "hidden"), bias=True),
+        Part("mlp.dense_4h_to_h", ("hidden", "ffn"), bias=True),
+    ),
+    ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"),
+    prefix="gpt_neox.",
+    head="embed_out",
+    layer_norm=True,
+    spelling={"rms_norm_eps": "layer_norm_eps", "rope_theta": "rotary_emb_base"},
+    defaults={"layer_norm_eps": 1e-5, "hidden_act": "gelu", "max_position_embeddings": 2048, "rotary_pct": 0.25},
+    fixed={"attention_bias": True, "tie_word_embeddings": False},
+    free_heads=False,
+)  # fmt: skip
+
+ARCHITECTURES = {table.model: table for table in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, GPT2, GPT_NEOX)}

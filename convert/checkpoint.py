@@ -1,12 +1,15 @@
-"""An HF checkpoint folder: config.json, safetensors and memdec.json, checked while read.
+"""The weights of an HF checkpoint folder: where each tensor lies in safetensors or PyTorch files, and its numbers.
 
-Tensors are read one at a time through a memory map, whatever the checkpoint's size; pickle files are not opened.
-Knows nothing of GGUF.
+Files are hostile until proven otherwise: a header is checked against the file's size before anything is allocated, and
+pickles are read by torch's weights_only. Tensors are read one at a time, by plain reads: pages of a memory map would
+count towards the process. Knows nothing of GGUF and of what tensors mean.
 """
 
 import json
 import math
-from collections.abc import Mapping
+import pickle
+import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,88 +19,148 @@ import numpy.typing as npt
 
 from memdec_edge.errors import MissingExtraError, MissingFileError, ModelFileError
 
-from .architectures import ARCHITECTURES, Architecture
-
-DTYPES = ("F64", "F32", "F16", "BF16")  # safetensors' names
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # safetensors' names; NumPy has no bfloat16
+NAMES = ("model.safetensors", "pytorch_model.bin")  # what save_pretrained writes; an index stands beside shards
+MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 Facts = Mapping[str, Any]
+Array = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """What llama.cpp must know of a model; sizes in elements."""
+class Stored:
+    """One tensor in a file: raw little-endian numbers, rows one after the other."""
 
-    architecture: Architecture
-    layers: int
-    hidden: int
-    ffn: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rows: int  # of the embedding: tokens and padding
-    n_ctx: int  # positions it was trained for
-    eps: float
-    rope_theta: float
-    rope_scaling: Facts  # {} or {"rope_type": "linear" | "llama3", ...}
-    tied: bool  # the head is the embedding
-    biases: frozenset[str]  # entries of config.json that give parts a bias, where they are true
+    path: Path
+    offset: int  # bytes from the file's start
+    dtype: str  # a key of DTYPES
+    shape: tuple[int, ...]
+
+    def read(self) -> Array:
+        """The numbers as they are stored; bfloat16 as its bits (widen() makes numbers of them)."""
+        try:
+            flat = np.fromfile(self.path, DTYPES[self.dtype], math.prod(self.shape), offset=self.offset)
+            return flat.reshape(self.shape)
+        except (OSError, ValueError) as error:
+            raise ModelFileError(self.path, f"cannot be read ({error}); it is damaged or cut short") from error
+
+
+def widen(array: Array, dtype: str) -> npt.NDArray[np.float32]:
+    """Numbers of a dtype of DTYPES as float32."""
+    if dtype == "BF16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused
+        return array.astype(np.float32)
 
 
 class Checkpoint:
-    """One folder: its config, the names, shapes and dtypes of its tensors, and each tensor as float32 on demand.
+    """One folder: its tensors by name.
 
-    Raises MissingFileError for a folder or file that is not there, ModelFileError for one that cannot be used, and
-    MissingExtraError without torch and safetensors.
+    `prefix` stands before every name but `head`'s; it is added where the folder holds the bare model. Raises
+    MissingFileError for a folder or file that is not there, ModelFileError for one that cannot be used, and
+    MissingExtraError where PyTorch files are there and PyTorch is not.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, prefix: str = "", head: str = "") -> None:
         self.folder = folder
-        if not folder.is_dir():
-            raise MissingFileError(folder, "checkpoint folder")
-        self.config = read_config(folder)
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
-        self._files: dict[str, Any] = {}
-        for path in self._weight_files():
-            self._open(path)
+        found: dict[str, Stored] = {}
+        for path in _weight_files(folder):
+            if not path.is_file():
+                raise MissingFileError(path, "weights file")
+            for name, stored in _safetensors(path) if path.suffix == ".safetensors" else _pickled(path):
+                found[name] = stored
+        bare = not any(name.startswith(prefix) for name in found)
+        self.tensors = {
+            f"{prefix}{name}" if bare and not name.startswith(f"{head}.") else name: stored
+            for name, stored in found.items()
+        }
 
-    def tensor(self, name: str) -> npt.NDArray[np.float32]:
-        """A tensor as float32. Raises ModelFileError where it holds NaN or infinity."""
-        array: npt.NDArray[np.float32] = self._files[name].get_tensor(name).float().numpy()
-        if not np.isfinite(array).all():
-            raise ModelFileError(self.folder, f"{name} holds NaN or infinity; the training diverged")
-        return array
 
-    def _weight_files(self) -> list[Path]:
-        index = self.folder / "model.safetensors.index.json"
+def _weight_files(folder: Path) -> list[Path]:
+    for name in NAMES:
+        index = folder / f"{name}.index.json"
         if index.is_file():
             names = read_json(index).get("weight_map")
-            if not isinstance(names, dict):
+            if not isinstance(names, dict) or not all(isinstance(shard, str) for shard in names.values()):
                 raise ModelFileError(index, "has no weight_map; save the checkpoint again")
-            return [self.folder / name for name in sorted({str(name) for name in names.values()})]
-        single = self.folder / "model.safetensors"
-        if not single.is_file() and (self.folder / "pytorch_model.bin").is_file():
-            raise ModelFileError(self.folder, "holds only pickled weights; save it as safetensors (save_pretrained)")
-        return [single]
+            shards = sorted(set(names.values()))
+            for shard in shards:
+                if Path(shard).name != shard:
+                    raise ModelFileError(index, f"points to {shard!r:.80}, outside of its folder")
+            return [folder / shard for shard in shards]
+        if (folder / name).is_file():
+            return [folder / name]
+    return [folder / NAMES[0]]
 
-    def _open(self, path: Path) -> None:
-        try:
-            import torch  # noqa: F401  safetensors gives its tensors through it, bfloat16 included
-            from safetensors import SafetensorError, safe_open
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(error.name or "safetensors", "convert") from error
-        if not path.is_file():
-            raise MissingFileError(path, "safetensors file")
-        try:
-            file: Any = safe_open(path, framework="pt")
-            for name in file.keys():  # noqa: SIM118  no mapping
-                piece = file.get_slice(name)
-                self.shapes[name], self.dtypes[name] = tuple(piece.get_shape()), piece.get_dtype()
-                self._files[name] = file
-        except (SafetensorError, OSError) as error:
-            raise ModelFileError(path, f"cannot be read ({error}); it is damaged or cut short") from error
-        for name, dtype in self.dtypes.items():
-            if dtype not in DTYPES:
-                raise ModelFileError(path, f"{name} is {dtype}; only {', '.join(DTYPES)} can be converted")
+
+def _safetensors(path: Path) -> Iterator[tuple[str, Stored]]:
+    """Format: https://github.com/huggingface/safetensors#format; u64 length, JSON, data."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+            if length > min(size - 8, MAX_HEADER):
+                raise ModelFileError(path, "cannot be read (no safetensors header); it is damaged or cut short")
+            header = json.loads(file.read(length).decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelFileError(path, f"cannot be read ({error}); it is damaged or cut short") from error
+    if not isinstance(header, dict):
+        raise ModelFileError(path, "has no list of tensors in its header; it is damaged")
+    for name, entry in header.items():
+        if name != "__metadata__":
+            yield name, _stored(path, name, entry, 8 + length, size)
+
+
+def _stored(path: Path, name: str, entry: object, data: int, size: int) -> Stored:
+    """One entry of a safetensors header; the data start at byte `data` of a file of `size` bytes."""
+    facts = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = facts.get("dtype"), _whole(facts.get("shape")), _whole(facts.get("data_offsets"))
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise ModelFileError(path, f"{name:.200} is {dtype:.20}; only {', '.join(DTYPES)} can be converted")
+    if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
+        raise ModelFileError(path, f"its header says nothing usable about {name!r:.200}; it is damaged")
+    begin, end = offsets
+    if end - begin != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize or data + end > size:
+        raise ModelFileError(
+            path, f"cannot be read ({name:.200} is not where it should be); it is damaged or cut short"
+        )
+    return Stored(path, data + begin, dtype, shape)
+
+
+def _whole(values: object) -> tuple[int, ...] | None:
+    """A list of sizes or offsets; None where it is none."""
+    if not isinstance(values, list) or not all(type(value) is int and 0 <= value < 2**63 for value in values):
+        return None
+    return tuple(values)
+
+
+def _pickled(path: Path) -> Iterator[tuple[str, Stored]]:
+    """A state dict saved by torch.save: unpickled without its numbers, which are read later from where they lie."""
+    try:
+        import torch
+        from torch._subclasses.fake_tensor import FakeTensorMode
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "torch", "convert") from error
+    try:
+        with FakeTensorMode():
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelFileError(
+            path, f"cannot be read ({reason:.120}); it is damaged or holds more than weights"
+        ) from error
+    dtypes = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    for name, tensor in state.items() if isinstance(state, dict) else ():
+        if not isinstance(tensor, torch.Tensor):
+            raise ModelFileError(
+                path, f"{name!r:.200} is a {type(tensor).__name__} and no tensor; save the model again"
+            )
+        start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)  # set where there are no numbers
+        if tensor.dtype not in dtypes or start is None or not tensor.is_contiguous():
+            advice = "save it as safetensors (save_pretrained)"
+            raise ModelFileError(path, f"{name:.200} ({tensor.dtype}) is not stored as plain numbers; {advice}")
+        offset = start + tensor.storage_offset() * tensor.itemsize
+        yield name, Stored(path, offset, dtypes[tensor.dtype], tuple(tensor.shape))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -111,92 +174,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ModelFileError(path, f"holds a JSON {type(body).__name__}, not an object")
     return body
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """config.json with Hugging Face's defaults. Raises as Checkpoint does."""
-    path = folder / "config.json"
-    body = read_json(path)
-    architecture = _architecture(path, body)
-    body = {**architecture.defaults, **body}
-    if body.get("hidden_act", "silu") != "silu":
-        raise ModelFileError(
-            path, f"hidden_act is {body['hidden_act']!r}; llama.cpp's {architecture.name} knows only silu"
-        )
-    for entry in architecture.off:
-        if body.get(entry):
-            raise ModelFileError(path, f"{entry} is {body[entry]!r}; llama.cpp's {architecture.name} has no such thing")
-
-    def whole(key: str, default: int | None = None) -> int:
-        value = body.get(key)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-            raise ModelFileError(path, f"{key} is {value!r}; it must be a positive whole number")
-        return value
-
-    hidden, heads = whole("hidden_size"), whole("num_attention_heads")
-    config = ModelConfig(
-        architecture=architecture,
-        layers=whole("num_hidden_layers"),
-        hidden=hidden,
-        ffn=whole("intermediate_size"),
-        heads=heads,
-        kv_heads=whole("num_key_value_heads", heads),
-        head_dim=whole("head_dim", hidden // heads),
-        rows=whole("vocab_size"),
-        n_ctx=whole("max_position_embeddings"),
-        eps=_positive(path, "rms_norm_eps", body.get("rms_norm_eps", 1e-6)),
-        rope_theta=_positive(path, "rope_theta", _rope(body).get("rope_theta", 10000.0)),
-        rope_scaling=_rope_scaling(path, body, architecture),
-        tied=body.get("tie_word_embeddings", False) is True,
-        biases=frozenset(str(part.bias) for part in architecture.block if body.get(str(part.bias)) is True),
-    )
-    if config.heads % config.kv_heads or config.head_dim % 2:
-        raise ModelFileError(
-            path, f"{config.heads} heads of {config.head_dim} do not go with {config.kv_heads} key-value heads"
-        )
-    if not architecture.free_heads and config.heads * config.head_dim != config.hidden:
-        raise ModelFileError(
-            path, f"{config.heads} heads of {config.head_dim} are no hidden_size of {config.hidden}, which llama.cpp's "
-            f"{architecture.name} wants"
-        )  # fmt: skip
-    return config
-
-
-def _architecture(path: Path, body: Facts) -> Architecture:
-    names = body.get("architectures") or "not named"
-    found = ", ".join(map(str, names)) if isinstance(names, list) else names
-    if not isinstance(names, list) or found not in ARCHITECTURES:
-        known = " and ".join(ARCHITECTURES)
-        raise ModelFileError(path, f"the architecture is {found}; {known} can be converted")
-    return ARCHITECTURES[found]
-
-
-def _positive(path: Path, key: str, value: object) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < float(str(value)) < math.inf:
-        raise ModelFileError(path, f"{key} is {value!r}; it must be a positive number")
-    return float(str(value))
-
-
-def _rope(body: Facts) -> Facts:
-    """Rope settings: transformers 5 keeps them in rope_parameters, 4 in rope_theta and rope_scaling."""
-    found = body.get("rope_parameters") or body.get("rope_scaling") or {}
-    found = dict(found) if isinstance(found, dict) else {"rope_type": found}
-    if body.get("rope_theta") is not None:
-        found.setdefault("rope_theta", body["rope_theta"])
-    return found
-
-
-def _rope_scaling(path: Path, body: Facts, architecture: Architecture) -> Facts:
-    rope = _rope(body)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    keys = {
-        "default": (),
-        "linear": ("factor",),
-        "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    }.get(kind if isinstance(kind, str) else "")
-    if keys is None or kind not in architecture.rope_scaling:
-        known = ", ".join(architecture.rope_scaling)
-        raise ModelFileError(path, f"rope scaling {kind!r} of {architecture.name} cannot be converted; can be: {known}")
-    return {"rope_type": kind} | {key: _positive(path, key, rope.get(key)) for key in keys} if keys else {}

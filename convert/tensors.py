@@ -1,24 +1,31 @@
-"""Tensors of a checkpoint as llama.cpp wants them: names, order, permutation, types.
+"""Tensors of a checkpoint as llama.cpp wants them: names, order of elements, types, bytes.
 
 Knows nothing of files.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from gguf import get_tensor_name_map
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quantize
 
-from .checkpoint import ModelConfig
+from .architectures import Part
+from .checkpoint import Array, Stored, widen
+from .config import ModelConfig
 
 Kind = GGMLQuantizationType
 KINDS = {"f32": Kind.F32, "f16": Kind.F16, "bf16": Kind.BF16, "q8_0": Kind.Q8_0}
 FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7}  # enum llama_ftype
+POSITIONS = "position_embd.weight"  # llama.cpp adds it to activations, in f32
 ROPE_FREQS = "rope_freqs.weight"
-Array = npt.NDArray[np.float32]
+# Buffers of old checkpoints: attention masks, and frequencies computed from rope_theta.
+BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+BLOCK = 1 << 20  # elements that are encoded at a time: gguf's quantiser needs 20 bytes for each
+Encoded = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True)
@@ -27,51 +34,75 @@ class TensorPlan:
 
     name: str
     source: str  # name in the checkpoint; empty: computed from the config
-    shape: tuple[int, ...]  # PyTorch's order, in the checkpoint
-    heads: int = 0  # rows are permuted within so many heads
+    shape: tuple[int, ...]  # PyTorch's order, in the GGUF
+    order: str = ""  # how the checkpoint's differs: arrange()
+    heads: int = 0  # that `order` is about
+    offset: float = 0.0  # added to every element
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """In the checkpoint."""
+        return self.shape[::-1] if self.order == "transposed" else self.shape
 
 
 def plan(config: ModelConfig) -> list[TensorPlan]:
     """Every tensor that a checkpoint of this config must hold, in the GGUF's order."""
-    hidden, heads = config.hidden, {"q": config.heads, "kv": config.kv_heads}
-    sizes = {"hidden": hidden, "ffn": config.ffn} | {name: count * config.head_dim for name, count in heads.items()}
-    found = [
-        TensorPlan("token_embd.weight", "model.embed_tokens.weight", (config.rows, hidden)),
-        TensorPlan("output_norm.weight", "model.norm.weight", (hidden,)),
-    ]
+    table = config.architecture
+    found: list[TensorPlan] = []
+    for part in table.outer:
+        found += _plan_part(config, part, table.prefix)
     if not config.tied:
-        found.append(TensorPlan("output.weight", "lm_head.weight", (config.rows, hidden)))
+        found += _plan_part(config, Part(table.head, ("rows", "hidden")), "")
     if config.rope_scaling.get("rope_type") == "llama3":
-        found.append(TensorPlan(ROPE_FREQS, "", (config.head_dim // 2,)))
+        found.append(TensorPlan(ROPE_FREQS, "", (config.rope_dim // 2,)))
     for layer in range(config.layers):
-        for part in config.architecture.block:
-            name, source = f"blk.{layer}.{part.name}", f"model.layers.{layer}.{part.source}"
-            shape = tuple(sizes[size] for size in part.shape)
-            permuted = heads[part.shape[0]] if part.interleaved else 0
-            found.append(TensorPlan(f"{name}.weight", f"{source}.weight", shape, permuted))
-            if part.bias is True or part.bias in config.biases:
-                found.append(TensorPlan(f"{name}.bias", f"{source}.bias", shape[:1], permuted))
-    return found
+        for part in table.block:
+            found += _plan_part(config, part, f"{table.prefix}{table.blocks}.{layer}.")
+    names = get_tensor_name_map(table.gguf, config.layers)
+    return [replace(tensor, name=names.get_name(tensor.name, (".weight", ".bias")) or tensor.name) for tensor in found]
 
 
-def compare(planned: list[TensorPlan], shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) -> str:
+def _plan_part(config: ModelConfig, part: Part, prefix: str) -> Iterator[TensorPlan]:
+    """Weight and bias of a part, by their names in the checkpoint."""
+    shape = tuple(config.sizes[size] for size in part.shape)
+    heads = config.kv_heads if part.shape[0] == "kv" else config.heads
+    weight = f"{prefix}{part.source}.weight"
+    is_norm = part.shape in (("hidden",), ("head",))
+    offset = config.architecture.norm_offset if is_norm else 0.0
+    yield TensorPlan(weight, weight, shape, part.order, heads, offset)
+    if part.bias is True or part.bias in config.biases:
+        bias = f"{prefix}{part.source}.bias"
+        yield TensorPlan(bias, bias, shape[:1], part.order, heads)
+
+
+def compare(planned: list[TensorPlan], stored: Mapping[str, Stored], config: ModelConfig) -> str:
     """What does not fit between the plan and a checkpoint's tensors: empty, or one sentence naming the first."""
     for tensor in planned:
-        if tensor.source and tensor.source not in shapes:
+        if tensor.source and tensor.source not in stored:
             return f"the tensor {tensor.source} is missing"
-        if tensor.source and shapes[tensor.source] != tensor.shape:
-            return f"{tensor.source} is {_shape(shapes[tensor.source])}, config.json makes it {_shape(tensor.shape)}"
-    known = {tensor.source for tensor in planned} | ({"lm_head.weight"} if config.tied else set())
-    for name in shapes:
-        # inv_freq: a buffer of old checkpoints, computed from rope_theta
-        if name not in known and not name.endswith("rotary_emb.inv_freq"):
+        if tensor.source and stored[tensor.source].shape != tensor.stored_shape:
+            found, wanted = _shape(stored[tensor.source].shape), _shape(tensor.stored_shape)
+            return f"{tensor.source} is {found}, config.json makes it {wanted}"
+    known = {tensor.source for tensor in planned} | ({f"{config.architecture.head}.weight"} if config.tied else set())
+    for name in stored:
+        if name not in known and not name.endswith(BUFFERS):
             return f"the tensor {name} has no place in a {config.architecture.name} model"
     return ""
 
 
-def choose_kind(shape: tuple[int, ...], outtype: str) -> GGMLQuantizationType:
-    """The type of a tensor: f32 for vectors, f16 where rows do not divide into blocks, else `outtype`."""
-    kind = KINDS[outtype] if len(shape) > 1 else Kind.F32
+def written_type(outtype: str, dtypes: set[str]) -> str:
+    """What is written for an outtype: itself, or the 16-bit type nearest to the checkpoint's own.
+
+    The latter for "auto" and for types that llama.cpp makes out of it.
+    """
+    if outtype in KINDS:
+        return outtype
+    return "bf16" if "BF16" in dtypes else "f16"
+
+
+def choose_kind(name: str, shape: tuple[int, ...], outtype: str) -> GGMLQuantizationType:
+    """The type of a tensor: f32 for vectors and positions, f16 where rows do not divide into blocks, else `outtype`."""
+    kind = Kind.F32 if len(shape) == 1 or name == POSITIONS else KINDS[outtype]
     return Kind.F16 if shape[-1] % GGML_QUANT_SIZES[kind][0] else kind
 
 
@@ -81,36 +112,52 @@ def n_bytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
     return math.prod(shape) // int(block) * int(size)
 
 
-def permute(array: Array, heads: int) -> Array:
-    """Rows of a q or k projection, [heads * head_dim, ...], in the order of llama.cpp's rope.
+def arrange(array: Array, tensor: TensorPlan) -> Array:
+    """A tensor's elements in llama.cpp's order.
 
-    Hugging Face rotates element i of a head with i + head_dim/2, llama.cpp in some architectures neighbours 2i and
-    2i + 1: within a head the halves are interleaved.
+    rope        [heads * head_dim, ...]; Hugging Face rotates element i of a head with i + head_dim/2, llama.cpp in some
+                architectures neighbours 2i and 2i + 1: within a head the halves are interleaved
+    transposed  [in, out], as GPT-2's Conv1D keeps weights
+    grouped     [heads * 3 * head_dim, ...]; q, k and v of one head after the other, and not all q, all k, all v
     """
-    halves = array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(array.shape))
+    rest = array.shape[1:]
+    if tensor.order == "rope":
+        return array.reshape(tensor.heads, 2, -1, *rest).swapaxes(1, 2).reshape(array.shape)
+    if tensor.order == "grouped":
+        return array.reshape(tensor.heads, 3, -1, *rest).swapaxes(0, 1).reshape(array.shape)
+    return array.T if tensor.order == "transposed" else array
 
 
-def rope_factors(config: ModelConfig) -> Array:
-    """What llama3 rope scaling divides each frequency by, float32 [head_dim / 2].
+def rope_factors(config: ModelConfig) -> npt.NDArray[np.float32]:
+    """What llama3 rope scaling divides each frequency by, float32 [rope_dim / 2].
 
     Frequencies of a wavelength under n/high_freq_factor stay (n the original context), those over n/low_freq_factor are
     divided by `factor`, and between the two the inverse is interpolated (Llama 3.1 model card, `apply_scaling`).
     """
     scaling = config.rope_scaling
     factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-    turns = scaling["original_max_position_embeddings"] / (2 * np.pi * config.rope_theta**exponents)
-    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    factors: Array = (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+    exponents = np.arange(0, config.rope_dim, 2, dtype=np.float64) / config.rope_dim
+    with np.errstate(all="ignore"):  # settings that make no sense make NaN, which encode() refuses
+        turns = scaling["original_max_position_embeddings"] / (2 * np.pi * config.rope_theta**exponents)
+        smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        factors: npt.NDArray[np.float32] = (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
     return factors
 
 
-def encode(array: Array, kind: GGMLQuantizationType) -> npt.NDArray[np.generic]:
-    """A float32 array in the bytes of a ggml type; a value beyond f16's range becomes infinite."""
-    with np.errstate(over="ignore"):
-        encoded: npt.NDArray[np.generic] = quantize(np.ascontiguousarray(array, np.float32), kind)
-    return encoded
+def encode(array: Array, dtype: str, kind: GGMLQuantizationType, offset: float = 0.0) -> Iterator[Encoded]:
+    """The bytes of a tensor in a ggml type, some rows at a time. Raises ValueError for NaN, infinity and overflow."""
+    step = max(1, BLOCK // math.prod(array.shape[1:]))
+    for start in range(0, len(array), step):
+        rows = np.ascontiguousarray(widen(array[start : start + step], dtype))
+        if offset:  # adding 0 would turn -0 into 0
+            rows += np.float32(offset)
+        if not np.isfinite(rows).all():
+            raise ValueError("holds NaN or infinity; the training diverged")
+        with np.errstate(over="ignore"):
+            encoded: Encoded = quantize(rows, kind)
+        if kind == Kind.F16 and not np.isfinite(encoded).all():
+            raise ValueError("exceeds the range of f16; use --outtype bf16")
+        yield encoded
 
 
 def _shape(shape: tuple[int, ...]) -> str:

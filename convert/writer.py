@@ -13,12 +13,13 @@ import numpy.typing as npt
 from gguf.constants import GGMLQuantizationType
 
 from memdec_edge.header import ARRAY, FLOAT32, MAGIC, SCALARS, STRING
+from memdec_edge.progress import Advance
 
 from . import tensors
 
 VERSION, ALIGNMENT = 3, 32
-UINT32, INT32, BOOL, UINT64, INT64 = 4, 5, 7, 10, 11  # enum gguf_type
-Value = bool | int | float | str | list[str] | list[bytes] | list[int]
+UINT8, UINT32, INT32, BOOL, UINT64, INT64 = 0, 4, 5, 7, 10, 11  # enum gguf_type
+Value = bool | int | float | str | bytes | list[str] | list[bytes] | list[int] | list[float]
 
 
 class GgufFile:
@@ -29,15 +30,21 @@ class GgufFile:
         self.tensors: list[tuple[str, tuple[int, ...], GGMLQuantizationType]] = []
 
     def add(self, key: str, value: Value) -> None:
-        """Add a key: bool, u32 (a larger int u64, a negative one i64), f32, string, or an array of strings or i32."""
+        """Add a key: bool, u32 (a larger int u64, a negative one i64), f32, string, or an array.
+
+        Arrays are of strings, i32 or f32, and bytes an array of u8.
+        """
         self.entries[key] = pack_entry(key, value)
 
     def add_tensor(self, name: str, shape: tuple[int, ...], kind: GGMLQuantizationType) -> None:
         """Announce a tensor; `shape` in PyTorch's order."""
         self.tensors.append((name, shape, kind))
 
-    def write(self, path: Path, data: Iterable[npt.NDArray[np.generic]]) -> None:
-        """Write everything; `data` yields the tensors' bytes in the order in which they were announced."""
+    def write(self, path: Path, data: Iterable[Iterable[npt.NDArray[np.generic]]], advance: Advance) -> None:
+        """Write everything; `data` yields the tensors in the order in which they were announced, each piece by piece.
+
+        `advance` is told of each tensor written.
+        """
         with path.open("wb") as file:
             file.write(MAGIC + struct.pack("<IQQ", VERSION, len(self.tensors), len(self.entries)))
             file.writelines(self.entries.values())
@@ -47,11 +54,13 @@ class GgufFile:
                 file.write(pack_string(name.encode()) + dimensions + struct.pack("<IQ", kind, offset))
                 offset += _aligned(tensors.n_bytes(shape, kind))
             file.write(bytes(_aligned(file.tell()) - file.tell()))
-            for (name, shape, kind), array in zip(self.tensors, data, strict=True):
-                size = tensors.n_bytes(shape, kind)
-                assert array.nbytes == size, f"{name} has {array.nbytes} bytes and was announced with {size}"
-                file.write(np.ascontiguousarray(array).view(np.uint8).data)
+            for (name, shape, kind), pieces in zip(self.tensors, data, strict=True):
+                size, written = tensors.n_bytes(shape, kind), 0
+                for piece in pieces:
+                    written += file.write(np.ascontiguousarray(piece).view(np.uint8).data)
+                assert written == size, f"{name} has {written} bytes and was announced with {size}"
                 file.write(bytes(_aligned(size) - size))
+                advance(1)
 
 
 def pack_string(value: bytes) -> bytes:
@@ -64,13 +73,22 @@ def pack_entry(key: str, value: Value) -> bytes:
     head = pack_string(key.encode())
     if isinstance(value, str):
         return head + struct.pack("<I", STRING) + pack_string(value.encode())
+    if isinstance(value, bytes):
+        return head + struct.pack("<IIQ", ARRAY, UINT8, len(value)) + value
     if isinstance(value, list):
-        strings = [item.encode() if isinstance(item, str) else item for item in value if isinstance(item, str | bytes)]
-        kind = STRING if strings else INT32
-        body = b"".join(map(pack_string, strings)) if strings else struct.pack(f"<{len(value)}i", *value)
+        kind, body = _array(value)
         return head + struct.pack("<IIQ", ARRAY, kind, len(value)) + body
     kind = _scalar_kind(value)
     return head + struct.pack("<I", kind) + SCALARS[kind].pack(value)
+
+
+def _array(value: list[str] | list[bytes] | list[int] | list[float]) -> tuple[int, bytes]:
+    """The elements' type, which is the first one's (an empty array is one of strings), and their bytes."""
+    if value and isinstance(value[0], int | float):
+        kind, code = (FLOAT32, "f") if isinstance(value[0], float) else (INT32, "i")
+        return kind, struct.pack(f"<{len(value)}{code}", *value)
+    texts = (item.encode() if isinstance(item, str) else item for item in value if isinstance(item, str | bytes))
+    return STRING, b"".join(map(pack_string, texts))
 
 
 def _scalar_kind(value: float) -> int:

@@ -25,6 +25,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises OutputError when the operating system refuses (no space, no permission, file size limit).
     """
+    with scratch_path(path) as part:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.chmod(0o666 & ~_umask())
+        part.replace(path)
+
+
+@contextmanager
+def scratch_path(path: Path) -> Iterator[Path]:
+    """Give the path of an empty file beside `path` that is removed in the end. Raises as atomic_path()."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}{_PART}", dir=path.parent)
@@ -34,10 +45,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
     part = Path(name)
     try:
         yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.chmod(0o666 & ~_umask())
-        part.replace(path)
     except OSError as error:
         raise OutputError(path, error.strerror or str(error)) from error
     finally:

@@ -192,7 +192,10 @@ class Header:
             raise ModelFileError(self.path, f"a {what} is {length} bytes long; the file is damaged")
         at = self._at
         self._skip(length, what)
-        return self._data[at : self._at].decode("utf-8", "replace")
+        name = self._data[at : self._at].decode("utf-8", "replace")
+        if not name.isprintable():  # it would stand in messages
+            raise ModelFileError(self.path, f"a {what} at byte {at} is no text; the file is damaged")
+        return name
 
     def _truncated(self, what: str) -> ModelFileError:
         return ModelFileError(

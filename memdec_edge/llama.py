@@ -1,4 +1,4 @@
-"""llama.cpp's models: open a GGUF, read its metadata, tokenize, close.
+"""llama.cpp's models: open a GGUF, read its metadata, tokenize, close; and its quantiser.
 
 This module and context.py are the only ones that call llama.cpp's model and context API (sampling.py calls its sampler
 API). They guard every call that would abort the process: sizes, token ids and vocabularies are checked here. Knows
@@ -17,8 +17,11 @@ import llama_cpp
 
 from memdec_edge.errors import CorpusError, DecodeError, ModelFileError
 from memdec_edge.header import Header
+from memdec_edge.vocab_guard import refuse_what_aborts
 
 VOCAB_TYPE_NONE = 0  # enum llama_vocab_type; tokenizing without a vocabulary aborts the process
+QUANT_ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}  # llama-quantize's
+TELLING = ("error loading model", "failed to quantize", "invalid")  # in lines of llama.cpp's log that give a reason
 LOG_ERROR = 4  # enum ggml_log_level; llama-cpp-python's own table is off by one
 
 _log: deque[str] = deque(maxlen=40)  # llama.cpp's last errors: the reasons of the errors raised here
@@ -60,26 +63,18 @@ def forget_reasons() -> None:
 
 def reason(fallback: str) -> str:
     """The most telling line of llama.cpp's log since it was last cleared, without its function names."""
-    telling = [line for line in _log if "error loading model" in line or "invalid" in line] or list(_log)
+    telling = [line for line in _log if any(mark in line for mark in TELLING)] or list(_log)
     if not telling:
         return fallback
     line = telling[0]
-    for mark in ("error loading model: ", "llama_init_from_model: ", "gguf_init_from_file_ptr: "):
+    for mark in (
+        "error loading model: ",
+        "failed to quantize: ",
+        "llama_init_from_model: ",
+        "gguf_init_from_file_ptr: ",
+    ):
         line = line.split(mark)[-1]
     return " ".join(line.split())
-
-
-def _refuse_what_aborts(header: Header) -> None:
-    """Raise ModelFileError for a vocabulary with which llama.cpp would end the process (GGML_ASSERT)."""
-    if "tokenizer.ggml.tokens" not in header.entries:
-        return  # llama.cpp refuses it by itself, or it has no tokenizer
-    seen: set[bytes] = set()
-    for token, text in enumerate(header.strings("tokenizer.ggml.tokens")):
-        text = text.partition(b"\0")[0]  # llama.cpp reads C strings
-        if text in seen:
-            raise ModelFileError(header.path, f"its token {token} stands in the vocabulary twice; the file is damaged")
-        if text:  # llama.cpp names empty ones by their number
-            seen.add(text)
 
 
 class Model:
@@ -92,7 +87,7 @@ class Model:
         self.path = Path(path)
         self._handle = None
         with Header(self.path) as header:
-            _refuse_what_aborts(header)
+            refuse_what_aborts(header)
         _start()
         params = llama_cpp.llama_model_default_params()
         params.vocab_only = vocab_only
@@ -192,3 +187,26 @@ class Model:
         if self._handle:
             llama_cpp.llama_model_free(self._handle)
             self._handle = None
+
+
+def run_quantizer(source: str, target: str, outtype: str, embedding: str, head: str, allow_requantize: str) -> None:
+    """Quantise a GGUF with llama.cpp, and end this process: 0, or 1 and the reason on stdout.
+
+    Meant for a process of its own (convert/quantize.py says why). `outtype` is of options.QUANT_TYPES, `embedding` and
+    `head` of options.TENSOR_TYPES or empty for llama.cpp's choice, `allow_requantize` 0 or 1.
+    """
+    from gguf.constants import GGMLQuantizationType
+
+    _start()
+    params = llama_cpp.llama_model_quantize_default_params()
+    name = QUANT_ALIASES.get(outtype, outtype).upper()
+    params.ftype = getattr(llama_cpp, "LLAMA_FTYPE_ALL_F32" if outtype == "f32" else f"LLAMA_FTYPE_MOSTLY_{name}")
+    params.allow_requantize = allow_requantize == "1"
+    if embedding:
+        params.token_embedding_type = GGMLQuantizationType[embedding.upper()]
+    if head:
+        params.output_tensor_type = GGMLQuantizationType[head.upper()]
+    failed = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), params)
+    if failed:
+        print(reason("no reason given"))
+    sys.exit(failed)

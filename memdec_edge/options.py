@@ -18,7 +18,17 @@ CACHE_TYPES = {
 MAX_DRAFT = 16  # tokens
 KEYS = ("mlp_input", "hidden")  # what a teacher's key is; train/teacher.py
 SEARCHES = ("auto", "exact", "ivfpq", "hnsw")  # how neighbours are found; train/index.py
-OUT_TYPES = ("f32", "f16", "bf16", "q8_0", "auto")
+OUT_TYPES = ("f32", "f16", "bf16", "q8_0", "auto")  # what convert writes by itself
+QUANT_TYPES = (
+    "q1_0", "q2_0", "q4_0", "q4_1", "mxfp4_moe", "q5_0", "q5_1", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq1_s",
+    "iq1_m", "tq1_0", "tq2_0", "q2_k", "q2_k_s", "iq3_xxs", "iq3_s", "iq3_m", "q3_k", "iq3_xs", "q3_k_s", "q3_k_m",
+    "q3_k_l", "iq4_nl", "iq4_xs", "q4_k", "q4_k_s", "q4_k_m", "q5_k", "q5_k_s", "q5_k_m", "q6_k", "q8_0", "f16",
+    "bf16", "f32",
+)  # fmt: skip  # llama-quantize's names; llama.cpp's quantiser makes them
+TENSOR_TYPES = (
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl",
+    "iq4_xs",
+)  # fmt: skip  # ggml's, of single tensors
 
 
 def check_range(option: str, value: float, low: float, high: float = math.inf) -> None:
@@ -254,19 +264,54 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
+class QuantTypes:
+    """What llama.cpp's quantiser makes of which tensors, and on what its loss is measured."""
+
+    outtype: str = "q4_k_m"
+    token_embedding: str = ""  # of the embedding; empty: q8_0 where it is the head too, else as llama.cpp chooses
+    output_tensor: str = ""  # of the head; empty: as llama.cpp chooses
+    text: Path | None = None  # that the loss is measured on; None: a page of general English
+    quality_tokens: int = 4096  # of it at most; 0: the loss is not measured
+
+    def __post_init__(self) -> None:
+        check_choice("TYPE", self.outtype, QUANT_TYPES)
+        check_choice("--token-embedding-type", self.token_embedding, ("", *TENSOR_TYPES))
+        check_choice("--output-tensor-type", self.output_tensor, ("", *TENSOR_TYPES))
+        check_range("--quality-tokens", self.quality_tokens, 0)
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """GGUF -> smaller GGUF."""
+
+    source: Path  # in f32, f16 or bf16
+    outfile: Path
+    types: QuantTypes = QuantTypes()
+    allow_requantize: bool = False  # take a source that is quantised already
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
 class ConvertOptions:
     """Checkpoint folder -> GGUF."""
 
     checkpoint: Path
     outfile: Path
-    outtype: str = "q8_0"
+    outtype: str = "q8_0"  # of OUT_TYPES, or of QUANT_TYPES
     base: Path | None = None  # GGUF whose tokenizer block is copied byte for byte
     role: str = "memory"  # or model
-    verify: bool = False  # reopen the file and compare log-probs with PyTorch
+    verify: bool | None = None  # reopen the file and compare log-probs with PyTorch; None: where PyTorch is installed
+    overwrite: bool = False
+    types: QuantTypes = QuantTypes()  # where `outtype` is none of OUT_TYPES; its own outtype does not count
 
     def __post_init__(self) -> None:
-        check_choice("--outtype", self.outtype, OUT_TYPES)
+        check_choice("--outtype", self.outtype, tuple(dict.fromkeys(OUT_TYPES + QUANT_TYPES)))
         check_choice("--role", self.role, ("memory", "model"))
+
+    @property
+    def quantized(self) -> QuantTypes | None:
+        """What llama.cpp's quantiser is to do after the conversion; None: nothing."""
+        return None if self.outtype in OUT_TYPES else replace(self.types, outtype=self.outtype)
 
 
 @dataclass(frozen=True)

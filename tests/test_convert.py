@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from gguf import GGUFReader
 from safetensors.numpy import load_file
@@ -15,64 +14,8 @@ from memdec_edge.convert.verify import MAX_TOKENS, verify
 from memdec_edge.errors import ModelFileError
 from memdec_edge.llama import Model
 from tests.conftest import PADDING, Family
-from tests.tiny import edit_json, tiny_checkpoint, tiny_tokenizer, to_gguf
-
-IDS = [(7 * number * number + 13) % 400 for number in range(48)]
-LogProbs = npt.NDArray[np.float64]
-
-
-def log_probs(logits: npt.NDArray[np.float32]) -> LogProbs:
-    wide = logits.astype(np.float64)
-    top = wide.max(-1, keepdims=True)
-    result: LogProbs = wide - top - np.log(np.exp(wide - top).sum(-1, keepdims=True))
-    return result
-
-
-def torch_log_probs(checkpoint: Path, n_tokens: int = 400) -> LogProbs:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    network = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    with torch.no_grad():
-        return log_probs(network(torch.tensor([IDS])).logits[0, :, :n_tokens].numpy())
-
-
-def llama_log_probs(gguf: Path) -> LogProbs:
-    """Through llama-cpp-python's own class: float32 KV cache, flash attention off."""
-    from llama_cpp import GGML_TYPE_F32, Llama
-
-    llama = Llama(
-        str(gguf), n_ctx=64, logits_all=True, flash_attn=False, type_k=GGML_TYPE_F32, type_v=GGML_TYPE_F32,
-        n_threads=1, n_threads_batch=1, verbose=False,
-    )  # fmt: skip
-    try:
-        llama.eval(IDS)
-        return log_probs(llama.scores[: len(IDS)])
-    finally:
-        llama.close()
-
-
-def hf_checkpoint(
-    path: Path, family: str = "Llama", dtype: str = "float32", max_shard_size: str = "1GB", **config: Any
-) -> Path:
-    """A model of transformers' own making, every parameter random, biases and norms too."""
-    import torch
-    import transformers
-
-    sizes = {
-        "vocab_size": 400, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
-        "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None,
-    }  # fmt: skip
-    shape = getattr(transformers, f"{family}Config")(**(sizes | config))
-    network = getattr(transformers, f"{family}ForCausalLM")(shape)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.2, generator=generator)
-    network.to(getattr(torch, dtype)).save_pretrained(path, max_shard_size=max_shard_size)
-    tiny_tokenizer(path)
-    return path
+from tests.hf import hf_checkpoint, llama_log_probs, torch_log_probs
+from tests.tiny import edit_json, tiny_checkpoint, to_gguf
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -217,7 +160,7 @@ def test_verify_reports_the_distance_from_pytorch(family: Family, out: Path) -> 
     exact = to_gguf(family.memory_checkpoint, out, base=family.base, verify=True).verification
     assert exact is not None
     assert exact.max_delta < 1e-3
-    assert (exact.n_tokens, exact.same_top, exact.same_tokens) == (MAX_TOKENS, 1.0, True)
+    assert (exact.n_tokens, exact.same_top, exact.token_difference) == (MAX_TOKENS, 1.0, "")
     rough = to_gguf(family.memory_checkpoint, out.with_name("memdec-q8.gguf"), "q8_0", verify=True).verification
     assert rough is not None
     assert rough.max_delta > 10 * exact.max_delta
@@ -227,10 +170,10 @@ def test_verify_warns_where_text_splits_otherwise(checkpoint: Path, family: Fami
     body = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
     edit_json(checkpoint / "tokenizer.json", model=body["model"] | {"merges": []})
     report = to_gguf(checkpoint, out, base=family.base, verify=True)
-    assert "llama.cpp splits text into other tokens than" in report.warnings[0]
+    assert "llama.cpp splits " in report.warnings[0]
 
 
 def test_verify_refuses_another_model(family: Family, tmp_path: Path) -> None:
     other = tiny_checkpoint(tmp_path / "other", seed=99)
     with pytest.raises(ModelFileError, match="does not compute what PyTorch does"):
-        verify(family.memory, other)
+        verify(family.memory, other, "f32")

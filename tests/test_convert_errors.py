@@ -55,12 +55,17 @@ def test_a_weight_beyond_f16_is_refused_and_bf16_advised(checkpoint: Path, out: 
     assert to_gguf(checkpoint, out, "bf16").outtype == "bf16"
 
 
-def test_an_existing_outfile_is_kept(family: Family, out: Path) -> None:
+def test_an_existing_outfile_is_kept_unless_it_may_go(family: Family, out: Path) -> None:
     out.parent.mkdir()
     out.write_text("mine")
     with pytest.raises(ExistingOutputError, match="exists and is not overwritten"):
         to_gguf(family.memory_checkpoint, out)
     assert out.read_text() == "mine"
+    with pytest.raises(ModelFileError):  # a failed conversion leaves what was there
+        to_gguf(family.memory_checkpoint, out, base=family.stranger, overwrite=True)
+    assert out.read_text() == "mine"
+    assert to_gguf(family.memory_checkpoint, out, overwrite=True).n_bytes == out.stat().st_size
+    assert list(out.parent.iterdir()) == [out]
 
 
 @pytest.mark.parametrize("length", [0, 4, 300, 100_000])
@@ -84,10 +89,18 @@ def test_a_missing_folder_and_a_missing_base_name_the_path(tmp_path: Path, famil
         to_gguf(family.memory_checkpoint, out, base=tmp_path / "nowhere.gguf")
 
 
-def test_pickled_weights_are_not_opened(checkpoint: Path, out: Path) -> None:
-    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
-    with pytest.raises(ModelFileError, match="only pickled weights; save it as safetensors"):
+def test_a_pickle_that_holds_more_than_weights_is_refused_and_not_run(checkpoint: Path, out: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(out.parent),)
+
+    import torch
+
+    (checkpoint / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Hostile()}, checkpoint / "pytorch_model.bin")
+    with pytest.raises(ModelFileError, match=r"pytorch_model\.bin: cannot be read .* holds more than weights"):
         to_gguf(checkpoint, out)
+    assert not out.parent.exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", "\x00\xff", "[" * 100_000, '{"architectures": 3}', "{}"])
@@ -100,7 +113,10 @@ def test_a_garbage_config_is_refused(checkpoint: Path, out: Path, content: str) 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "the architecture is GPT2LMHeadModel; LlamaForCausalLM and Qwen2"),
+        (
+            {"architectures": ["BertModel"]},
+            "the architecture is BertModel; what can be converted: LlamaForCausalLM, Mis",
+        ),
         ({"hidden_size": "big"}, "hidden_size is 'big'"),
         ({"num_hidden_layers": -2}, "num_hidden_layers is -2"),
         ({"num_attention_heads": True}, "num_attention_heads is True"),
@@ -136,8 +152,8 @@ def test_what_llama_cpp_lacks_for_qwen2_is_refused(
 
 
 def test_an_unknown_outtype_is_an_option_error(family: Family, out: Path) -> None:
-    with pytest.raises(OptionError, match="--outtype is q3_k"):
-        to_gguf(family.memory_checkpoint, out, "q3_k")
+    with pytest.raises(OptionError, match="--outtype is q3_x"):
+        to_gguf(family.memory_checkpoint, out, "q3_x")
 
 
 @pytest.mark.parametrize(
@@ -179,6 +195,7 @@ def test_a_folder_that_cannot_be_made_is_an_output_error(family: Family, tmp_pat
 
 
 def test_a_missing_extra_is_named(family: Family, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(MissingExtraError, match=r"safetensors is not installed; pip install 'memdec-edge\[convert\]'"):
-        to_gguf(family.memory_checkpoint, out)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtraError, match=r"torch is not installed; pip install 'memdec-edge\[convert\]'"):
+        to_gguf(family.memory_checkpoint, out, verify=True)
+    assert list(out.parent.iterdir()) == []

@@ -11,10 +11,10 @@ import pytest
 from gguf import GGUFReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 
 from memdec_edge import metadata
-from memdec_edge.convert.tokenizer import LLAMA3_SPLIT, QWEN2_SPLIT, built, copied
+from memdec_edge.convert.tokenizer import built, copied
 from memdec_edge.errors import ModelFileError
 from memdec_edge.header import Header
 from memdec_edge.llama import Model
@@ -67,6 +67,11 @@ def test_a_base_of_the_same_size_with_another_token_is_refused_by_name(family: F
         to_gguf(family.memory_checkpoint, out, base=family.renamed)
 
 
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 PRE_TOKENIZERS = {
     "gpt-2": (pre_tokenizers.ByteLevel(add_prefix_space=False), None),
     "smollm": (
@@ -99,8 +104,8 @@ def tokenizers_pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
     if normalizer is not None:
         tokenizer.normalizer = normalizer
     body = json.loads(tokenizer.to_str())
-    # Merges of digit runs, so that how digits are split shows.
-    for pair in (["1", "2"], ["12", "3"], ["123", "4"], ["'", "s"]):
+    # Merges of digit runs and across classes of characters, so that how they are split shows.
+    for pair in (["1", "2"], ["12", "3"], ["123", "4"], ["'", "s"], ["Ċ", "Ċ"], ["(", "a"]):
         body["model"]["merges"].append(pair)
         body["model"]["vocab"]["".join(pair)] = len(body["model"]["vocab"])
     body["model"]["ignore_merges"] = request.param == "llama-bpe"
@@ -137,11 +142,9 @@ def test_built_tokenizers_split_any_text_as_hugging_face_does(tokenizers_pair: A
 
 
 def test_bos_is_added_where_the_tokenizer_adds_it(checkpoint: Path, out: Path) -> None:
-    from tokenizers.processors import TemplateProcessing
-
     path = checkpoint / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.post_processor = TemplateProcessing("<|endoftext|> $A", None, [("<|endoftext|>", 0)])
+    tokenizer.post_processor = processors.TemplateProcessing("<|endoftext|> $A", None, [("<|endoftext|>", 0)])
     tokenizer.save(str(path))
     to_gguf(checkpoint, out)
     model = Model(out, vocab_only=True)
@@ -154,39 +157,73 @@ def test_bos_is_added_where_the_tokenizer_adds_it(checkpoint: Path, out: Path) -
     ("post", "settings", "adds"),
     [
         (None, {}, False),
-        ({"type": "ByteLevel"}, {}, False),
-        ({"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}]}, {}, False),
-        ({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<|endoftext|>"}}, {}]}, {}, True),
-        ({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "Other"}}, {}]}, {}, False),
+        (processors.ByteLevel(), {}, False),
+        (processors.TemplateProcessing("$A", None, []), {}, False),
+        (processors.TemplateProcessing("<|endoftext|> $A", None, [("<|endoftext|>", 0)]), {}, True),
+        (processors.TemplateProcessing("a $A", None, [("a", 65)]), {}, False),
         (None, {"add_bos_token": True}, True),
+        (
+            processors.TemplateProcessing("<|endoftext|> $A", None, [("<|endoftext|>", 0)]),
+            {"add_bos_token": False},
+            False,
+        ),
     ],
 )
 def test_add_bos_follows_post_processor_and_settings(
     checkpoint: Path, post: Any, settings: dict[str, Any], adds: bool
 ) -> None:
-    edit_json(checkpoint / "tokenizer.json", post_processor=post)
+    path = checkpoint / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    if post is not None:
+        tokenizer.post_processor = post
+    tokenizer.save(str(path))
     edit_json(checkpoint / "tokenizer_config.json", **settings)
     entry = built(checkpoint, 400).entries["tokenizer.ggml.add_bos_token"]
     assert entry[-1] == adds
 
 
+@pytest.mark.parametrize(
+    "template", ["{{ x }}", [{"name": "tool", "template": "no"}, {"name": "default", "template": "{{ x }}"}]]
+)
+def test_the_chat_template_is_kept(checkpoint: Path, out: Path, template: Any) -> None:
+    edit_json(checkpoint / "tokenizer_config.json", chat_template=template)
+    to_gguf(checkpoint, out)
+    assert metadata.read(out)[0]["tokenizer.chat_template"] == "{{ x }}"
+    (checkpoint / "chat_template.jinja").write_text("{{ y }}", encoding="utf-8")  # where newer folders keep it
+    assert b"{{ y }}" in built(checkpoint, 400).entries["tokenizer.chat_template"]
+
+
+def test_a_special_token_that_is_left_empty_is_no_token(checkpoint: Path, out: Path) -> None:
+    path = checkpoint / "tokenizer.json"
+    model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    model["vocab"]["None"] = 400
+    edit_json(path, model=model)
+    edit_json(checkpoint / "tokenizer_config.json", unk_token=None, pad_token=None)
+    assert (
+        not {"tokenizer.ggml.unknown_token_id", "tokenizer.ggml.padding_token_id"}
+        & built(checkpoint, 401).entries.keys()
+    )
+
+
 def test_subword_marks_ask_for_the_base(checkpoint: Path, out: Path) -> None:
     path = checkpoint / "tokenizer.json"
     edit_json(path, model=json.loads(path.read_text(encoding="utf-8"))["model"] | {"continuing_subword_prefix": "##"})
-    with pytest.raises(ModelFileError, match=r"continuing_subword_prefix is no byte-level BPE; .* --base"):
+    with pytest.raises(ModelFileError, match=r"its model is BPE with continuing_subword_prefix; .* --base"):
         to_gguf(checkpoint, out)
 
 
 def test_an_unknown_pre_tokenizer_asks_for_the_base(checkpoint: Path, family: Family, out: Path) -> None:
     edit_json(checkpoint / "tokenizer.json", pre_tokenizer={"type": "Whitespace"})
-    with pytest.raises(ModelFileError, match=r"\"Whitespace\"\} is none of gpt-2, .* --base"):
+    with pytest.raises(ModelFileError, match=r"no pre-tokenizer of llama\.cpp fits \(llama\.cpp splits .* --base"):
         to_gguf(checkpoint, out)
     to_gguf(checkpoint, out, base=family.base)
 
 
 def test_a_folder_without_tokenizer_asks_for_the_base(checkpoint: Path, family: Family, out: Path) -> None:
     (checkpoint / "tokenizer.json").unlink()
-    with pytest.raises(ModelFileError, match=r"no tokenizer\.json; give the base's GGUF with --base"):
+    with pytest.raises(
+        ModelFileError, match=r"no tokenizer\.json and no tokenizer\.model; give the base's GGUF with --base"
+    ):
         to_gguf(checkpoint, out)
     assert to_gguf(checkpoint, out, base=family.base, verify=True).verification is not None
 

@@ -267,7 +267,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, values: dict[str, Any]) ->
     file, path = GgufFile(), tmp_path / "some.gguf"
     for key, value in values.items():
         file.add(key, value)
-    file.write(path, [])
+    file.write(path, [], lambda count: None)
     found, tensors = metadata.read(path)
     assert found == values
     assert [type(value) for value in found.values()] == [type(value) for value in values.values()]
@@ -279,10 +279,19 @@ def test_a_vocabulary_of_fifty_thousand_tokens_takes_milliseconds(tmp_path: Path
     file.add("tokenizer.ggml.tokens", [f"token {number}" for number in range(49_152)])
     file.add("tokenizer.ggml.merges", [f"a {number}" for number in range(49_000)])
     file.add("general.name", "large")
-    file.write(path, [])
+    file.write(path, [], lambda count: None)
     times = []
     for _ in range(5):
         started = time.perf_counter()
         assert metadata.read(path)[0] == {"general.name": "large"}
         times.append(time.perf_counter() - started)
     assert min(times) < 0.1
+
+
+def test_a_key_that_is_no_text_is_refused_in_one_line(tmp_path: Path) -> None:
+    file, path = GgufFile(), tmp_path / "odd.gguf"
+    file.add("general.\nname", "odd")
+    file.write(path, [], lambda count: None)
+    with pytest.raises(ModelFileError, match="a key at byte 32 is no text; the file is damaged") as caught:
+        metadata.read(path)
+    assert "\n" not in str(caught.value)

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
-COMMANDS = ("run", "eval", "bench", "check", "show", "cache", "train", "convert", "demo")
+COMMANDS = ("run", "eval", "bench", "check", "show", "cache", "train", "convert", "quantize", "demo")
 # what stands in the root: a name in `code` that begins with one of these is a path of this repository
 HOUSE = ("memdec_edge", "train", "convert", "native", "tests", "benchmarks", ".ci")
 HELP = re.compile(r"<!-- help:(?P<command>[a-z]+) -->\n(?P<text>.*?)<!-- /help -->", re.DOTALL)

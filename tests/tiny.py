@@ -172,11 +172,13 @@ def tiny_gguf(
 
 
 def to_gguf(checkpoint: Path, outfile: Path, outtype: str = "f32", **options: Any) -> "ConvertReport":
-    """Convert with further ConvertOptions; as a memory unless `role` says otherwise."""
+    """Convert with further ConvertOptions; as a memory unless `role` says otherwise, and unverified for speed."""
     from memdec_edge.convert import convert
     from memdec_edge.options import ConvertOptions
 
-    return convert(ConvertOptions(checkpoint=checkpoint, outfile=outfile, outtype=outtype, **options))
+    return convert(
+        ConvertOptions(checkpoint=checkpoint, outfile=outfile, outtype=outtype, **({"verify": False} | options))
+    )
 
 
 def edit_json(path: Path, **changes: Any) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from memdec_edge import __version__
 from memdec_edge.cli import build, infer, measure
+from memdec_edge.cli.convert import convert, quantize
 from memdec_edge.errors import Cancelled, MemdecError
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     infer.run, infer.eval_, measure.bench, infer.check, infer.show,
-    build.cache, build.train, build.convert, build.demo,
+    build.cache, build.train, convert, quantize, build.demo,
 )  # fmt: skip
 for command in COMMANDS:
     app.command(command.__name__.rstrip("_"))(command)

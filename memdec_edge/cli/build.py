@@ -1,8 +1,7 @@
-"""Commands that make memories: train, cache, convert, demo."""
+"""Commands that make memories: train, cache, demo."""
 
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +9,7 @@ import typer
 from memdec_edge.cli import params as p
 from memdec_edge.cli.flags import spread
 from memdec_edge.cli.output import print_json
-from memdec_edge.options import ConvertOptions, DemoOptions
+from memdec_edge.options import DemoOptions
 
 
 @spread
@@ -54,33 +53,6 @@ def train(
         print(f"validation perplexity of the memory alone {report.valid_perplexity:.3f}, mixed with the teacher "
               f"{report.mixture_perplexity:.3f} (lambda {report.mixture_lambda:g})")  # fmt: skip
     print(report.notice, file=sys.stderr)
-    if json_:
-        print_json(asdict(report))
-
-
-def convert(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="HF checkpoint folder.")],
-    outfile: Annotated[Path, typer.Option("--outfile", metavar="FILE", help="GGUF to write.")],
-    outtype: Annotated[str, typer.Option("--outtype", help="f32, f16, bf16, q8_0 or auto.")] = ConvertOptions.outtype,
-    base: Annotated[
-        Path | None, typer.Option("--base", metavar="FILE", help="GGUF whose tokenizer is copied byte for byte.")
-    ] = None,
-    role: Annotated[str, typer.Option("--role", help="memory, or model for a plain base.")] = ConvertOptions.role,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Compare its log-probs with PyTorch.")
-    ] = ConvertOptions.verify,
-    json_: p.Json = False,
-) -> None:
-    """Turn a checkpoint folder into a GGUF."""
-    options = ConvertOptions(directory, outfile, outtype.lower(), base, role, verify)
-    from memdec_edge.convert import convert as run_conversion
-
-    report = run_conversion(options)
-    for warning in report.warnings:
-        print(f"Warning: {warning}", file=sys.stderr)
-    print(f"{report.outfile}  {report.n_bytes / 1e6:.1f} MB  {report.outtype}")
-    if report.verification:
-        print(f"largest difference from PyTorch's log-probs: {report.verification.max_delta:.2g}")
     if json_:
         print_json(asdict(report))
 

@@ -1,0 +1,112 @@
+"""GGUF -> smaller GGUF: llama.cpp's own quantiser, and how far the result is from what it was made of.
+
+The quantiser runs in a process of its own: it works for minutes in one C call, which Ctrl-C could not stop here, and
+where it finds what it did not expect it ends its process. Knows nothing of checkpoints.
+"""
+
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf.constants import GGMLQuantizationType as Kind
+
+from memdec_edge import metadata
+from memdec_edge.documents import read_documents
+from memdec_edge.errors import ModelFileError, OutputError
+from memdec_edge.files import atomic_path, refuse_existing
+from memdec_edge.header import TensorFacts
+from memdec_edge.llama import Model
+from memdec_edge.options import QuantizeOptions, QuantTypes
+
+from .compare import GENERAL, Distance, distance, rows, windows
+
+UNQUANTISED = (Kind.F32, Kind.F16, Kind.BF16)
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+_RUN = "import sys; from memdec_edge.llama import run_quantizer; run_quantizer(*sys.argv[1:])"
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    """What was written, and what it costs."""
+
+    outfile: Path
+    outtype: str
+    n_bytes: int  # of the file
+    n_bytes_before: int
+    kinds: dict[str, int]  # tensors by their type in the file
+    reference: str  # the type of the file that it was made of, which `quality` compares with
+    quality: Distance | None
+
+
+def quantize(options: QuantizeOptions) -> QuantizeReport:
+    """Write `options.source` as `options.outfile` in the type asked for.
+
+    Raises ExistingOutputError, MissingFileError, ModelFileError (a source that is quantised already, a type that
+    llama.cpp cannot make of it), CorpusError, OutputError and Cancelled.
+    """
+    if not options.overwrite:
+        refuse_existing(options.outfile)
+    with atomic_path(options.outfile) as part:
+        return make_quantized(options.source, part, options.types, options.outfile, options.allow_requantize)
+
+
+def make_quantized(
+    source: Path, part: Path, types: QuantTypes, outfile: Path, allow_requantize: bool = False
+) -> QuantizeReport:
+    """As quantize(), to the path `part`, which `outfile` will take the place of."""
+    documents = read_documents(types.text or GENERAL)  # what is wrong with them is said before the long work
+    _, tensors = metadata.read(source)
+    if (found := _first_quantised(tensors)) and not allow_requantize:
+        raise ModelFileError(
+            source, f"is quantised already ({found}); quantise the F16 or F32 file, or --allow-requantize and lose more"
+        )
+    if told := _run(source, part, types, embedding_type(types, tensors), allow_requantize):
+        if "iostream" in told:  # all that C++ says of a full disk
+            raise OutputError(outfile, "no space, or a limit on the size of files")
+        raise ModelFileError(source, f"llama.cpp cannot quantise it to {types.outtype} ({told:.200})")
+    kinds: dict[str, int] = {}
+    for tensor in metadata.read(part)[1]:
+        kinds[_name(tensor.kind)] = kinds.get(_name(tensor.kind), 0) + 1
+    reference = _name(next((tensor.kind for tensor in tensors if len(tensor.shape) > 1), Kind.F32))
+    sizes = part.stat().st_size, source.stat().st_size
+    quality = _quality(source, part, documents, types.quality_tokens) if types.quality_tokens else None
+    return QuantizeReport(outfile, types.outtype, *sizes, kinds, reference, quality)
+
+
+def embedding_type(types: QuantTypes, tensors: list[TensorFacts]) -> str:
+    """What is asked for, or q8_0 for an embedding that is the head too where the type is smaller; else llama.cpp's."""
+    tied = HEAD not in {tensor.name for tensor in tensors}
+    if types.token_embedding or not tied or types.outtype in ("f32", "f16", "bf16", "q8_0"):
+        return types.token_embedding
+    return "q8_0"
+
+
+def _first_quantised(tensors: list[TensorFacts]) -> str:
+    for tensor in tensors:
+        if tensor.kind not in UNQUANTISED:
+            return f"{tensor.name} is {_name(tensor.kind)}"
+    return ""
+
+
+def _name(kind: int) -> str:
+    """Of a ggml type; llama.cpp may have newer ones than gguf."""
+    return Kind(kind).name if kind in set(Kind) else f"type {kind}"
+
+
+def _run(source: Path, part: Path, types: QuantTypes, embedding: str, allow_requantize: bool) -> str:
+    """llama.cpp's quantiser in a process that ends with this call, whatever happens; why it failed, or empty."""
+    arguments = [source, part, types.outtype, embedding, types.output_tensor, int(allow_requantize)]
+    command = [sys.executable, "-c", _RUN, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    if not done.returncode:
+        return ""
+    last_words = [f"it ended with {done.returncode}", *done.stderr.split("\n")]
+    return done.stdout.strip() or [line for line in last_words if line.strip()][-1]
+
+
+def _quality(source: Path, part: Path, documents: list[str], n_tokens: int) -> Distance:
+    with closing(Model(source)) as before, closing(Model(part)) as after:
+        parts = windows(before, documents, n_tokens)
+        return distance(rows(before, parts), rows(after, parts))
