@@ -23,7 +23,7 @@ from memdec_edge.convert import convert
 from memdec_edge.demo import GENERAL, demo_base, demo_home
 from memdec_edge.engine import Engine
 from memdec_edge.options import ConvertOptions, LoadOptions, MemoryOptions
-from memdec_edge.train.memory import make_memory
+from memdec_edge.train.memory import save_copy
 from memdec_edge.train.source import load_source
 
 TOKENS, WEIGHT = 200, 0.6
@@ -61,9 +61,7 @@ def main() -> None:
     base = demo_base()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source = load_source(base)
-        make_memory(source, layers=None, hidden=None, seed=0).save_pretrained(folder / "base")  # a plain copy
-        source.tokenizer.save_pretrained(folder / "base")
+        save_copy(load_source(base), folder / "base")
         base32 = folder / "base.gguf"
         convert(ConvertOptions(folder / "base", base32, "f32", base=base, role="model"))
         for kind in ("f32", "q8_0"):

@@ -26,7 +26,7 @@ from memdec_edge.documents import read_documents
 from memdec_edge.header import Header
 from memdec_edge.llama import Model
 from memdec_edge.options import ConvertOptions, QuantTypes
-from memdec_edge.train.memory import make_memory
+from memdec_edge.train.memory import save_copy
 from memdec_edge.train.source import load_source
 
 PEAK = (
@@ -39,10 +39,8 @@ PEAK = (
 
 def checkpoint_of(gguf: Path, folder: Path) -> Path:
     """An HF checkpoint with the weights of a GGUF, in float32."""
-    source = load_source(gguf)
-    make_memory(source, layers=None, hidden=None, seed=0).save_pretrained(folder)  # a plain copy
-    source.tokenizer.save_pretrained(folder)
-    return folder
+    save_copy(load_source(gguf), folder / "checkpoint")
+    return folder / "checkpoint"
 
 
 def measure(gguf: Path, checkpoint: Path, work: Path, text: Path, n_tokens: int, types: list[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 
 from memdec_edge.options import DEFAULT_LAMBDA, KEYS
 from memdec_edge.train.corpus import Tokens, pack, split_documents
-from memdec_edge.train.memory import make_memory
+from memdec_edge.train.memory import save_copy
 from memdec_edge.train.neighbours import Exact
 from memdec_edge.train.source import load_source
 from memdec_edge.train.targets import choose_temperature
@@ -62,14 +62,14 @@ def main() -> None:
     result: dict[str, Any] = {"model": arguments.model.name, "corpus": arguments.corpus.name, "lambda": DEFAULT_LAMBDA}
     with tempfile.TemporaryDirectory() as scratch:
         source = load_source(arguments.model)
-        make_memory(source, None, None, 0).save_pretrained(scratch)
-        source.tokenizer.save_pretrained(scratch)
+        folder = Path(scratch) / "folder"
+        save_copy(source, folder)
         splits = split_documents(arguments.corpus, 0.05, 0.05, 0)
         limits = {"train": arguments.train + 1, "valid": arguments.valid + 1}
         train, valid = (pack(splits[split], source.encoder, limit) for split, limit in limits.items())
         for kind in KEYS:
             found = {}
-            for runtime, path in (("llama.cpp", arguments.model), ("PyTorch", Path(scratch))):
+            for runtime, path in (("llama.cpp", arguments.model), ("PyTorch", folder)):
                 found[runtime], result[f"{kind}, {runtime}"] = neighbours(open_teacher(path, kind, CPU), train, valid)
                 print(f"{kind}, {runtime}: {result[f'{kind}, {runtime}']}", flush=True)
             ours, theirs = found["llama.cpp"], found["PyTorch"]
