@@ -23,7 +23,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from memdec_edge.options import CacheOptions, TrainOptions
-from memdec_edge.train import train
+from memdec_edge.train import build_cache, train
 
 # name -> what differs from the base recipe, of the cache's options and of the training's; "then" is a second half that
 # starts from the first one's memory.
@@ -53,8 +53,7 @@ def stages(name: str, arguments: argparse.Namespace, seed: int) -> Iterator[Trai
     changes = dict(VARIANTS[name])
     then, rate = changes.pop("then", None), arguments.lr * changes.pop("rate", 1.0)
     if "tau" in changes:  # of the base recipe's own
-        manifest = json.loads((cache_of({}, arguments).out / "manifest.json").read_text(encoding="utf-8"))
-        changes["knn_temp"] = manifest["facts"]["tau"] * changes.pop("tau")
+        changes["knn_temp"] = build_cache(cache_of({}, arguments)).tau * changes.pop("tau")
     cache = cache_of({key: changes.pop(key) for key in OF_CACHE if key in changes}, arguments)
     steps = arguments.tokens // arguments.block // arguments.batch  # of an epoch
     halves = [changes] if then is None else [changes, changes | then]

@@ -13,6 +13,7 @@
     ├── ContextError                exit 1, HTTP 400   more tokens than the context holds
     ├── BusyError                   exit 1, HTTP 503   no slot or too few cells are free at the moment
     ├── NumericsError               exit 1, HTTP 500   NaN where numbers belong
+    ├── MemoryLimitError            exit 1, HTTP 507   more memory than there is, on this machine or its GPU
     ├── DecodeError                 exit 1, HTTP 500   llama.cpp refused a batch
     ├── LibraryError                exit 1, HTTP 500   llama-cpp-python lays out its structs differently
     ├── MissingExtraError           exit 1, HTTP 501   an optional dependency is not installed
@@ -155,6 +156,16 @@ class BusyError(MemdecError):
 
 class NumericsError(MemdecError):
     """NaN, or no possible token, where a distribution belongs."""
+
+
+class MemoryLimitError(MemdecError):
+    """There is not enough memory for what was asked for."""
+
+    http_status = 507
+
+    def __init__(self, work: str, advice: str) -> None:
+        self.work, self.advice = work, advice
+        super().__init__(f"out of memory: {work}; {advice}")
 
 
 class DecodeError(MemdecError):

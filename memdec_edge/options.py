@@ -249,7 +249,7 @@ class TrainOptions:
             check_range("--layers", self.layers, 1)
         if self.hidden is not None:
             check_range("--hidden", self.hidden, 8)
-        check_range("--epochs", self.epochs, 0.0, 1e6)
+        check_range("--epochs", self.epochs, 1e-6, 1e6)
         check_range("--steps", self.steps, 0)
         check_range("--beta", self.beta, 0.0, 1.0)
         check_range("--lr", self.lr, 0.0, 1.0)
@@ -275,9 +275,15 @@ class QuantTypes:
 
     def __post_init__(self) -> None:
         check_choice("TYPE", self.outtype, QUANT_TYPES)
-        check_choice("--token-embedding-type", self.token_embedding, ("", *TENSOR_TYPES))
-        check_choice("--output-tensor-type", self.output_tensor, ("", *TENSOR_TYPES))
+        for option, value in self.of_tensors.items():
+            check_choice(option, value, TENSOR_TYPES)
         check_range("--quality-tokens", self.quality_tokens, 0)
+
+    @property
+    def of_tensors(self) -> dict[str, str]:
+        """What is asked for of single tensors, by its option."""
+        asked = {"--token-embedding-type": self.token_embedding, "--output-tensor-type": self.output_tensor}
+        return {option: value for option, value in asked.items() if value}
 
 
 @dataclass(frozen=True)
@@ -307,6 +313,8 @@ class ConvertOptions:
     def __post_init__(self) -> None:
         check_choice("--outtype", self.outtype, tuple(dict.fromkeys(OUT_TYPES + QUANT_TYPES)))
         check_choice("--role", self.role, ("memory", "model"))
+        for option, value in self.types.of_tensors.items() if self.quantized is None else ():
+            raise OptionError(option, value, f"--outtype {self.outtype} is written as it is; give a type of quantize")
 
     @property
     def quantized(self) -> QuantTypes | None:

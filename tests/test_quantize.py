@@ -15,7 +15,7 @@ from memdec_edge import metadata
 from memdec_edge.convert import quantize
 from memdec_edge.convert.quantize import EMBEDDING, HEAD
 from memdec_edge.errors import ExistingOutputError, MissingFileError, ModelFileError, OptionError
-from memdec_edge.options import QuantizeOptions, QuantTypes
+from memdec_edge.options import ConvertOptions, QuantizeOptions, QuantTypes
 from tests.conftest import Family
 from tests.tiny import tiny_checkpoint, tiny_gguf, to_gguf
 
@@ -136,6 +136,14 @@ def test_a_quantiser_that_ends_its_process_is_an_error_and_no_end(wide: Path, tm
     with pytest.raises(ModelFileError, match=r"broken\.gguf: llama\.cpp cannot quantise it to q4_0"):
         quantize(QuantizeOptions(broken, out, QuantTypes("q4_0")))
     assert list(out.parent.iterdir()) == []
+
+
+def test_types_of_single_tensors_belong_to_the_quantiser(tmp_path: Path) -> None:
+    with pytest.raises(OptionError) as caught:
+        ConvertOptions(tmp_path, tmp_path / "a.gguf", "f16", types=QuantTypes(token_embedding="q4_0"))
+    assert str(caught.value) == (
+        "--token-embedding-type is q4_0: --outtype f16 is written as it is; give a type of quantize"
+    )
 
 
 @pytest.mark.parametrize("option", ["outtype", "token_embedding", "output_tensor"])

@@ -51,7 +51,7 @@ def test_shards_and_facts_come_back(tmp_path: Path) -> None:
 
 def test_every_flipped_byte_and_every_cut_of_a_shard_is_noticed(tmp_path: Path) -> None:
     stage = begun(tmp_path)
-    stage.write("a.safetensors", {"x": np.arange(5, dtype=np.float32)})
+    stage.write("a.safetensors", {"x": np.arange(5, dtype=np.float32)}, step="8")
     path = tmp_path / "a.safetensors"
     whole = path.read_bytes()
     for i in range(len(whole)):
@@ -191,9 +191,9 @@ def test_a_shard_is_hashed_once_in_a_run(tmp_path: Path, monkeypatch: pytest.Mon
     hashed: list[object] = []
     digest = train_stage._digest
 
-    def counting(arrays: Arrays) -> str:
+    def counting(arrays: Arrays, facts: dict[str, str]) -> str:
         hashed.append(arrays)
-        found: str = digest(arrays)
+        found: str = digest(arrays, facts)
         return found
 
     monkeypatch.setattr(train_stage, "_digest", counting)

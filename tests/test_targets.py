@@ -84,6 +84,14 @@ def test_a_neighbour_that_was_not_found_has_no_weight() -> None:
     assert csr["ids"].tolist() == [4, 5]
 
 
+def test_a_hopeless_token_does_not_spoil_the_choice_of_a_temperature() -> None:
+    distances = np.array([[1.0, 5.0], [1.0, 5.0], [1.0, np.inf]], np.float32)
+    hits = np.array([[True, False], [True, False], [False, False]])
+    chosen = choose_temperature(distances, hits, np.array([-3.0, -3.0, -200.0], np.float32), None)
+    assert chosen.tau == min(chosen.tau, 0.1)  # sharp, as two of three positions want it
+    assert np.isfinite(chosen.knn)
+
+
 def test_joined_parts_are_the_whole() -> None:
     distances, values = neighbours(3, 11, 9)
     rows = [

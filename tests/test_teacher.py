@@ -12,7 +12,8 @@ from memdec_edge.errors import ModelFileError, NumericsError
 from memdec_edge.options import KEYS
 from memdec_edge.train import teacher as train_teacher
 from memdec_edge.train.teacher import LlamaTeacher, Teacher, TorchTeacher, gather_blocks, n_blocks, open_teacher
-from tests.tiny import edit_tensors, tiny_checkpoint, tiny_gguf
+from tests.hf import hf_checkpoint
+from tests.tiny import edit_tensors, tiny_checkpoint, tiny_gguf, tiny_tokenizer
 
 CPU = torch.device("cpu")
 BLOCK = 16
@@ -59,6 +60,20 @@ def test_both_runtimes_give_the_keys_and_log_probs_of_the_model(
     assert np.abs(scores - log_probs).max() < 0.02  # llama.cpp on an F32 file
 
 
+@pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize("family", ["GPT2", "Qwen3", "GPTNeoX", "Gemma3", "Mistral"])
+def test_every_family_gives_the_same_keys_in_both_runtimes(tmp_path: Path, kind: str, family: str) -> None:
+    folder = hf_checkpoint(tmp_path / "model", family)
+    gguf = tiny_gguf(tmp_path / "a.gguf", folder)
+    one, other = (
+        open_teacher(path, kind, CPU).keys_and_logprobs(TOKENS, range(3), BLOCK, 2, lambda done: None)
+        for path in (folder, gguf)
+    )
+    keys, log_probs = (part.astype(np.float32) for part in one)
+    assert np.square(other[0] - keys).mean() < 0.002 * np.square(keys).mean()
+    assert np.abs(other[1] - log_probs).max() < 0.2
+
+
 def test_teachers_of_one_model_speak_alike(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "model")
     teachers = [open_teacher(path, "hidden", CPU) for path in (folder, tiny_gguf(tmp_path / "a.gguf", folder))]
@@ -74,6 +89,17 @@ def test_keys_beyond_float16_stop_the_work(tmp_path: Path, in_llama: bool) -> No
     path = tiny_gguf(tmp_path / "model.gguf", folder) if in_llama else folder
     with pytest.raises(NumericsError, match="teacher model: a key is NaN or too large for float16"):
         open_teacher(path, "hidden", CPU).keys(TOKENS, [0], BLOCK, 1, lambda done: None)
+
+
+def test_a_teacher_whose_logits_are_more_than_a_matrix_is_refused(tmp_path: Path) -> None:
+    config = transformers.Gemma2Config(
+        vocab_size=400, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16,
+    )  # fmt: skip
+    tiny_tokenizer(tmp_path)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelFileError, match="the logits of Gemma2ForCausalLM are more than a matrix"):
+        open_teacher(tmp_path, "hidden", CPU)
 
 
 def test_a_kind_of_key_that_llama_cpp_does_not_compute_is_named(tmp_path: Path) -> None:

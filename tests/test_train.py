@@ -1,6 +1,7 @@
 """build_cache() and train() on a tiny llama: what they write, against transformers and NumPy."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -222,6 +223,12 @@ def test_an_adapted_teacher_is_a_better_one_and_the_memory_starts_from_the_plain
     train(train_options(room, tmp_path / "memory", cache=options, lr=0.0, steps=1))
     weights = [load_file(path / "model.safetensors") for path in (tmp_path / "memory", room / "teacher")]
     assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[1])
+    other = cache_options(room, out=tmp_path / "cache", fresh=True)
+    shutil.copytree(options.out, tmp_path / "kept")
+    build_cache(other)
+    assert not (options.out / "teacher").exists()  # what another cache has no use for
+    shutil.rmtree(options.out)
+    (tmp_path / "kept").rename(options.out)
     flip(options.out / "teacher" / "model.safetensors")
     (options.out / "targets" / "00000.safetensors").unlink()
     with pytest.raises(StageError, match=r"teacher/model\.safetensors: missing, or changed since it was written"):

@@ -1,5 +1,6 @@
 """What build_cache() and train() refuse, and what the message says."""
 
+import gc
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from memdec_edge.errors import (
     CorpusError,
     ExistingOutputError,
+    MemoryLimitError,
     MissingFileError,
     ModelFileError,
     NumericsError,
@@ -24,6 +26,7 @@ from memdec_edge.errors import (
     StageError,
 )
 from memdec_edge.train import build_cache, train
+from memdec_edge.train.build import enough_memory
 from memdec_edge.train.source import load_source
 from tests.tiny import OTHER_TEXT, TEXT, edit_json, tiny_checkpoint, tiny_gguf
 from tests.training import BLOCK, ONCE, cache_options, flip, make_room, own_cache, train_options
@@ -290,6 +293,56 @@ def test_a_loss_of_nan_stops_and_keeps_the_last_state(room: Path, tmp_path: Path
         train(train_options(room, tmp_path / "memory", init=init))
 
 
+def test_a_gradient_of_nan_stops_before_it_reaches_the_weights(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backward = torch.Tensor.backward
+    steps = []
+
+    def poisoned_backward(self: torch.Tensor, *args: Any, **options: Any) -> None:
+        backward(self, *args, **options)  # type: ignore[no-untyped-call]
+        steps.append(1)
+        if len(steps) == 8:
+            for found in gc.get_objects():
+                if isinstance(found, torch.nn.Parameter) and found.grad is not None:
+                    found.grad.view(-1)[0] = torch.nan
+                    return
+
+    monkeypatch.setattr(torch.Tensor, "backward", poisoned_backward)
+    with pytest.raises(
+        NumericsError, match="the gradient's norm is nan at step 8; the state after step 6 is kept; use"
+    ):
+        train(train_options(room, tmp_path / "memory", save_every=1))
+    state = load_file(tmp_path / "memory" / "resume.safetensors")
+    assert all(np.isfinite(array).all() for array in state.values())
+
+
+def test_too_little_memory_names_what_to_lower(room: Path) -> None:
+    with pytest.raises(MemoryLimitError) as caught, enough_memory(4096, cache_options(room)):
+        torch.empty(1 << 50)
+    assert str(caught.value) == (
+        "out of memory: 4096 blocks of 16 tokens in a pass, 6 neighbours; a smaller --batch (with --accumulate), "
+        "--block, --k or model needs less"
+    )
+
+
+def test_without_a_retriever_neither_k_nor_a_temperature_is_asked_for(room: Path, tmp_path: Path) -> None:
+    cache = cache_options(room, out=tmp_path / "cache", k=100_000)
+    train(train_options(room, tmp_path / "memory", cache=cache, beta=0.0, steps=1))
+    with pytest.raises(OptionError, match="--k is 100000: the datastore has 688 keys"):
+        train(train_options(room, tmp_path / "other", cache=cache, beta=0.5, steps=1))
+
+
+@pytest.mark.parametrize("name", ["keys", "targets"])
+def test_a_flipped_byte_in_a_finished_cache_is_noticed_by_whoever_asks_for_it(
+    room: Path, tmp_path: Path, name: str
+) -> None:
+    options = own_cache(room, tmp_path)
+    flip(options.out / name / "00000.safetensors")
+    with pytest.raises(StageError, match=rf"{name}/00000\.safetensors: damaged"):
+        build_cache(options)
+
+
 def test_fresh_with_another_rate_redoes_the_memory_and_keeps_the_cache_and_what_is_not_ours(
     room: Path, tmp_path: Path
 ) -> None:
@@ -317,7 +370,7 @@ def test_a_full_disk_is_an_output_error(room: Path, tmp_path: Path) -> None:
     assert done.returncode == OutputError("", "").exit_code
     assert done.stdout.startswith(f"{tmp_path / 'memory' / 'resume.safetensors'} could not be written: ")
     assert done.stdout.count("\n") == 1
-    assert not [path for path in (tmp_path / "memory").iterdir() if "safetensors" in path.name]
+    assert [path.name for path in (tmp_path / "memory").glob("*safetensors*")] == ["base.safetensors"]
 
 
 def test_a_missing_extra_is_named() -> None:

@@ -29,7 +29,7 @@ from .targets import Targets
 from .teacher import n_blocks
 
 SHARD_POSITIONS = 16384  # of keys and of targets, at least; rounded to whole blocks
-MAX_SHARDS = 400  # of a kind: each is an open file while it is mapped
+MAX_SHARDS = 100  # of a kind: each is an open file while it is mapped, and some systems allow 256
 TEACHER, INDEX, VALIDATION, HELD_OUT = "teacher", "index.faiss", "validation.safetensors", "test.jsonl"
 LAYOUT = ("tokens/*.npy", HELD_OUT, "keys/*.safetensors", INDEX, VALIDATION, "targets/*.safetensors")
 
@@ -121,6 +121,15 @@ class Cache:
     def targets(self) -> Targets:
         """p_kNN of all training positions. Raises StageError when a shard is missing, torn or changed."""
         return Targets(self.stage, list(self.shards("targets")))
+
+    def check(self) -> None:
+        """Raise StageError unless every file of a finished cache is there and unchanged."""
+        recorded = self.stage.facts["files"]
+        for name in recorded:
+            self.stage.check(name)
+        shards = [*self.shards("keys"), *self.shards("targets")]
+        for name in [VALIDATION, *shards] if (self.stage.folder / VALIDATION).exists() else shards:
+            self.stage.read(name)
 
     def report(self) -> CacheReport:
         """The facts of a finished cache."""

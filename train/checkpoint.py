@@ -9,6 +9,8 @@ Knows nothing of how the weights came about.
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from memdec_edge.files import sha256, write_text
 from memdec_edge.options import TrainOptions
 
 from .source import quiet
-from .stage import MANIFEST, Stage
+from .stage import Stage
 
 SCRATCH = ".memdec-unfinished"
 NOTICE = "A memory can reproduce its training text verbatim: share it only where you may share that text."
@@ -28,22 +30,37 @@ NOTICE = "A memory can reproduce its training text verbatim: share it only where
 
 def write_checkpoint(stage: Stage, model: Any, tokenizer: Any) -> None:
     """Write `model` and `tokenizer` into the stage's folder, each file whole; record them. Raises OutputError."""
-    folder, scratch = stage.folder, stage.folder / SCRATCH
+    with _saved(model, tokenizer, stage.folder / SCRATCH, stage.folder) as files:
+        stage.record(files={file.name: sha256(file) for file in files})  # first: what the stage made, it can remove
+        for file in files:
+            file.replace(stage.folder / file.name)
+
+
+def write_copy(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Write `model` and `tokenizer` as a new folder, whole or not at all. Raises OutputError."""
+    scratch = folder.with_name(f".{folder.name}{SCRATCH}")
+    with _saved(model, tokenizer, scratch, folder):
+        scratch.replace(folder)
+
+
+@contextmanager
+def _saved(model: Any, tokenizer: Any, scratch: Path, target: Path) -> Iterator[list[Path]]:
+    """The files of a Hugging Face folder, safe on disk in `scratch`, which is removed in the end."""
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        scratch.mkdir()
+        scratch.mkdir(parents=True)
+        mode = scratch.stat().st_mode & 0o666
         with quiet():
             model.save_pretrained(scratch, max_shard_size="1TB")
             tokenizer.save_pretrained(scratch)
         files = sorted(scratch.iterdir())
-        stage.record(files={file.name: sha256(file) for file in files})  # first: what the stage made, it can remove
         for file in files:
             with file.open("rb+") as handle:
                 os.fsync(handle.fileno())
-            file.chmod((folder / MANIFEST).stat().st_mode)  # safetensors makes files that only their owner can read
-            file.replace(folder / file.name)
+            file.chmod(mode)  # safetensors makes files that only their owner can read
+        yield files
     except (OSError, SafetensorError) as error:
-        raise OutputError(folder, getattr(error, "strerror", None) or str(error)) from error
+        raise OutputError(target, getattr(error, "strerror", None) or str(error)) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -46,6 +46,26 @@ class Data:
     block: int  # tokens
 
 
+def settings(options: TrainOptions, processes: int) -> dict[str, Any]:
+    """What decides the weights, beside model and data: what a user would call an option -> its value."""
+    return {
+        "--from-scratch": options.from_scratch,
+        "--layers": options.layers or "all",
+        "--hidden": options.hidden or "as it was",
+        "--epochs": options.epochs,
+        "--steps": options.steps,
+        "--beta": options.beta,
+        "--lr": options.lr,
+        "--batch": options.batch,
+        "--accumulate": options.accumulate,
+        "--seed": options.seed,
+        "a warm-up share of": options.warmup,
+        "a weight decay of": options.weight_decay,
+        "gradients clipped at": options.clip,
+        "a number of processes of": processes,
+    }
+
+
 def accelerator() -> Accelerator:
     """This process among those that `accelerate launch` started, or alone."""
     waits = InitProcessGroupKwargs(timeout=timedelta(days=1))  # for stages that processes may finish hours apart
@@ -110,14 +130,16 @@ class _Run:
                 done(step * self.blocks_per_step * self.data.block)
                 while step < self.steps:
                     began = time.monotonic()
-                    loss, ce, kl = self._gradients(step)
-                    if not math.isfinite(loss):
+                    loss, ce, kl, norm = self._gradients(step)
+                    if not math.isfinite(loss) or not math.isfinite(norm):
+                        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
                         kept = f"the state after step {saved} is kept" if saved else "nothing was saved yet"
-                        raise NumericsError(
-                            f"the loss is {loss} at step {step + 1}; {kept}; use --fresh and a lower --lr"
-                        )
+                        raise NumericsError(f"{what} at step {step + 1}; {kept}; use --fresh and a lower --lr")
+                    if main and step > saved and step % options.save_every == 0:
+                        self._save(step)  # only now: that its weights give a finite loss is known
+                        saved = step
                     whole = False
-                    norm, lr = self._update(step)
+                    lr = self._update(step)
                     step, whole = step + 1, True
                     if metrics:
                         seconds = round(time.monotonic() - began, 3)
@@ -125,13 +147,10 @@ class _Run:
                         if step == self.steps or (options.valid_every and step % options.valid_every == 0):
                             line |= self._validate()
                         metrics.add(step, line)
-                    if main and step % options.save_every == 0 and step < self.steps:
-                        save_state(self.stage, step, self.weights, self.optimizer)
-                        saved = step
                     done(self.blocks_per_step * self.data.block)
         except KeyboardInterrupt:
             if main and whole and saved < step < self.steps:  # the last one is not done before it is validated
-                save_state(self.stage, step, self.weights, self.optimizer)
+                self._save(step)
             raise
         finally:
             if metrics:
@@ -139,8 +158,11 @@ class _Run:
         if main:
             self._finish(line)
 
-    def _gradients(self, step: int) -> tuple[float, float, float]:
-        """Leave the step's mean gradient in self.weights; return its loss, CE and KL, over all processes."""
+    def _save(self, step: int) -> None:
+        save_state(self.stage, step, self.weights, self.optimizer)
+
+    def _gradients(self, step: int) -> tuple[float, float, float, float]:
+        """Leave the step's mean gradient, clipped, in self.weights; return loss, CE, KL and its norm before."""
         options, accelerator, length = self.options, self.accelerator, self.data.block
         torch.manual_seed((options.seed << 24) + step * accelerator.num_processes + accelerator.process_index)
         total = torch.zeros(3, device=accelerator.device)
@@ -165,19 +187,19 @@ class _Run:
         for weight in self.weights.values():  # once a step and in float32: no rounding depends on how work is divided
             if weight.grad is not None:
                 weight.grad = accelerator.reduce(weight.grad, "mean")
+        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), options.clip).item()
         loss, ce, kl = accelerator.reduce(total, "mean").tolist()
-        return loss, ce, kl
+        return loss, ce, kl, norm
 
-    def _update(self, step: int) -> tuple[float, float]:
-        """Clip, step AdamW, and bring the model to the new weights; return the gradient's norm and the lr."""
+    def _update(self, step: int) -> float:
+        """Step AdamW and bring the model to the new weights; return the learning rate."""
         lr = learning_rate(self.options, step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), self.options.clip).item()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._copy_weights()
-        return norm, lr
+        return lr
 
     @torch.no_grad()
     def _copy_weights(self) -> None:
@@ -185,10 +207,13 @@ class _Run:
             parameter.copy_(self.weights[name])
 
     def _finish(self, last: dict[str, float]) -> None:
-        draw_curves(self.stage.folder)
+        """Publish the weights. `last`: the numbers of the last step."""
+        if not math.isfinite(last.get("valid_perplexity", 0.0)):
+            raise NumericsError("the memory predicts NaN after the last step; use --fresh and a lower --lr")
         for name, parameter in self.parameters.items():
             parameter.data = self.weights[name]
         write_checkpoint(self.stage, self.model.eval(), self.source.tokenizer)
+        draw_curves(self.stage.folder)
         seen = self.steps * self.blocks_per_step
         finished = {
             "steps": self.steps,

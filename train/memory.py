@@ -8,17 +8,16 @@ whole           all weights of the source
 
 import copy
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from memdec_edge.errors import OptionError, OutputError
+from memdec_edge.errors import OptionError
 
-from .source import Source, blocks_of, quiet
+from .checkpoint import write_copy
+from .source import Source, blocks_of
 
 FFN_MULTIPLE = 32  # rows of quantised GGUF weights are made of blocks of 32
 
@@ -60,15 +59,7 @@ def make_memory(source: Source, layers: int | None, hidden: int | None, seed: in
 
 def save_copy(source: Source, folder: Path) -> None:
     """Write `source` as a new Hugging Face folder, whole or not at all. Raises OutputError."""
-    scratch = folder.with_name(f".{folder.name}-unfinished")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        with quiet():
-            make_memory(source, None, None, 0).save_pretrained(scratch)  # a GGUF's model itself cannot be saved
-            source.tokenizer.save_pretrained(scratch)
-        scratch.rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(folder, getattr(error, "strerror", None) or str(error)) from error
+    write_copy(folder, make_memory(source, None, None, 0), source.tokenizer)  # a GGUF's own model cannot be saved
 
 
 def _choose_layers(config: Any, layers: int | None) -> list[int]:

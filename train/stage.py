@@ -60,6 +60,10 @@ class Stage:
                 if is_leftover(path):
                     path.unlink(missing_ok=True)
 
+    def redo(self) -> None:
+        """Let begin() start anew."""
+        self.begun, self.facts = False, {}
+
     def record(self, **facts: Any) -> None:
         """Add facts (anything JSON can hold) to the manifest."""
         self.facts |= facts
@@ -69,7 +73,7 @@ class Stage:
     def write(self, name: str, arrays: Arrays, **facts: str) -> None:
         """Write a shard atomically. Raises OutputError."""
         path = self.folder / name
-        metadata = {**facts, "sha256": _digest(arrays), "stage": self.identity}
+        metadata = {**facts, "sha256": _digest(arrays, facts), "stage": self.identity}
         try:
             with atomic_path(path) as part:
                 save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, part, metadata=metadata)
@@ -90,9 +94,10 @@ class Stage:
             arrays, facts = _map(path)
         except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise StageError(path, f"damaged ({error})") from error
-        if name not in self._proven and facts.get("sha256") != _digest(arrays):
+        digest, identity = facts.pop("sha256", ""), facts.pop("stage", "")
+        if name not in self._proven and digest != _digest(arrays, facts):
             raise StageError(path, "damaged (its content does not match its digest)")
-        if facts.get("stage") != self.identity:
+        if identity != self.identity:
             raise StageError(path, "belongs to a run with other inputs or options")
         self._proven.add(name)
         return arrays, facts
@@ -167,7 +172,7 @@ def open_stage(
     elif not fresh and not stage.begun:
         raise StageError(folder, _difference(manifest, made_from))
     elif fresh and not stage.is_whole():
-        stage.begun, stage.facts = False, {}
+        stage.redo()
     return stage
 
 
@@ -218,9 +223,9 @@ def _map(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     return arrays, facts
 
 
-def _digest(arrays: Arrays) -> str:
-    """SHA-256 over names, types, shapes and bytes."""
-    digest = hashlib.sha256()
+def _digest(arrays: Arrays, facts: Mapping[str, str]) -> str:
+    """SHA-256 over the facts, and names, types, shapes and bytes of the arrays."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())

@@ -122,13 +122,13 @@ def choose_temperature(distances: Array, hits: Array, teacher: Array, tau: float
 
     The mixture is the one of run time, at the weight that a memory gets by default; it needs no floor.
     """
-    scale = float(np.median(distances)) or 1.0
+    scale = float(np.median(distances[np.isfinite(distances)])) or 1.0  # an index may not find all k
     grid = [tau] if tau is not None else [scale * 2 ** (power / 2) for power in range(-20, 9)]
-    spread = distances - distances[:, :1]
+    spread, own = distances - distances[:, :1], np.exp(teacher.astype(np.float64))  # float32 ends at 103 nats
     losses = []
     for candidate in grid:
         weights = np.exp(-spread / np.float32(candidate))
         knn = (weights * hits).sum(1) / weights.sum(1)
-        losses.append(-np.log(DEFAULT_LAMBDA * knn + (1 - DEFAULT_LAMBDA) * np.exp(teacher)).mean())
+        losses.append(-np.log(DEFAULT_LAMBDA * knn + (1 - DEFAULT_LAMBDA) * own).mean())
     best = int(np.argmin(losses))
     return Temperature(grid[best], float(np.exp(losses[best])), float(np.exp(-teacher.mean())))

@@ -27,7 +27,7 @@ from memdec_edge.options import LoadOptions
 from memdec_edge.tap import Tap
 
 from .corpus import Encoder, Tokens
-from .loss import token_losses
+from .loss import check_head, token_losses
 from .source import cast_parameters, gguf_encoder, last_mlp, load_source, work_dtype
 
 LLAMA_BATCH = 256  # tokens in one pass of llama.cpp, which keeps logits of each: 155 MB at 151,936
@@ -108,8 +108,10 @@ class TorchTeacher(Teacher):
         self.name, self.encoder, self.n_vocab = source.name, source.encoder, source.n_vocab
         self.n_ctx, self.width = source.model.config.max_position_embeddings, source.model.config.hidden_size
         self._device = device
-        self._model = copy.deepcopy(source.model).to(device)
+        check_head(source.model)  # the log-probs are computed without its own head
+        self._model = copy.deepcopy(source.model)
         cast_parameters(self._model, work_dtype(device.type))
+        self._model.to(device)
         self._caught: Tensor
         if kind == "mlp_input":
             last_mlp(self._model).register_forward_pre_hook(lambda module, args: self._catch(args[0]))

@@ -10,16 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from memdec_edge.errors import Cancelled, OptionError
+from memdec_edge.errors import OptionError
 from memdec_edge.options import TrainOptions
 from memdec_edge.progress import progress
 
-from .build import AGAIN, fill_cache
+from .build import enough_memory, fill_cache, interruptible
 from .cache import Cache
 from .checkpoint import NOTICE, write_facts
-from .loop import LAYOUT, Data, accelerator, fit
+from .loop import LAYOUT, Data, accelerator, fit, settings
 from .loss import check_head
 from .memory import memory_shape
+from .resume import STATE
 from .source import check_vocabulary, digests, load_source, source_files
 from .stage import Stage, open_stage
 from .teacher import open_teacher
@@ -53,12 +54,12 @@ def train(options: TrainOptions) -> TrainReport:
     """
     began = time.monotonic()
     processes = accelerator()
-    try:
+    with enough_memory(options.batch, options.cache), interruptible():
         cache = Cache(options.cache)
         stage = _open(options, cache, processes.num_processes)
         if not stage.begun:
             _check(options)
-        fill_cache(cache, retrieve=options.beta > 0)
+        fill_cache(cache, processes, retrieve=options.beta > 0)
         if "finished" not in stage.facts:
             targets = cache.targets() if options.beta > 0 else None
             validation = Validation(cache.tokens("valid"), options.cache.block)
@@ -68,10 +69,9 @@ def train(options: TrainOptions) -> TrainReport:
             data = Data(cache.tokens("train"), targets, validation, options.cache.block)
             fit(options, load_source(options.init or options.cache.teacher), data, stage, processes)
             stage.reload()
-    except KeyboardInterrupt:
-        raise Cancelled(AGAIN) from None
     finished = stage.facts["finished"]
     if processes.is_main_process:
+        (stage.folder / STATE).unlink(missing_ok=True)  # a kill may have come before the training removed it
         for name in stage.facts["files"]:
             stage.check(name)
         facts = cache.stage.facts
@@ -95,25 +95,9 @@ def _base_losses(options: TrainOptions, stage: Stage, validation: Validation, de
 
 
 def _open(options: TrainOptions, cache: Cache, processes: int) -> Stage:
-    chosen = {
-        "--from-scratch": options.from_scratch,
-        "--layers": options.layers or "all",
-        "--hidden": options.hidden or "as it was",
-        "--epochs": options.epochs,
-        "--steps": options.steps,
-        "--beta": options.beta,
-        "--lr": options.lr,
-        "--batch": options.batch,
-        "--accumulate": options.accumulate,
-        "--seed": options.seed,
-        "a warm-up share of": options.warmup,
-        "a weight decay of": options.weight_decay,
-        "gradients clipped at": options.clip,
-        "a number of processes of": processes,
-    }
     inputs = {"the kNN cache": cache.stage.identity}
     inputs |= digests(source_files(options.init or options.cache.teacher), "initial model")
-    return open_stage(options.out, "memory", inputs, chosen, (*LAYOUT, BASE), options.fresh)
+    return open_stage(options.out, "memory", inputs, settings(options, processes), (*LAYOUT, BASE), options.fresh)
 
 
 def _check(options: TrainOptions) -> None:

@@ -14,7 +14,7 @@ from .loss import token_losses
 from .teacher import gather_blocks, spread_blocks
 
 POSITIONS = 8192  # scored, at most; `memdec-edge eval` can score them all
-LAMBDAS = torch.arange(1, 20) / 20  # of the mixture, 0.05 to 0.95
+LAMBDAS = torch.arange(1, 20, dtype=torch.float64) / 20  # of the mixture
 
 
 @dataclass(frozen=True)
@@ -42,5 +42,8 @@ class Validation:
             memory, base = torch.cat(losses).double(), self.base.double()
             mixed = torch.logaddexp(LAMBDAS.log()[:, None] - memory, (1 - LAMBDAS).log()[:, None] - base)
             best = int(mixed.mean(1).argmax())
-            found |= {"mixture_perplexity": float((-mixed[best].mean()).exp()), "mixture_lambda": float(LAMBDAS[best])}
+            found |= {
+                "mixture_perplexity": float((-mixed[best].mean()).exp()),
+                "mixture_lambda": float(LAMBDAS[best]),
+            }
         return found

@@ -10,6 +10,7 @@ from memdec_edge.cli import params as p
 from memdec_edge.cli.flags import spread
 from memdec_edge.cli.output import print_json
 from memdec_edge.options import DemoOptions
+from memdec_edge.progress import is_first_process
 
 
 @spread
@@ -25,6 +26,8 @@ def cache(
     from memdec_edge.train import build_cache
 
     report = build_cache(options)
+    if not is_first_process():
+        return
     print(f"cache {report.path}")
     if json_:
         print_json(asdict(report))
@@ -48,6 +51,8 @@ def train(
     from memdec_edge.train import train as run_training
 
     report = run_training(options)
+    if not is_first_process():
+        return
     print(f"checkpoint {report.path}")
     if report.valid_perplexity is not None:
         print(f"validation perplexity of the memory alone {report.valid_perplexity:.3f}, mixed with the teacher "
