@@ -182,7 +182,7 @@ class CacheOptions:
     corpus: Path  # text file, jsonl or folder
     out: Path
     finetune_teacher: int = 0  # optimiser steps that adapt a copy of the teacher to the corpus first
-    key: str | None = None  # KEYS; None: mlp_input of a teacher in PyTorch, hidden of one in llama.cpp
+    key: str = "mlp_input"  # of KEYS: the paper's, and better than the last hidden state (benchmarks/LOG.md)
     k: int = 1024  # neighbours; 2508.09874 uses 1024
     knn_temp: float | None = None  # tau of exp(-d^2 / tau), squared L2; None: chosen on validation positions
     search: str = "auto"  # SEARCHES; auto: exact up to a size
@@ -197,8 +197,7 @@ class CacheOptions:
 
     def __post_init__(self) -> None:
         check_range("--finetune-teacher", self.finetune_teacher, 0)
-        if self.key is not None:
-            check_choice("--key", self.key, KEYS)
+        check_choice("--key", self.key, KEYS)
         check_range("--k", self.k, 1, 1 << 20)
         if self.knn_temp is not None:
             check_range("--knn-temp", self.knn_temp, 1e-6, 1e12)
@@ -210,12 +209,6 @@ class CacheOptions:
         check_range("--test-fraction", self.test_fraction, 0.0, 0.5)
         check_range("--max-tokens", self.max_tokens, 0)
         check_range("--seed", self.seed, 0, 2**31 - 1)
-
-    @property
-    def kind(self) -> str:
-        """The kind of key."""
-        in_llama = self.teacher.is_file() and not self.finetune_teacher
-        return self.key or ("hidden" if in_llama else "mlp_input")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from memdec_edge import metadata
 from memdec_edge.documents import read_documents
 from memdec_edge.errors import StageError
+from memdec_edge.options import KEYS
 from memdec_edge.train import NOTICE, build_cache, train
 from memdec_edge.train import build as train_build
 from memdec_edge.train import cache as train_cache
@@ -186,9 +187,9 @@ def test_the_retriever_of_a_gguf_reads_other_keys_and_agrees(room: Path, tmp_pat
     reports = [
         build_cache(cache_options(room, teacher=teacher, key=key, out=tmp_path / f"{teacher.name}-{key}"))
         for teacher in (room / "teacher", gguf)
-        for key in (None, "hidden", "mlp_input")
+        for key in KEYS
     ]
-    assert [report.key for report in reports] == ["mlp_input", "hidden", "mlp_input", "hidden", "hidden", "mlp_input"]
+    assert [report.key for report in reports] == ["mlp_input", "hidden"] * 2
     for report in reports:
         same_key = next(other for other in reports if other.key == report.key)
         assert report.teacher_perplexity == pytest.approx(reports[0].teacher_perplexity, rel=0.02)

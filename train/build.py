@@ -83,7 +83,7 @@ def fill_cache(cache: Cache, state: Accelerator, *, retrieve: bool = True) -> No
         if "tokens" in cache.stage.facts:
             cache.stage.begin()
         else:
-            _write_tokens(cache, open_teacher(cache.options.teacher, cache.options.kind, state.device), retrieve)
+            _write_tokens(cache, open_teacher(cache.options.teacher, cache.options.key, state.device), retrieve)
     _meet(cache, state)
     if not retrieve:
         return
@@ -194,7 +194,7 @@ def _write_keys(cache: Cache, state: Accelerator) -> None:
     state.wait_for_everyone()  # nobody writes before everybody has looked
     mine = mine[state.process_index :: state.num_processes]
     if mine:
-        teacher = open_teacher(cache.teacher, options.kind, state.device)
+        teacher = open_teacher(cache.teacher, options.key, state.device)
         with progress("keys", sum(len(blocks) for _, blocks in mine) * options.block) as done:
             for name, blocks in mine:
                 keys = teacher.keys(tokens, blocks, options.block, options.batch, done)

@@ -64,7 +64,7 @@ class Cache:
         self.options = options
         chosen = {
             "--finetune-teacher": options.finetune_teacher,
-            "--key": options.kind,
+            "--key": options.key,
             "--k": options.k,
             "--knn-temp": options.knn_temp or "auto",
             "--search": options.search,
@@ -139,7 +139,7 @@ class Cache:
             train_tokens=facts["tokens"]["train"],
             valid_tokens=facts["tokens"]["valid"],
             held_out=self.held_out,
-            key=self.options.kind,
+            key=self.options.key,
             tau=facts["tau"],
             nearest_distance=facts["nearest_distance"],
             kth_distance=facts["kth_distance"],

@@ -83,7 +83,7 @@ def _search_validation(cache: Cache, device: torch.device) -> None:
     """Neighbours of validation positions, and the teacher's own log-probs there."""
     options, valid = cache.options, cache.tokens("valid")
     blocks = spread_blocks(valid, options.block, VALIDATION_POSITIONS)
-    teacher = open_teacher(cache.teacher, options.kind, device)
+    teacher = open_teacher(cache.teacher, options.key, device)
     with progress("validation keys", len(blocks) * options.block) as done:
         keys, logprobs = teacher.keys_and_logprobs(valid, blocks, options.block, options.batch, done)
     distances, indices = open_searcher(cache, device).search(torch.from_numpy(keys).to(device), options.k)

@@ -88,9 +88,7 @@ CACHE_FLAGS = Flags(
     finetune_teacher=Annotated[
         int, typer.Option("--finetune-teacher", metavar="STEPS", help="First adapt a copy of the teacher to the text.")
     ],
-    key=Annotated[
-        str | None, typer.Option("--key", help="mlp_input (else of HF folders) or hidden (else of GGUFs).")
-    ],
+    key=Annotated[str, typer.Option("--key", help="What a key is: mlp_input or hidden, of the last layer.")],
     k=Annotated[int, typer.Option("--k", help="Neighbours per position.")],
     knn_temp=Annotated[
         Any,
