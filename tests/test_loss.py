@@ -1,16 +1,11 @@
 """train/loss.py against the dense formula and autograd in float64."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -230,39 +225,3 @@ def test_a_head_that_is_a_matrix_passes_and_the_model_stays_as_it_was(name: str,
     check_head(model)
     assert model.training
     assert torch.equal(model(input_ids=ids).logits, before)
-
-
-# argv: output file; each process takes one step's gradient on a batch of its own
-PROGRAM = """
-import sys
-from accelerate import Accelerator
-from safetensors.torch import save_file
-from memdec_edge.train.loss import Objective
-from tests.test_loss import batch, gradients, model_of
-
-accelerator = Accelerator(cpu=True)
-assert accelerator.num_processes == 2
-objective = accelerator.prepare(Objective(model_of("llama, tied")))
-ids, support, _ = batch(accelerator.process_index)
-accelerator.backward(objective(ids, support, 0.5)[0])
-if accelerator.is_main_process:
-    save_file(gradients(accelerator.unwrap_model(objective).model), sys.argv[1])
-accelerator.wait_for_everyone()
-accelerator.end_training()
-"""
-
-
-def test_two_processes_get_the_mean_of_their_gradients_and_the_tied_matrix_only_once(tmp_path: Path) -> None:
-    program, found = tmp_path / "program.py", tmp_path / "gradients.safetensors"
-    program.write_text(PROGRAM)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run([*launch, program, found], env=env, check=True, capture_output=True, timeout=240)
-    wanted: dict[str, list[Tensor]] = {}
-    for process in (0, 1):
-        model = model_of("llama, tied")
-        ids, _, knn = batch(process)
-        for key, gradient in dense_gradients(model, ids, knn, 0.5)[1].items():
-            wanted.setdefault(key, []).append(gradient)
-    for key, gradient in load_file(found).items():
-        torch.testing.assert_close(gradient, (wanted[key][0] + wanted[key][1]) / 2, rtol=1e-9, atol=1e-12)

@@ -46,9 +46,10 @@ def build_cache(options: CacheOptions) -> CacheReport:
     MissingExtraError (faiss), and Cancelled on Ctrl-C. What is refused leaves no trace in options.out.
     """
     with enough_memory(options.batch, options), interruptible():
-        cache = Cache(options)
-        fill_cache(cache, accelerator())
-        cache.check()
+        cache, processes = Cache(options), accelerator()
+        fill_cache(cache, processes)
+        if processes.is_main_process:
+            cache.check()
     return cache.report()
 
 
