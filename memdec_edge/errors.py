@@ -122,9 +122,11 @@ class StageError(MemdecError):
 
     http_status = 409
 
-    def __init__(self, path: Path | str, reason: str) -> None:
+    def __init__(
+        self, path: Path | str, reason: str, advice: str = "use another output folder, or --fresh to redo it"
+    ) -> None:
         self.path, self.reason = Path(path), reason
-        super().__init__(f"{path}: {reason}; use another output folder, or --fresh to redo it")
+        super().__init__(f"{path}: {reason}; {advice}")
 
 
 class ContextError(MemdecError):

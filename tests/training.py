@@ -81,7 +81,7 @@ ONCE = PROGRAM + "sys.exit(run(Path(sys.argv[2])))"
 # Each life of a run is a fork of this process, in which the libraries are loaded: it takes a second and not ten. One
 # run goes through, then another is killed twenty times at random moments, spread over the time that the first one took.
 KILLED = (
-    PROGRAM
+    PROGRAM.replace("block=16", "block=16, finetune_teacher=8, search='ivfpq'")  # all stages that there are
     + """
 import os, random, signal, time
 def live(out, seconds=None):

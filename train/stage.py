@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from memdec_edge.errors import ExistingOutputError, OutputError, StageError
 from memdec_edge.files import atomic_path, is_leftover, sha256, write_text
 
+REMAKE = "remove that file and run again to make it anew, or --fresh to redo everything"
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 MANIFEST = "manifest.json"
@@ -93,10 +94,10 @@ class Stage:
         try:
             arrays, facts = _map(path)
         except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise StageError(path, f"damaged ({error})") from error
+            raise StageError(path, f"damaged ({error})", REMAKE) from error
         digest, identity = facts.pop("sha256", ""), facts.pop("stage", "")
         if name not in self._proven and digest != _digest(arrays, facts):
-            raise StageError(path, "damaged (its content does not match its digest)")
+            raise StageError(path, "damaged (its content does not match its digest)", REMAKE)
         if identity != self.identity:
             raise StageError(path, "belongs to a run with other inputs or options")
         self._proven.add(name)
