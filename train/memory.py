@@ -3,7 +3,7 @@
 whole           all weights of the source
 --layers        some of its blocks, evenly chosen, first and last among them; embedding, final norm and head kept
 --hidden        a narrower model with fresh weights, its embedding the source's in its D strongest directions (SVD);
-                blocks sliced out of the source's in the same way learned more slowly than fresh ones (benchmarks/LOG.md)
+                blocks sliced out of the source likewise learned more slowly than fresh ones (benchmarks/LOG.md)
 --from-scratch  fresh weights throughout, in the shape that the others say
 """
 
