@@ -82,7 +82,8 @@ def choose_tau(cache: Cache, device: torch.device) -> None:
 def _search_validation(cache: Cache, device: torch.device) -> None:
     """Neighbours of validation positions, and the teacher's own log-probs there."""
     options, valid = cache.options, cache.tokens("valid")
-    blocks = spread_blocks(valid, options.block, VALIDATION_POSITIONS)
+    positions = min(VALIDATION_POSITIONS, len(cache.tokens("train")))  # no more work than the datastore itself
+    blocks = spread_blocks(valid, options.block, positions)
     teacher = open_teacher(cache.teacher, options.key, device)
     with progress("validation keys", len(blocks) * options.block) as done:
         keys, logprobs = teacher.keys_and_logprobs(valid, blocks, options.block, options.batch, done)
