@@ -72,6 +72,15 @@ def test_the_fewest_ids_that_reach_the_top_mass_are_kept(seed: int, n: int, k: i
         np.testing.assert_allclose(np.sort(truth[row][ids])[::-1], largest[: len(ids)], rtol=1e-9)
 
 
+@pytest.mark.parametrize(("n_vocab", "most"), [(60_000, 48), (70_000, 32)])
+def test_a_row_takes_192_bytes_at_most_unless_all_is_asked_for(n_vocab: int, most: int) -> None:
+    distances, values = np.zeros((2, 500), np.float32), np.tile(np.arange(500, dtype=np.uint32), (2, 1))
+    csr = aggregate(distances, values, 1.0, 0.999, n_vocab)
+    assert np.diff(csr["offsets"]).tolist() == [most, most]
+    assert most * (csr["ids"].itemsize + csr["probs"].itemsize) == 192
+    assert np.diff(aggregate(distances, values, 1.0, 1.0, n_vocab)["offsets"]).tolist() == [500, 500]
+
+
 def test_ids_take_four_bytes_only_where_they_must() -> None:
     distances, values = np.zeros((1, 2), np.float32), np.array([[65535, 65536]], np.uint32)
     assert aggregate(distances, values, 1.0, 1.0, 65537)["ids"].dtype == np.uint32
@@ -135,7 +144,7 @@ def test_a_flipped_byte_in_a_target_shard_is_never_read(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(StageError) as caught:
         Targets(stage, ["a.safetensors"])
-    assert str(caught.value).startswith(f"{path}: damaged (its content does not match its digest); use another output")
+    assert str(caught.value).startswith(f"{path}: damaged (its content does not match its digest); remove that file")
 
 
 def test_the_chosen_temperature_has_the_least_perplexity() -> None:

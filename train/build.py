@@ -26,7 +26,7 @@ from .loop import LAYOUT, Data, accelerator, fit, settings
 from .retriever import build_index, choose_tau, open_searcher
 from .source import load_source
 from .stage import MANIFEST, open_stage
-from .targets import aggregate, join
+from .targets import ROW_BYTES, aggregate, join
 from .teacher import Teacher, n_blocks, open_teacher
 from .validation import Validation
 
@@ -164,7 +164,8 @@ def _announce(cache: Cache) -> bool:
     if not any(positions.values()):
         return False
     keys = positions["keys"] * facts["width"] * 2
-    targets = positions["targets"] * (4 + options.k * (4 if facts["n_vocab"] <= 1 << 16 else 6))
+    row = options.k * (4 if facts["n_vocab"] <= 1 << 16 else 6)
+    targets = positions["targets"] * (4 + (row if options.top_mass == 1 else min(row, ROW_BYTES)))
     free = shutil.disk_usage(cache.stage.folder).free
     print(
         f"the kNN cache needs {keys / 1e6:,.0f} MB for keys (float16) and at most {targets / 1e6:,.0f} MB for targets "
