@@ -186,8 +186,7 @@ def _finetune_teacher(cache: Cache, state: Accelerator) -> None:
     data = Data(cache.tokens("train"), None, Validation(cache.tokens("valid"), options.block), options.block)
     fit(training, load_source(options.teacher), data, stage, state)
     stage.reload()
-    for name in stage.facts["files"]:
-        stage.check(name)
+    stage.check_recorded()
 
 
 def _write_keys(cache: Cache, state: Accelerator) -> None:

@@ -124,9 +124,7 @@ class Cache:
 
     def check(self) -> None:
         """Raise StageError unless every file of a finished cache is there and unchanged."""
-        recorded = self.stage.facts["files"]
-        for name in recorded:
-            self.stage.check(name)
+        self.stage.check_recorded()
         shards = [*self.shards("keys"), *self.shards("targets")]
         for name in [VALIDATION, *shards] if (self.stage.folder / VALIDATION).exists() else shards:
             self.stage.read(name)

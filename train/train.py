@@ -72,8 +72,7 @@ def train(options: TrainOptions) -> TrainReport:
     finished = stage.facts["finished"]
     if processes.is_main_process:
         (stage.folder / STATE).unlink(missing_ok=True)  # a kill may have come before the training removed it
-        for name in stage.facts["files"]:
-            stage.check(name)
+        stage.check_recorded()
         facts = cache.stage.facts
         tau, epochs, tokens = facts["tau"] if options.beta > 0 else None, finished["epochs"], finished["tokens"]
         write_facts(options.out, options, teacher=facts["teacher"], tau=tau, epochs=epochs, tokens=tokens)
