@@ -256,13 +256,26 @@ def test_curves_show_what_the_metrics_say(room: Path, tmp_path: Path) -> None:
     report = train(train_options(room, tmp_path / "memory", valid_every=4))
     lines = metrics(tmp_path / "memory")
     assert [line["step"] for line in lines if "valid_perplexity" in line] == [4, 8, 12]
-    assert lines[-1]["valid_perplexity"] == report.valid_perplexity
+    assert (
+        min(line["mixture_perplexity"] for line in lines if "mixture_perplexity" in line) == report.mixture_perplexity
+    )
     assert (tmp_path / "memory" / "curves.png").read_bytes().startswith(b"\x89PNG")
     events = EventAccumulator(str(tmp_path / "memory" / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [
         (line["step"], pytest.approx(line["loss"])) for line in lines
     ]
     assert [e.step for e in events.Scalars("valid_perplexity")] == [4, 8, 12]
+
+
+def test_the_weights_that_did_best_on_validation_text_are_published(room: Path, tmp_path: Path) -> None:
+    report = train(train_options(room, tmp_path / "memory", steps=60, lr=1e-2, beta=0.0, valid_every=1))
+    mixed = [line["mixture_perplexity"] for line in metrics(tmp_path / "memory")]
+    assert report.best_step == mixed.index(min(mixed)) + 1 < 60  # it learns the text by heart, and that is no use
+    again = train(train_options(room, tmp_path / "again", init=tmp_path / "memory", steps=1, lr=0.0))
+    assert again.valid_perplexity == report.valid_perplexity
+    facts = json.loads((tmp_path / "memory" / "memdec.json").read_text())
+    assert facts["memdec_edge.train.tokens"] == report.best_step * 2 * BLOCK
+    assert not (tmp_path / "memory" / "best.safetensors").exists()
 
 
 def test_a_memory_from_scratch_has_the_shape_and_nothing_else(room: Path, tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ def run(out):
     room = Path(sys.argv[1])
     options = CacheOptions(room / "teacher", room / "corpus", out / "cache", k=6, block=16)
     try:
-        train(TrainOptions(options, out / "memory", lr=3e-3, steps=120, batch=2, accumulate=2, save_every=7))
+        every = {"save_every": 7, "valid_every": 11}
+        train(TrainOptions(options, out / "memory", lr=3e-3, steps=120, batch=2, accumulate=2, **every))
     except MemdecError as error:
         print(error)
         return error.exit_code

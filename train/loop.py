@@ -2,7 +2,8 @@
 
 bfloat16 weights where the hardware multiplies them, float32 master weights for AdamW; warm-up, cosine, clipping. Which
 blocks a step sees and its random numbers depend on the seed and the step alone, so that a resumed run equals one that
-was never stopped, and a control (beta = 0) sees the same text in the same order. Knows nothing of caches and GGUF.
+was never stopped, and a control (beta = 0) sees the same text in the same order. What is published are the weights that
+did best on validation text, since a small corpus is soon learned by heart. Knows nothing of caches and GGUF.
 """
 
 import math
@@ -26,14 +27,14 @@ from .corpus import Tokens
 from .loss import Objective
 from .memory import make_memory
 from .metrics import CURVES, METRICS, TENSORBOARD, Metrics, draw_curves
-from .resume import STATE, load_state, save_state
+from .resume import BEST, STATE, best_figures, load_best, load_state, remove_kept, save_best, save_state
 from .source import Source, cast_parameters, work_dtype
 from .stage import Stage
 from .targets import Support, Targets
 from .teacher import gather_blocks, n_blocks
-from .validation import Validation
+from .validation import ALONE, FIGURES, MIXED, Validation
 
-LAYOUT = (METRICS, CURVES, STATE, CHECKPOINT_FACTS, f"{SCRATCH}/*", f"{TENSORBOARD}/*")
+LAYOUT = (METRICS, CURVES, STATE, BEST, CHECKPOINT_FACTS, f"{SCRATCH}/*", f"{TENSORBOARD}/*")
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class _Run:
                         seconds = round(time.monotonic() - began, 3)
                         line = {"loss": loss, "ce": ce, "kl": kl, "grad_norm": norm, "lr": lr, "seconds": seconds}
                         if step == self.steps or (options.valid_every and step % options.valid_every == 0):
-                            line |= self._validate()
+                            line |= self._validate(step)
                         metrics.add(step, line)
                     done(self.blocks_per_step * self.data.block)
         except KeyboardInterrupt:
@@ -156,7 +157,7 @@ class _Run:
             if metrics:
                 metrics.close()
         if main:
-            self._finish(line)
+            self._finish(line.get("valid_perplexity", 0.0))
 
     def _save(self, step: int) -> None:
         save_state(self.stage, step, self.weights, self.optimizer)
@@ -206,10 +207,13 @@ class _Run:
         for name, parameter in self.parameters.items():
             parameter.copy_(self.weights[name])
 
-    def _finish(self, last: dict[str, float]) -> None:
-        """Publish the weights. `last`: the numbers of the last step."""
-        if not math.isfinite(last.get("valid_perplexity", 0.0)):
+    def _finish(self, last: float) -> None:
+        """Publish the weights that did best on validation text. `last`: the perplexity there after the last step."""
+        if not math.isfinite(last):
             raise NumericsError("the memory predicts NaN after the last step; use --fresh and a lower --lr")
+        best = best_figures(self.stage)
+        if best:
+            load_best(self.stage, self.weights)
         for name, parameter in self.parameters.items():
             parameter.data = self.weights[name]
         write_checkpoint(self.stage, self.model.eval(), self.source.tokenizer)
@@ -219,14 +223,20 @@ class _Run:
             "steps": self.steps,
             "tokens": seen * self.data.block,
             "epochs": seen / self.blocks,
-            **{name: last.get(name) for name in ("valid_perplexity", "mixture_perplexity", "mixture_lambda")},
+            "best_step": int(best.get("step", self.steps)),
+            **{name: best.get(name) for name in FIGURES},
         }
         self.stage.record(finished=finished)
-        (self.stage.folder / STATE).unlink(missing_ok=True)
+        remove_kept(self.stage)
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, step: int) -> dict[str, float]:
+        """Score the memory, and keep its weights if no earlier ones did better (mixed, where there is a base)."""
         found = self.data.validation.score(self.model.eval(), self.accelerator.device)
         self.model.train()
+        best = best_figures(self.stage)
+        judged = MIXED if MIXED in found else ALONE
+        if found and (not best or found[judged] < best[judged]):
+            save_best(self.stage, self.weights, {"step": step, **found})
         return found
 
 

@@ -1,15 +1,18 @@
-"""The state of an unfinished training: one file that is whole or not there. Knows nothing of data and losses.
+"""What an unfinished training keeps: two files, each whole or not there. Knows nothing of data and losses.
 
-float32 weights and both AdamW moments of each parameter, and the number of finished steps, which is the data cursor and
-the state of the random numbers too: both are functions of the seed and the step. safetensors, never pickle.
+Its state is float32 weights and both AdamW moments of each parameter, and the number of finished steps, which is the
+data cursor and the state of the random numbers too: both are functions of the seed and the step. Beside it stand the
+weights that did best on validation text. safetensors, never pickle.
 """
+
+import json
 
 import torch
 from torch import Tensor
 
 from .stage import Stage
 
-STATE = "resume.safetensors"
+STATE, BEST = "resume.safetensors", "best.safetensors"
 
 
 def save_state(stage: Stage, step: int, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
@@ -38,3 +41,30 @@ def load_state(stage: Stage, weights: dict[str, Tensor], optimizer: torch.optim.
             "exp_avg_sq": torch.from_numpy(arrays[f"square.{name}"]).to(weight.device),
         }
     return step
+
+
+def save_best(stage: Stage, weights: dict[str, Tensor], figures: dict[str, float]) -> None:
+    """Write the weights in place of those that were the best so far, with what is known of them. Raises OutputError."""
+    arrays = {name: weight.detach().cpu().numpy() for name, weight in weights.items()}
+    stage.write(BEST, arrays, figures=json.dumps(figures))
+
+
+def best_figures(stage: Stage) -> dict[str, float]:
+    """What is known of the best weights so far; {} when there are none. Raises StageError."""
+    if not (stage.folder / BEST).exists():
+        return {}
+    figures: dict[str, float] = json.loads(stage.read_with_facts(BEST)[1]["figures"])
+    return figures
+
+
+@torch.no_grad()
+def load_best(stage: Stage, weights: dict[str, Tensor]) -> None:
+    """Read the best weights into `weights`. Raises StageError."""
+    for name, array in stage.read(BEST).items():
+        weights[name].copy_(torch.from_numpy(array))
+
+
+def remove_kept(stage: Stage) -> None:
+    """Remove both files, when the training is finished."""
+    for name in (STATE, BEST):
+        (stage.folder / name).unlink(missing_ok=True)

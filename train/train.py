@@ -20,11 +20,11 @@ from .checkpoint import NOTICE, write_facts
 from .loop import LAYOUT, Data, accelerator, fit, settings
 from .loss import check_head
 from .memory import memory_shape
-from .resume import STATE
+from .resume import remove_kept
 from .source import check_vocabulary, digests, load_source, source_files
 from .stage import Stage, open_stage
 from .teacher import open_teacher
-from .validation import Validation
+from .validation import FIGURES, Validation
 
 BASE = "base.safetensors"  # what the teacher says of the validation text
 
@@ -36,6 +36,7 @@ class TrainReport:
     path: Path  # checkpoint folder
     steps: int
     tokens: int  # seen, all steps together
+    best_step: int  # whose weights are published: those that did best on validation text, mixed with the teacher
     valid_perplexity: float | None  # of the memory alone
     mixture_perplexity: float | None  # of the teacher, as it was given, and the memory
     mixture_lambda: float | None  # the weight of the memory that is best there
@@ -71,14 +72,14 @@ def train(options: TrainOptions) -> TrainReport:
             stage.reload()
     finished = stage.facts["finished"]
     if processes.is_main_process:
-        (stage.folder / STATE).unlink(missing_ok=True)  # a kill may have come before the training removed it
+        remove_kept(stage)  # a kill may have come before the training removed it
         stage.check_recorded()
         facts = cache.stage.facts
-        tau, epochs, tokens = facts["tau"] if options.beta > 0 else None, finished["epochs"], finished["tokens"]
+        share, tau = finished["best_step"] / finished["steps"], facts["tau"] if options.beta > 0 else None
+        epochs, tokens = finished["epochs"] * share, round(finished["tokens"] * share)
         write_facts(options.out, options, teacher=facts["teacher"], tau=tau, epochs=epochs, tokens=tokens)
-    figures = {name: finished[name] for name in ("valid_perplexity", "mixture_perplexity", "mixture_lambda")}
-    seconds = time.monotonic() - began
-    return TrainReport(options.out, finished["steps"], finished["tokens"], **figures, seconds=seconds)
+    done = {name: finished[name] for name in ("steps", "tokens", "best_step", *FIGURES)}
+    return TrainReport(options.out, **done, seconds=time.monotonic() - began)
 
 
 def _base_losses(options: TrainOptions, stage: Stage, validation: Validation, device: torch.device) -> Tensor | None:

@@ -15,6 +15,8 @@ from .teacher import gather_blocks, spread_blocks
 
 POSITIONS = 8192  # scored, at most; `memdec-edge eval` can score them all
 LAMBDAS = torch.arange(1, 20, dtype=torch.float64) / 20  # of the mixture
+ALONE, MIXED = "valid_perplexity", "mixture_perplexity"
+FIGURES = (ALONE, MIXED, "mixture_lambda")
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,13 @@ class Validation:
         losses = [token_losses(model, ids).cpu() for ids in parts]
         if not losses:
             return {}
-        found = {"valid_perplexity": float(torch.cat(losses).mean().exp())}
+        found = {ALONE: float(torch.cat(losses).mean().exp())}
         if self.base is not None:
             memory, base = torch.cat(losses).double(), self.base.double()
             mixed = torch.logaddexp(LAMBDAS.log()[:, None] - memory, (1 - LAMBDAS).log()[:, None] - base)
             best = int(mixed.mean(1).argmax())
             found |= {
-                "mixture_perplexity": float((-mixed[best].mean()).exp()),
+                MIXED: float((-mixed[best].mean()).exp()),
                 "mixture_lambda": float(LAMBDAS[best]),
             }
         return found

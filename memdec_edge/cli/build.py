@@ -57,6 +57,9 @@ def train(
     if report.valid_perplexity is not None:
         print(f"validation perplexity of the memory alone {report.valid_perplexity:.3f}, mixed with the teacher "
               f"{report.mixture_perplexity:.3f} (lambda {report.mixture_lambda:g})")  # fmt: skip
+    if report.best_step < report.steps:
+        print(f"the weights are those after step {report.best_step} of {report.steps}: "
+              "more training did worse on validation text")  # fmt: skip
     print(report.notice, file=sys.stderr)
     if json_:
         print_json(asdict(report))
