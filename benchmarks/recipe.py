@@ -28,9 +28,9 @@ from memdec_edge.train import build_cache, train
 
 ADAPTED = 2  # epochs of the adapted teacher
 
-# name -> what differs from the base recipe: of the cache (key, k, tau as a factor, adapted: a teacher that was
-# fine-tuned first), of the training (TrainOptions, rate as a factor) or of its parts. "start": the adapted teacher is the
-# memory's start, and its epochs count as the memory's. "then": a second half that starts from the first one's memory.
+# name -> what differs from the base recipe, of the cache (key, k, tau as a factor, adapted: a teacher fine-tuned first)
+# or of the training (TrainOptions, rate as a factor). "start": the memory starts from the adapted teacher, whose epochs
+# count as its own. "then": a second half of the epochs, from what the first one made.
 VARIANTS: dict[str, dict[str, Any]] = {
     "beta 0 (control)": {"beta": 0.0},
     "beta 0.25": {"beta": 0.25},
@@ -136,7 +136,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 *zip(*points, strict=True), style, color=f"C{number % 10}", marker=".ox"[number // 10], label=name
             )
         axes.set(xlabel="epoch", ylabel="validation perplexity", title=title)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right", fontsize="small")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=110)
 
 

@@ -1,0 +1,257 @@
+"""Five ways to adapt one base to a domain, at one budget of tokens: what each gains there and loses elsewhere.
+
+    python benchmarks/adaptation.py --teacher DIR --corpus DIR --general FILE.jsonl --out DIR [--tokens 24576]
+
+base; DAPT, the base trained further; kNN-LM, the base and a datastore; control + base, the memory trained without a
+retriever (beta 0); memory + base. DAPT and the control are one model, as both are the whole base trained on: what
+differs is that the control is mixed. Epoch, lambda and the datastore's temperature come from validation text; the test
+split is scored once, when all that is chosen, and the result kept: run again, it is shown.
+
+Writes DIR/adaptation.csv (a row for each way), DIR/general.csv (domain and general text over lambda), DIR/general.png;
+the last line is one JSON object. Perplexity is that of blocks of --block tokens without what stands before them, in
+PyTorch, so that a datastore can be scored too.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.figure import Figure
+
+from memdec_edge.convert import convert
+from memdec_edge.documents import read_documents
+from memdec_edge.files import write_text
+from memdec_edge.options import CacheOptions, ConvertOptions, TrainOptions
+from memdec_edge.train import build_cache, train
+from memdec_edge.train.cache import Cache
+from memdec_edge.train.corpus import Tokens, pack
+from memdec_edge.train.retriever import open_searcher
+from memdec_edge.train.source import load_source
+from memdec_edge.train.teacher import gather_blocks, open_teacher, spread_blocks
+
+LAMBDAS = np.arange(21) / 20
+POSITIONS = {"valid": 8_192, "test": 32_768, "general": 8_192}
+CPU = torch.device("cpu")
+Probs = npt.NDArray[np.float64]  # of the true next token at each scored position
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text to score."""
+
+    tokens: Tokens
+    blocks: list[int]
+
+
+class Bench:
+    """Caches and models of one domain, each made once."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments, self.out = arguments, arguments.out
+        limits = {"block": arguments.block, "max_tokens": arguments.tokens + 1, "k": 256}
+        self.cache = CacheOptions(arguments.teacher, arguments.corpus, self.out / "cache", **limits)
+        self.steps = arguments.tokens // arguments.block // arguments.batch  # of an epoch
+
+    def text(self, split: str) -> Text:
+        path = self.arguments.general if split == "general" else self.arguments.corpus / f"{split}.jsonl"
+        block = self.arguments.block
+        tokens = pack(read_documents(path), load_source(self.arguments.teacher).encoder, 0)
+        return Text(tokens, spread_blocks(tokens, block, POSITIONS[split]))
+
+    def timed(self, name: str, work: Callable[[], Any]) -> float:
+        """Do the work, unless it was done before; its core-minutes."""
+        path = self.out / f"{name}.minutes"
+        if not path.is_file():
+            began = time.monotonic()
+            work()
+            write_text(path, str((time.monotonic() - began) * torch.get_num_threads() / 60))
+        return float(path.read_text(encoding="utf-8"))
+
+    def options(self, name: str, **recipe: Any) -> TrainOptions:
+        arguments = self.arguments
+        return TrainOptions(
+            self.cache, self.out / name, steps=self.steps * arguments.epochs, lr=arguments.lr, batch=arguments.batch,
+            valid_every=self.steps // 2, save_every=self.steps, **recipe,
+        )  # fmt: skip
+
+    def probs(self, model: Path, split: str) -> Probs:
+        """Of a model alone."""
+        return self._read(model, split)[1]
+
+    def retrieved(self, split: str, tau: float) -> Probs:
+        """p_kNN of the true next token, from the plain base's datastore."""
+        keys, _ = self._read(self.arguments.teacher, split)
+        cache, text = Cache(self.cache), self.text(split)
+        distances, indices = open_searcher(cache, CPU).search(torch.from_numpy(keys), self.cache.k)
+        labels = gather_blocks(text.tokens, text.blocks, self.arguments.block)[:, 1:].reshape(-1).numpy()
+        hits = cache.tokens("train")[indices.numpy() + 1] == labels[:, None]
+        weights = np.exp((distances[:, :1] - distances).double().numpy() / tau)
+        return np.asarray((weights * hits).sum(1) / weights.sum(1))
+
+    def _read(self, model: Path, split: str) -> tuple[Any, Probs]:
+        """Keys and probabilities, kept on disk: three ways ask for those of the base."""
+        path = self.out / "scores" / f"{model.name}-{split}.npz"
+        if not path.is_file():
+            text = self.text(split)
+            teacher = open_teacher(model, self.cache.key, CPU)
+            read = teacher.keys_and_logprobs(text.tokens, text.blocks, self.arguments.block, 4, lambda count: None)
+            path.parent.mkdir(exist_ok=True)
+            np.savez(path, keys=read[0], logprobs=read[1])
+        with np.load(path) as arrays:
+            return arrays["keys"], np.exp(arrays["logprobs"].astype(np.float64))
+
+
+def perplexity(probs: Probs) -> float:
+    return float(np.exp(-np.log(np.maximum(probs, 1e-30)).mean()))
+
+
+def mixed(other: Probs, base: Probs) -> dict[float, float]:
+    """lambda -> perplexity."""
+    return {round(float(share), 2): perplexity(share * other + (1 - share) * base) for share in LAMBDAS}
+
+
+def best_of(sweep: dict[float, float]) -> float:
+    return min(sweep, key=sweep.__getitem__)
+
+
+def paired_error(ours: Probs, theirs: Probs, block: int) -> float:
+    """Standard error of the difference of two mean losses, in nats, over blocks."""
+    differences = (np.log(theirs) - np.log(ours)).reshape(-1, block).mean(1)
+    return float(differences.std(ddof=1) / np.sqrt(len(differences)))
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    arguments, base = bench.arguments, bench.arguments.teacher
+    minutes = {"kNN-LM": bench.timed("cache", lambda: build_cache(bench.cache))}
+    recipes = {"control": {"beta": 0.0}, "memory": {"beta": arguments.beta}}
+    reports = {name: train(bench.options(name, **recipe)) for name, recipe in recipes.items()}
+    seconds = {name: [line["seconds"] for line in lines_of(bench.out / name)] for name in recipes}
+    threads = torch.get_num_threads()
+    minutes |= {name: sum(each) * threads / 60 for name, each in seconds.items()}
+    minutes["memory"] += minutes["kNN-LM"]
+    valid = {name: bench.probs(bench.out / name if name in recipes else base, "valid") for name in ("base", *recipes)}
+    temperatures = Cache(bench.cache).stage.facts["tau"] * 2.0 ** np.arange(-2, 3)
+    sweeps = {float(tau): mixed(bench.retrieved("valid", float(tau)), valid["base"]) for tau in temperatures}
+    tau = min(sweeps, key=lambda value: min(sweeps[value].values()))
+    lambdas = {name: best_of(mixed(valid[name], valid["base"])) for name in recipes} | {"kNN-LM": best_of(sweeps[tau])}
+
+    found: dict[str, dict[str, Probs]] = {}  # only from here on is the test split read
+    for split in ("test", "general"):
+        found[split] = {name: bench.probs(bench.out / name if name in recipes else base, split) for name in valid}
+        found[split]["kNN-LM"] = bench.retrieved(split, tau)
+    curves = {name: {split: mixed(found[split][name], found[split]["base"]) for split in found} for name in lambdas}
+    alone = {split: perplexity(found[split]["base"]) for split in found}
+    tokens = {name: report.best_step * arguments.block * arguments.batch for name, report in reports.items()}
+    size = {name: gguf_bytes(bench, name) for name in recipes}
+    files = (bench.cache.out / "keys").iterdir()
+    size["kNN-LM"] = sum(file.stat().st_size for file in files) + 4 * arguments.tokens
+    rows = [{"way": "base", "lambda": "", **alone, "tokens": 0, "steps": 0, "core_minutes": 0.0, "bytes": ""}]
+    for way, name, share in (
+        ("DAPT", "control", 1.0),
+        ("kNN-LM", "kNN-LM", lambdas["kNN-LM"]),
+        ("control + base", "control", lambdas["control"]),
+        ("memory + base", "memory", lambdas["memory"]),
+    ):
+        figures = {split: curve[share] for split, curve in curves[name].items()}
+        seen, steps = (tokens[name], reports[name].best_step) if name in reports else (arguments.tokens, 0)
+        cost = {"tokens": seen, "steps": steps, "core_minutes": minutes[name], "bytes": size[name]}
+        rows.append({"way": way, "lambda": share, **figures, **cost})
+    ours, theirs = (
+        lambdas[name] * found["test"][name] + (1 - lambdas[name]) * found["test"]["base"]
+        for name in ("memory", "control")
+    )
+    difference = perplexity(ours) / perplexity(theirs) - 1
+    error = paired_error(ours, theirs, arguments.block)
+    return {
+        "rows": rows, "curves": curves, "tau": tau, "memory_against_control": difference, "standard_error": error,
+        "forgetting": {name: forgetting(curves[name], curves["control"], alone) for name in curves},
+    }  # fmt: skip
+
+
+def forgetting(
+    curve: dict[str, dict[float, float]], dapt: dict[str, dict[float, float]], base: dict[str, float]
+) -> dict[str, float] | None:
+    """At the least lambda where a mixture equals DAPT in the domain: its loss on general text, in shares of DAPT's.
+
+    A loss is a difference of log-perplexities, so a rise of 10 % counts twice one of 5 %. None: it nowhere equals DAPT.
+    """
+    for share, value in curve["test"].items():
+        if value <= dapt["test"][1.0]:
+            lost, theirs = (np.log(each / base["general"]) for each in (curve["general"][share], dapt["general"][1.0]))
+            return {"lambda": share, "loss": float(lost), "of_dapt": float(lost / theirs)}
+    return None
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def gguf_bytes(bench: Bench, name: str) -> int:
+    file: Path = bench.out / f"memdec-{name}.gguf"
+    if not file.is_file():
+        convert(ConvertOptions(bench.out / name, file, "q8_0", verify=False))
+    return file.stat().st_size
+
+
+def write(found: dict[str, Any], folder: Path) -> None:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    head = f"# {' '.join(['python', *sys.argv])}\n# commit {commit.strip() or 'unknown'}\n"
+    with (folder / "adaptation.csv").open("w", newline="", encoding="utf-8") as file:
+        file.write(head)
+        writer = csv.DictWriter(file, list(found["rows"][0]))
+        writer.writeheader()
+        for row in found["rows"]:
+            writer.writerow({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    with (folder / "general.csv").open("w", newline="", encoding="utf-8") as file:
+        file.write(head + "way,lambda,domain,general\n")
+        for name, curve in found["curves"].items():
+            points = [(curve["test"][share], curve["general"][share]) for share in curve["test"]]
+            file.writelines(
+                f"{name},{share},{point[0]:.4f},{point[1]:.4f}\n"
+                for share, point in zip(curve["test"], points, strict=True)
+            )
+            axes.plot(*zip(*points, strict=True), marker=".", label=name)
+    axes.set(
+        xlabel="domain, test perplexity", ylabel="general text, perplexity", title="lambda from 0 to 1 in steps of 0.05"
+    )
+    axes.set(xlim=(None, 1.1 * found["rows"][0]["test"]), ylim=(None, 2 * found["rows"][0]["general"]))
+    axes.legend()
+    figure.savefig(folder / "general.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("teacher", "corpus", "general", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, default=24_576, help="distinct tokens of training text")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--beta", type=float, default=TrainOptions.beta)
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--block", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=4)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    kept = arguments.out / "result.json"
+    if not kept.is_file():
+        write_text(kept, json.dumps(measure(Bench(arguments))))
+    found = json.loads(kept.read_text(encoding="utf-8"))
+    for row in found["rows"]:
+        print(row)
+    write(found, arguments.out)
+    print(json.dumps({key: found[key] for key in ("tau", "memory_against_control", "standard_error", "forgetting")}))
+
+
+if __name__ == "__main__":
+    main()
