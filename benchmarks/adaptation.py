@@ -2,10 +2,10 @@
 
     python benchmarks/adaptation.py --teacher DIR --corpus DIR --general FILE.jsonl --out DIR [--tokens 24576]
 
-base; DAPT, the base trained further; kNN-LM, the base and a datastore; control + base, the memory trained without a
-retriever (beta 0); memory + base. DAPT and the control are one model, as both are the whole base trained on: what
-differs is that the control is mixed. Epoch, lambda and the datastore's temperature come from validation text; the test
-split is scored once, when all that is chosen, and the result kept: run again, it is shown.
+base; DAPT, the base trained further; kNN-LM, the base and a datastore of its own keys; control + base, the memory
+trained without a retriever (beta 0); memory + base. DAPT and the control are one model, as both are the whole base
+trained on: what differs is that the control is mixed. Epoch, lambda and the datastore's temperature come from validation
+text; the test split is scored once, when all that is chosen, and the result kept: run again, it is shown.
 
 Writes DIR/adaptation.csv (a row for each way), DIR/general.csv (domain and general text over lambda), DIR/general.png;
 the last line is one JSON object. Perplexity is that of blocks of --block tokens without what stands before them, in
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,11 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments, self.out = arguments, arguments.out
-        limits = {"block": arguments.block, "max_tokens": arguments.tokens + 1, "k": 256}
-        self.cache = CacheOptions(arguments.teacher, arguments.corpus, self.out / "cache", **limits)
+        self.cache = CacheOptions(
+            arguments.teacher, arguments.corpus, self.out / "cache", block=arguments.block,
+            max_tokens=arguments.tokens + 1, k=256,
+        )  # fmt: skip
+        self.datastore = replace(self.cache, out=self.out / "datastore", finetune_teacher=0, target="knn")
         self.steps = arguments.tokens // arguments.block // arguments.batch  # of an epoch
 
     def text(self, split: str) -> Text:
@@ -77,11 +80,11 @@ class Bench:
             write_text(path, str((time.monotonic() - began) * torch.get_num_threads() / 60))
         return float(path.read_text(encoding="utf-8"))
 
-    def options(self, name: str, **recipe: Any) -> TrainOptions:
+    def options(self, name: str, epochs: int, beta: float) -> TrainOptions:
         arguments = self.arguments
         return TrainOptions(
-            self.cache, self.out / name, steps=self.steps * arguments.epochs, lr=arguments.lr, batch=arguments.batch,
-            valid_every=self.steps // 2, save_every=self.steps, **recipe,
+            self.cache, self.out / name, steps=self.steps * epochs, beta=beta, lr=arguments.lr, batch=arguments.batch,
+            valid_every=self.steps // 2, save_every=self.steps,
         )  # fmt: skip
 
     def probs(self, model: Path, split: str) -> Probs:
@@ -91,7 +94,7 @@ class Bench:
     def retrieved(self, split: str, tau: float) -> Probs:
         """p_kNN of the true next token, from the plain base's datastore."""
         keys, _ = self._read(self.arguments.teacher, split)
-        cache, text = Cache(self.cache), self.text(split)
+        cache, text = Cache(self.datastore), self.text(split)
         distances, indices = open_searcher(cache, CPU).search(torch.from_numpy(keys), self.cache.k)
         labels = gather_blocks(text.tokens, text.blocks, self.arguments.block)[:, 1:].reshape(-1).numpy()
         hits = cache.tokens("train")[indices.numpy() + 1] == labels[:, None]
@@ -104,9 +107,10 @@ class Bench:
         if not path.is_file():
             text = self.text(split)
             teacher = open_teacher(model, self.cache.key, CPU)
-            read = teacher.keys_and_logprobs(text.tokens, text.blocks, self.arguments.block, 4, lambda count: None)
+            block = self.arguments.block
+            read = teacher.read(text.tokens, text.blocks, block, 4, lambda count: None, scored=True)
             path.parent.mkdir(exist_ok=True)
-            np.savez(path, keys=read[0], logprobs=read[1])
+            np.savez(path, keys=read.keys, logprobs=read.logprobs)
         with np.load(path) as arrays:
             return arrays["keys"], np.exp(arrays["logprobs"].astype(np.float64))
 
@@ -132,15 +136,16 @@ def paired_error(ours: Probs, theirs: Probs, block: int) -> float:
 
 def measure(bench: Bench) -> dict[str, Any]:
     arguments, base = bench.arguments, bench.arguments.teacher
-    minutes = {"kNN-LM": bench.timed("cache", lambda: build_cache(bench.cache))}
-    recipes = {"control": {"beta": 0.0}, "memory": {"beta": arguments.beta}}
-    reports = {name: train(bench.options(name, **recipe)) for name, recipe in recipes.items()}
+    minutes = {"kNN-LM": bench.timed("datastore", lambda: build_cache(bench.datastore))}
+    recipes = {"control": (arguments.control_epochs, 0.0), "memory": (arguments.epochs, arguments.beta)}
+    making = bench.timed("cache", lambda: build_cache(bench.cache))
+    reports = {name: train(bench.options(name, *recipe)) for name, recipe in recipes.items()}
     seconds = {name: [line["seconds"] for line in lines_of(bench.out / name)] for name in recipes}
     threads = torch.get_num_threads()
     minutes |= {name: sum(each) * threads / 60 for name, each in seconds.items()}
-    minutes["memory"] += minutes["kNN-LM"]
+    minutes["memory"] += making
     valid = {name: bench.probs(bench.out / name if name in recipes else base, "valid") for name in ("base", *recipes)}
-    temperatures = Cache(bench.cache).stage.facts["tau"] * 2.0 ** np.arange(-2, 3)
+    temperatures = Cache(bench.datastore).stage.facts["tau"] * 2.0 ** np.arange(-2, 3)
     sweeps = {float(tau): mixed(bench.retrieved("valid", float(tau)), valid["base"]) for tau in temperatures}
     tau = min(sweeps, key=lambda value: min(sweeps[value].values()))
     lambdas = {name: best_of(mixed(valid[name], valid["base"])) for name in recipes} | {"kNN-LM": best_of(sweeps[tau])}
@@ -153,7 +158,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     alone = {split: perplexity(found[split]["base"]) for split in found}
     tokens = {name: report.best_step * arguments.block * arguments.batch for name, report in reports.items()}
     size = {name: gguf_bytes(bench, name) for name in recipes}
-    files = (bench.cache.out / "keys").iterdir()
+    files = (bench.datastore.out / "keys").iterdir()
     size["kNN-LM"] = sum(file.stat().st_size for file in files) + 4 * arguments.tokens
     rows = [{"way": "base", "lambda": "", **alone, "tokens": 0, "steps": 0, "core_minutes": 0.0, "bytes": ""}]
     for way, name, share in (
@@ -236,7 +241,8 @@ def main() -> None:
     for name in ("teacher", "corpus", "general", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=24_576, help="distinct tokens of training text")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=3, help="of the memory, after those of its teacher")
+    parser.add_argument("--control-epochs", type=int, default=2, help="of the control, which is DAPT too")
     parser.add_argument("--beta", type=float, default=TrainOptions.beta)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--block", type=int, default=256)

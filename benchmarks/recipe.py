@@ -86,8 +86,7 @@ def cache_of(changes: dict[str, Any], arguments: argparse.Namespace) -> CacheOpt
     options: dict[str, Any] = {"k": 256} | changes
     if "tau" in changes:  # a multiple of the base recipe's own
         options["knn_temp"] = build_cache(cache_of({}, arguments)).tau * options.pop("tau")
-    if options.pop("adapted", False):
-        options["finetune_teacher"] = ADAPTED * (arguments.tokens // arguments.block // arguments.batch)
+    options["finetune_teacher"] = ADAPTED if options.pop("adapted", False) else 0
     out = arguments.out / "caches" / name
     return CacheOptions(
         arguments.teacher, arguments.corpus, out, block=arguments.block, max_tokens=arguments.tokens + 1, **options

@@ -32,11 +32,10 @@ from memdec_edge.documents import read_documents
 from memdec_edge.engine import Engine
 from memdec_edge.evaluate import score_tokens
 from memdec_edge.options import CacheOptions, ConvertOptions, EvalOptions, LoadOptions, MemoryOptions, TrainOptions
-from memdec_edge.train import build_cache, train
-from memdec_edge.train.cache import Cache
+from memdec_edge.train import train
 from memdec_edge.train.corpus import Tokens, pack
 from memdec_edge.train.loop import LAYOUT, Data, accelerator, fit, settings
-from memdec_edge.train.loss import token_losses
+from memdec_edge.train.loss import predict
 from memdec_edge.train.memory import save_copy
 from memdec_edge.train.source import Source, blocks_of, cast_parameters, load_source
 from memdec_edge.train.stage import open_stage
@@ -91,7 +90,7 @@ def choose_by_loss(source: Source, layers: int, ids: Tensor) -> list[int]:
     def loss(chosen: list[int]) -> float:
         setattr(parent, name.rpartition(".")[2], torch.nn.ModuleList(blocks[i] for i in chosen))
         model.config.num_hidden_layers = len(chosen)
-        return float(token_losses(model, ids).mean())
+        return float(predict(model, ids).losses.mean())
 
     while len(kept) > layers:
         kept.remove(min(kept, key=lambda gone: loss([i for i in kept if i != gone])))
@@ -140,7 +139,6 @@ class Bench:
         self.cache = CacheOptions(
             arguments.teacher, arguments.corpus, arguments.out / "cache", k=K, block=BLOCK, max_tokens=DOMAIN_TOKENS + 1
         )
-        build_cache(self.cache)
 
     def begin(self, name: str, choices: dict[str, Any]) -> Path | None:
         """The folder of the untrained memory; None: the teacher as it is, or a narrow one made by train()."""
@@ -149,10 +147,11 @@ class Bench:
             return None
         if not folder.is_dir():
             source = load_source(self.arguments.teacher)
-            ids = gather_blocks(Cache(self.cache).tokens("train"), [0, 20, 40, 60], BLOCK)
+            documents = read_documents(self.arguments.corpus / "train.jsonl")
+            ids = gather_blocks(pack(documents, source.encoder, 4 * BLOCK + 1), range(4), BLOCK)
             kept = CHOICES[choices["choice"]](source, choices["layers"], ids)
             smaller = with_blocks(source, kept)
-            loss = token_losses(smaller.model, ids).mean()
+            loss = predict(smaller.model, ids).losses.mean()
             print(
                 f"{name}: blocks {kept}, perplexity {loss.exp():.1f} on the text that they were chosen on", flush=True
             )

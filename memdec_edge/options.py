@@ -17,6 +17,7 @@ CACHE_TYPES = {
 }  # fmt: skip
 MAX_DRAFT = 16  # tokens
 KEYS = ("mlp_input", "hidden")  # what a teacher's key is; train/teacher.py
+TARGETS = ("knn-lm", "knn")  # what a memory imitates; train/targets.py
 SEARCHES = ("auto", "exact", "ivfpq", "hnsw")  # how neighbours are found; train/index.py
 OUT_TYPES = ("f32", "f16", "bf16", "q8_0", "auto")  # what convert writes by itself
 QUANT_TYPES = (
@@ -181,8 +182,9 @@ class CacheOptions:
     teacher: Path  # HF folder or GGUF
     corpus: Path  # text file, jsonl or folder
     out: Path
-    finetune_teacher: int = 0  # optimiser steps that adapt a copy of the teacher to the corpus first
+    finetune_teacher: float = 2.0  # epochs that adapt a copy of the teacher to the corpus first; 0: as it is
     key: str = "mlp_input"  # of KEYS: the paper's, and better than the last hidden state (benchmarks/LOG.md)
+    target: str = "knn-lm"  # of TARGETS; knn: the retriever alone, as in 2508.09874
     k: int = 1024  # neighbours; 2508.09874 uses 1024
     knn_temp: float | None = None  # tau of exp(-d^2 / tau), squared L2; None: chosen on validation positions
     search: str = "auto"  # SEARCHES; auto: exact up to a size
@@ -196,8 +198,9 @@ class CacheOptions:
     fresh: bool = False  # redo a cache that was made with other options, or is damaged
 
     def __post_init__(self) -> None:
-        check_range("--finetune-teacher", self.finetune_teacher, 0)
+        check_range("--finetune-teacher", self.finetune_teacher, 0.0, 1e6)
         check_choice("--key", self.key, KEYS)
+        check_choice("--target", self.target, TARGETS)
         check_range("--k", self.k, 1, 1 << 20)
         if self.knn_temp is not None:
             check_range("--knn-temp", self.knn_temp, 1e-6, 1e12)
@@ -221,10 +224,10 @@ class TrainOptions:
     from_scratch: bool = False  # fresh weights in that model's shape
     layers: int | None = None  # keep this many, evenly chosen
     hidden: int | None = None  # smaller width; embedding by truncated SVD of the source's
-    epochs: float = 1.0
+    epochs: float = 4.0
     steps: int = 0  # optimiser steps; 0: as many as `epochs` asks for
     beta: float = 0.5  # L = beta * KL(p_kNN || p_mem) + (1 - beta) * CE; 2508.09874, eq. 5
-    lr: float = 1e-4
+    lr: float = 2e-4
     warmup: float = 0.05  # of the steps
     weight_decay: float = 0.01
     clip: float = 1.0  # of the gradient's norm

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from memdec_edge.errors import ModelFileError
 from memdec_edge.train import loss as loss_module
-from memdec_edge.train.loss import Objective, check_head, token_losses
+from memdec_edge.train.loss import Objective, check_head, predict
 from memdec_edge.train.targets import Support
 
 N_VOCAB, BATCH, LENGTH = 160, 3, 20
@@ -137,15 +137,19 @@ def test_without_targets_the_loss_is_cross_entropy() -> None:
 
 @pytest.mark.usefixtures("_chunks")
 @pytest.mark.parametrize("name", ["qwen2, untied", "phi, head with a bias"])
-def test_token_losses_are_the_negative_log_probs_of_the_next_tokens(name: str) -> None:
+def test_a_prediction_is_the_loss_of_the_next_token_and_the_likeliest_ones(name: str) -> None:
     model, ids = model_of(name), batch()[0]
-    found = token_losses(model, ids)
+    predicted = predict(model, ids, most=3)
+    found = predicted.losses
     logits = model(input_ids=ids[:, :-1]).logits.flatten(0, 1)
     assert found.dtype == torch.float32
     assert not found.requires_grad
     torch.testing.assert_close(
         found, torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none").float()
     )
+    probs, likeliest = logits.softmax(1).sort(descending=True)
+    torch.testing.assert_close(predicted.probs, probs[:, :3].float())
+    assert predicted.ids.tolist() == likeliest[:, :3].tolist()
 
 
 def test_large_logits_stay_finite() -> None:
@@ -156,7 +160,7 @@ def test_large_logits_stay_finite() -> None:
     loss.backward()
     assert loss.isfinite()
     assert all(gradient.isfinite().all() for gradient in gradients(model).values())
-    assert token_losses(model, ids).isfinite().all()
+    assert predict(model, ids).losses.isfinite().all()
 
 
 def test_a_logit_that_is_no_number_makes_the_loss_no_number() -> None:
@@ -164,7 +168,7 @@ def test_a_logit_that_is_no_number_makes_the_loss_no_number() -> None:
     model.lm_head.weight.data[5, 0] = torch.nan
     ids, support, _ = batch()
     assert Objective(model)(ids, support, 0.5)[0].isnan()
-    assert token_losses(model, ids).isnan().all()
+    assert predict(model, ids).losses.isnan().all()
 
 
 class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -187,7 +191,7 @@ def test_tokens_times_vocabulary_never_exists(monkeypatch: pytest.MonkeyPatch) -
         dense_gradients(model, ids, knn.float(), 0.5)
     with Largest() as ours:  # type: ignore[no-untyped-call]
         Objective(model)(ids, support, 0.5)[0].backward()
-        token_losses(model, ids)
+        predict(model, ids)
     assert dense.elements == BATCH * LENGTH * N_VOCAB
     assert ours.elements == 32 * N_VOCAB  # the head
 

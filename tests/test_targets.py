@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memdec_edge.errors import StageError
-from memdec_edge.options import DEFAULT_LAMBDA
 from memdec_edge.train.stage import open_stage
-from memdec_edge.train.targets import Support, Targets, aggregate, choose_temperature, join
+from memdec_edge.train.targets import Support, Targets, aggregate, blend, join, kernel
 
 N_VOCAB = 40
 
@@ -37,7 +36,7 @@ def support_of(tmp_path: Path, seed: int, n: int, k: int, tau: float) -> tuple[S
     distances, values = neighbours(seed, n, k)
     stage = open_stage(tmp_path / "stage", "test", {}, {})
     stage.begin()
-    stage.write("a.safetensors", aggregate(distances, values, tau, 1.0, N_VOCAB))
+    stage.write("a.safetensors", aggregate(kernel(distances, tau), values, 1.0, N_VOCAB))
     support = Targets(stage, ["a.safetensors"]).rows([0], n)
     return support, torch.from_numpy(dense(distances, values, tau))
 
@@ -46,7 +45,7 @@ def support_of(tmp_path: Path, seed: int, n: int, k: int, tau: float) -> tuple[S
 @given(seed=st.integers(0, 999), n=st.integers(1, 8), k=st.integers(1, 30), tau=st.floats(0.5, 50))
 def test_aggregated_neighbours_equal_the_dense_formula(seed: int, n: int, k: int, tau: float) -> None:
     distances, values = neighbours(seed, n, k)
-    csr, truth = aggregate(distances, values, tau, 1.0, N_VOCAB), dense(distances, values, tau)
+    csr, truth = aggregate(kernel(distances, tau), values, 1.0, N_VOCAB), dense(distances, values, tau)
     assert csr["probs"].dtype == np.float16
     assert csr["ids"].dtype == np.uint16
     for row in range(n):
@@ -63,7 +62,7 @@ def test_aggregated_neighbours_equal_the_dense_formula(seed: int, n: int, k: int
 @given(seed=st.integers(0, 999), n=st.integers(1, 8), k=st.integers(1, 30), top_mass=st.floats(0.01, 0.999))
 def test_the_fewest_ids_that_reach_the_top_mass_are_kept(seed: int, n: int, k: int, top_mass: float) -> None:
     distances, values = neighbours(seed, n, k)
-    csr, truth = aggregate(distances, values, 5.0, top_mass, N_VOCAB), dense(distances, values, 5.0)
+    csr, truth = aggregate(kernel(distances, 5.0), values, top_mass, N_VOCAB), dense(distances, values, 5.0)
     for row in range(n):
         ids = csr["ids"][csr["offsets"][row] : csr["offsets"][row + 1]]
         largest = np.sort(truth[row])[::-1]
@@ -75,45 +74,57 @@ def test_the_fewest_ids_that_reach_the_top_mass_are_kept(seed: int, n: int, k: i
 @pytest.mark.parametrize(("n_vocab", "most"), [(60_000, 48), (70_000, 32)])
 def test_a_row_takes_192_bytes_at_most_unless_all_is_asked_for(n_vocab: int, most: int) -> None:
     distances, values = np.zeros((2, 500), np.float32), np.tile(np.arange(500, dtype=np.uint32), (2, 1))
-    csr = aggregate(distances, values, 1.0, 0.999, n_vocab)
+    csr = aggregate(kernel(distances, 1.0), values, 0.999, n_vocab)
     assert np.diff(csr["offsets"]).tolist() == [most, most]
     assert most * (csr["ids"].itemsize + csr["probs"].itemsize) == 192
-    assert np.diff(aggregate(distances, values, 1.0, 1.0, n_vocab)["offsets"]).tolist() == [500, 500]
+    assert np.diff(aggregate(kernel(distances, 1.0), values, 1.0, n_vocab)["offsets"]).tolist() == [500, 500]
 
 
 def test_ids_take_four_bytes_only_where_they_must() -> None:
     distances, values = np.zeros((1, 2), np.float32), np.array([[65535, 65536]], np.uint32)
-    assert aggregate(distances, values, 1.0, 1.0, 65537)["ids"].dtype == np.uint32
-    assert aggregate(distances, values - 1, 1.0, 1.0, 65536)["ids"].dtype == np.uint16
+    assert aggregate(kernel(distances, 1.0), values, 1.0, 65537)["ids"].dtype == np.uint32
+    assert aggregate(kernel(distances, 1.0), values - 1, 1.0, 65536)["ids"].dtype == np.uint16
 
 
 def test_a_neighbour_that_was_not_found_has_no_weight() -> None:
     distances = np.array([[1.0, 1.0, np.inf]], np.float32)
-    csr = aggregate(distances, np.array([[4, 5, 6]], np.uint32), 1.0, 1.0, 9)
+    csr = aggregate(kernel(distances, 1.0), np.array([[4, 5, 6]], np.uint32), 1.0, 9)
     assert csr["ids"].tolist() == [4, 5]
 
 
-def test_a_hopeless_token_does_not_spoil_the_choice_of_a_temperature() -> None:
-    distances = np.array([[1.0, 5.0], [1.0, 5.0], [1.0, np.inf]], np.float32)
-    hits = np.array([[True, False], [True, False], [False, False]])
-    chosen = choose_temperature(distances, hits, np.array([-3.0, -3.0, -200.0], np.float32), None)
-    assert chosen.tau == min(chosen.tau, 0.1)  # sharp, as two of three positions want it
-    assert np.isfinite(chosen.knn)
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 999), n=st.integers(1, 8), k=st.integers(1, 30), own=st.integers(1, 10))
+def test_a_knn_lm_target_is_the_mixture_of_retriever_and_teacher(seed: int, n: int, k: int, own: int) -> None:
+    distances, values = neighbours(seed, n, k)
+    random = np.random.default_rng(seed)
+    ids = np.array([random.permutation(N_VOCAB)[:own] for _ in range(n)], np.uint32)
+    probs, trust = random.uniform(0.01, 1, (n, own)).astype(np.float16), random.uniform(0, 1, n)
+    csr = aggregate(*blend(kernel(distances, 5.0), values, ids, probs, trust), 1.0, N_VOCAB)
+    truth = trust[:, None] * dense(distances, values, 5.0)
+    for row in range(n):
+        for token, share in zip(ids[row], probs[row].astype(float) / probs[row].astype(float).sum(), strict=True):
+            truth[row, token] += (1 - trust[row]) * share
+        pairs = slice(csr["offsets"][row], csr["offsets"][row + 1])
+        found = np.zeros(N_VOCAB)
+        found[csr["ids"][pairs]] = csr["probs"][pairs]
+        np.testing.assert_allclose(found, truth[row], rtol=6e-4, atol=6e-8)  # float16
 
 
 def test_joined_parts_are_the_whole() -> None:
     distances, values = neighbours(3, 11, 9)
     rows = [
-        aggregate(distances[low:high], values[low:high], 3.0, 0.9, N_VOCAB) for low, high in ((0, 4), (4, 5), (5, 11))
+        aggregate(kernel(distances[low:high], 3.0), values[low:high], 0.9, N_VOCAB)
+        for low, high in ((0, 4), (4, 5), (5, 11))
     ]
-    whole = aggregate(distances, values, 3.0, 0.9, N_VOCAB)
+    whole = aggregate(kernel(distances, 3.0), values, 0.9, N_VOCAB)
     for name, array in join(rows).items():
         assert array.dtype == whole[name].dtype
         np.testing.assert_array_equal(array, whole[name])
 
 
 def test_distances_far_from_zero_do_not_underflow() -> None:
-    csr = aggregate(np.array([[5000.0, 5000.0, 6000.0]], np.float32), np.array([[3, 1, 2]], np.uint32), 1.0, 1.0, 9)
+    distances = np.array([[5000.0, 5000.0, 6000.0]], np.float32)
+    csr = aggregate(kernel(distances, 1.0), np.array([[3, 1, 2]], np.uint32), 1.0, 9)
     assert csr["ids"].tolist() == [1, 3]  # exp(-1000) is left out
     assert csr["probs"].tolist() == [0.5, 0.5]
 
@@ -122,8 +133,8 @@ def test_rows_read_back_sum_to_one_across_shards(tmp_path: Path) -> None:
     distances, values = neighbours(5, 12, 20)
     stage = open_stage(tmp_path / "stage", "test", {}, {})
     stage.begin()
-    stage.write("a.safetensors", aggregate(distances[:8], values[:8], 4.0, 1.0, N_VOCAB))
-    stage.write("b.safetensors", aggregate(distances[8:], values[8:], 4.0, 1.0, N_VOCAB))
+    stage.write("a.safetensors", aggregate(kernel(distances[:8], 4.0), values[:8], 1.0, N_VOCAB))
+    stage.write("b.safetensors", aggregate(kernel(distances[8:], 4.0), values[8:], 1.0, N_VOCAB))
     targets = Targets(stage, ["a.safetensors", "b.safetensors"])
     support = targets.rows([8, 4, 0], 4)
     truth = dense(distances, values, 4.0)[[8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3]]
@@ -145,25 +156,3 @@ def test_a_flipped_byte_in_a_target_shard_is_never_read(tmp_path: Path) -> None:
     with pytest.raises(StageError) as caught:
         Targets(stage, ["a.safetensors"])
     assert str(caught.value).startswith(f"{path}: damaged (its content does not match its digest); remove that file")
-
-
-def test_the_chosen_temperature_has_the_least_perplexity() -> None:
-    distances, values = neighbours(3, 200, 16)
-    random = np.random.default_rng(4)
-    labels = np.array([random.choice(N_VOCAB, p=row) for row in dense(distances, values, 3.0)])  # 3 is the truth
-    teacher = np.log(random.uniform(0.01, 0.3, 200)).astype(np.float32)
-    chosen = choose_temperature(distances, values == labels[:, None], teacher, None)
-
-    def perplexity(tau: float) -> float:
-        knn = dense(distances, values, tau)[np.arange(200), labels]
-        return float(
-            np.exp(-np.log(DEFAULT_LAMBDA * knn + (1 - DEFAULT_LAMBDA) * np.exp(teacher.astype(float))).mean())
-        )
-
-    assert chosen.knn == pytest.approx(perplexity(chosen.tau), rel=1e-5)
-    assert 1 < chosen.tau < 9
-    assert all(chosen.knn <= perplexity(chosen.tau * factor) * 1.00001 for factor in (0.25, 2**-0.5, 2**0.5, 4))
-    assert chosen.teacher == pytest.approx(float(np.exp(-teacher.astype(float).mean())), rel=1e-5)
-    given_tau = choose_temperature(distances, values == labels[:, None], teacher, 7.0)
-    assert given_tau.tau == 7.0
-    assert given_tau.knn == pytest.approx(perplexity(7.0), rel=1e-5)

@@ -88,6 +88,38 @@ def test_targets_are_what_the_other_keys_say_comes_next(room: Path) -> None:
         np.testing.assert_allclose(found[found > 0], truth[found > 0], atol=2e-3)
 
 
+def test_knn_lm_targets_are_retriever_and_teacher_mixed_by_trust(room: Path, tmp_path: Path) -> None:
+    report = build_cache(cache_options(room, target="knn-lm", top_mass=1.0, out=tmp_path / "cache"))
+    alone = build_cache(cache_options(room, top_mass=1.0, out=tmp_path / "alone"))
+    facts = json.loads((tmp_path / "cache" / "manifest.json").read_text())["facts"]
+    assert (report.tau, report.trust, report.knn_perplexity) == (alone.tau, alone.trust, alone.knn_perplexity)
+    assert report.trust is not None
+    assert 0 < report.trust < 1
+    model = transformers.AutoModelForCausalLM.from_pretrained(room / "teacher", dtype=torch.float32)
+    tokens = np.load(tmp_path / "cache" / "tokens" / "train.npy").astype(np.int64)
+    keys, mixed = (load_file(tmp_path / "cache" / kind / "00000.safetensors") for kind in ("keys", "targets"))
+    retrieved = load_file(tmp_path / "alone" / "targets" / "00000.safetensors")
+    with torch.no_grad():
+        own = model(input_ids=torch.from_numpy(tokens[None, :BLOCK])).logits[0].softmax(-1).numpy()
+
+    def dense(csr: dict[str, np.ndarray], row: int) -> np.ndarray:
+        found = np.zeros(own.shape[1])
+        pairs = slice(csr["offsets"][row], csr["offsets"][row + 1])
+        found[csr["ids"][pairs]] = csr["probs"][pairs]
+        return found
+
+    exact = keys["keys"].astype(np.float64)
+    for row in range(BLOCK):
+        distances = ((exact - exact[row]) ** 2).sum(1)
+        distances[row] = np.inf
+        trust = 1 / (1 + np.exp(facts["trust"]["slope"] * distances.min() - facts["trust"]["intercept"]))
+        likeliest = np.sort(own[row])[-train_build.OWN :]
+        truth = trust * dense(retrieved, row) + (1 - trust) * np.where(
+            own[row] >= likeliest[0], own[row] / likeliest.sum(), 0
+        )
+        assert np.abs(dense(mixed, row) - truth).sum() < 0.12  # bfloat16, and one id in or out
+
+
 def test_the_report_has_the_median_distances_of_validation_positions(room: Path) -> None:
     report = build_cache(cache_options(room))
     distances = load_file(room / "cache" / "validation.safetensors")["distances"]
@@ -215,7 +247,7 @@ def test_a_temperature_that_is_worse_than_the_automatic_one_is_said(
 def test_an_adapted_teacher_is_a_better_one_and_the_memory_starts_from_the_plain_one(
     room: Path, tmp_path: Path
 ) -> None:
-    options = cache_options(room, finetune_teacher=30, out=tmp_path / "cache")
+    options = cache_options(room, finetune_teacher=2.75, out=tmp_path / "cache")
     report, plain = build_cache(options), build_cache(cache_options(room))
     assert report.teacher_perplexity is not None
     assert plain.teacher_perplexity is not None

@@ -81,6 +81,8 @@ def test_an_automatic_temperature_needs_validation_text(room: Path, tmp_path: Pa
         OptionError, match="--knn-temp is auto: needs 17 tokens of validation text; give a number, or more text"
     ):
         build_cache(options)
+    with pytest.raises(OptionError, match="--target is knn-lm: needs 17 tokens of validation text; give more text, or"):
+        build_cache(replace(options, knn_temp=4.0, target="knn-lm"))
     report = build_cache(replace(options, knn_temp=4.0))
     assert (report.tau, report.knn_perplexity, report.teacher_perplexity) == (4.0, None, None)
     assert (report.nearest_distance, report.kth_distance) == (None, None)
@@ -138,7 +140,7 @@ def test_a_gguf_teacher_and_a_folder_of_the_same_tokens_go_together(room: Path, 
         ({"search": "brute"}, "--search is brute: must be one of auto, exact, ivfpq, hnsw"),
         ({"top_mass": 0.0}, "--top-mass is 0.0: must be from 0.01 to 1.0"),
         ({"knn_temp": float("nan")}, "--knn-temp is nan: must be from 1e-06 to 1000000000000.0"),
-        ({"finetune_teacher": -1}, "--finetune-teacher is -1: must be >= 0"),
+        ({"finetune_teacher": -1}, "--finetune-teacher is -1: must be from 0.0 to 1000000.0"),
     ],
 )
 def test_options_of_the_cache_out_of_range_are_refused(room: Path, changes: dict[str, Any], message: str) -> None:

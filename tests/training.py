@@ -12,6 +12,7 @@ from memdec_edge.train import build_cache
 from tests.tiny import TEXT, tiny_checkpoint
 
 BLOCK, K = 16, 6
+PLAIN: dict[str, Any] = {"finetune_teacher": 0.0, "target": "knn"}  # the quick way to a cache
 
 
 def words(count: int, seed: int) -> list[str]:
@@ -33,7 +34,7 @@ def make_room(folder: Path) -> Path:
 
 def cache_options(folder: Path, **changes: Any) -> CacheOptions:
     options = CacheOptions(folder / "teacher", folder / "corpus", folder / "cache", k=K, block=BLOCK, max_tokens=700)
-    return replace(options, **changes)
+    return replace(options, **{**PLAIN, **changes})
 
 
 def train_options(room: Path, out: Path, **changes: Any) -> TrainOptions:
@@ -68,7 +69,7 @@ from memdec_edge.train import cache, train
 cache.SHARD_POSITIONS = 64
 def run(out):
     room = Path(sys.argv[1])
-    options = CacheOptions(room / "teacher", room / "corpus", out / "cache", k=6, block=16)
+    options = CacheOptions(room / "teacher", room / "corpus", out / "cache", k=6, block=16, finetune_teacher=0.0)
     try:
         every = {"save_every": 7, "valid_every": 11}
         train(TrainOptions(options, out / "memory", lr=3e-3, steps=120, batch=2, accumulate=2, **every))
@@ -82,7 +83,7 @@ ONCE = PROGRAM + "sys.exit(run(Path(sys.argv[2])))"
 # Each life of a run is a fork of this process, in which the libraries are loaded: it takes a second and not ten. One
 # run goes through, then another is killed twenty times at random moments, spread over the time that the first one took.
 KILLED = (
-    PROGRAM.replace("block=16", "block=16, finetune_teacher=8, search='ivfpq'")  # all stages that there are
+    PROGRAM.replace("finetune_teacher=0.0", "finetune_teacher=0.5, search='ivfpq'")  # all stages that there are
     + """
 import os, random, signal, time
 def live(out, seconds=None):

@@ -23,13 +23,16 @@ from memdec_edge.progress import progress
 from .cache import HELD_OUT, TEACHER, Cache, CacheReport
 from .corpus import Tokens, pack, split_documents
 from .loop import LAYOUT, Data, accelerator, fit, settings
-from .retriever import build_index, choose_tau, open_searcher
+from .retriever import build_index, judge, open_searcher
 from .source import load_source
 from .stage import MANIFEST, open_stage
-from .targets import ROW_BYTES, aggregate, join
+from .targets import ROW_BYTES, aggregate, blend, join, kernel
 from .teacher import Teacher, n_blocks, open_teacher
+from .trust import Trust
 from .validation import Validation
 
+TEACHER_RATE = 1e-4  # of learning, where a teacher is adapted
+OWN = 24  # likeliest tokens of a teacher that stand for its prediction
 SEARCHED = 16384  # positions at a time: at k = 1024 their neighbours take 200 MB
 AGAIN = "what was finished is kept: run the same command again to go on"
 
@@ -95,7 +98,7 @@ def fill_cache(cache: Cache, state: Accelerator, *, retrieve: bool = True) -> No
     _write_keys(cache, state)
     if main:
         build_index(cache, state.device)
-        choose_tau(cache, state.device)
+        judge(cache, state.device)
     _meet(cache, state)
     _write_targets(cache, state)
     state.wait_for_everyone()
@@ -152,9 +155,12 @@ def _check_neighbours(options: CacheOptions, train: Tokens, valid: Tokens) -> No
     keys = n_blocks(train, options.block) * options.block
     if options.k > keys - 1:
         raise OptionError("--k", options.k, f"the datastore has {keys} keys, so a key has {keys - 1} neighbours")
-    if options.knn_temp is None and n_blocks(valid, options.block) == 0:
-        reason = f"needs {options.block + 1} tokens of validation text; give a number, or more text"
-        raise OptionError("--knn-temp", "auto", reason)
+    if n_blocks(valid, options.block) == 0:
+        reason = f"needs {options.block + 1} tokens of validation text"
+        if options.target == "knn-lm":
+            raise OptionError("--target", "knn-lm", f"{reason}; give more text, or --target knn and --knn-temp")
+        if options.knn_temp is None:
+            raise OptionError("--knn-temp", "auto", f"{reason}; give a number, or more text")
 
 
 def _announce(cache: Cache) -> bool:
@@ -163,7 +169,8 @@ def _announce(cache: Cache) -> bool:
     positions = {kind: sum(map(len, cache.missing(kind).values())) * options.block for kind in ("keys", "targets")}
     if not any(positions.values()):
         return False
-    keys = positions["keys"] * facts["width"] * 2
+    own = OWN * 6 if options.target == "knn-lm" else 0  # an id and a probability
+    keys = positions["keys"] * (facts["width"] * 2 + own)
     row = options.k * (4 if facts["n_vocab"] <= 1 << 16 else 6)
     targets = positions["targets"] * (4 + (row if options.top_mass == 1 else min(row, ROW_BYTES)))
     free = shutil.disk_usage(cache.stage.folder).free
@@ -178,9 +185,8 @@ def _announce(cache: Cache) -> bool:
 def _finetune_teacher(cache: Cache, state: Accelerator) -> None:
     """A copy of the teacher, trained on the corpus as a memory without a retriever would be (beta 0)."""
     options = cache.options
-    training = TrainOptions(
-        options, cache.stage.folder / TEACHER, steps=options.finetune_teacher, beta=0.0, seed=options.seed
-    )
+    epochs, out = options.finetune_teacher, cache.stage.folder / TEACHER
+    training = TrainOptions(options, out, epochs=epochs, lr=TEACHER_RATE, beta=0.0, seed=options.seed)
     chosen, inputs = settings(training, state.num_processes), {"the kNN cache": cache.stage.identity}
     stage = open_stage(training.out, "adapted teacher", inputs, chosen, LAYOUT, options.fresh)
     data = Data(cache.tokens("train"), None, Validation(cache.tokens("valid"), options.block), options.block)
@@ -196,10 +202,12 @@ def _write_keys(cache: Cache, state: Accelerator) -> None:
     mine = mine[state.process_index :: state.num_processes]
     if mine:
         teacher = open_teacher(cache.teacher, options.key, state.device)
+        most = OWN if options.target == "knn-lm" else 0
         with progress("keys", sum(len(blocks) for _, blocks in mine) * options.block) as done:
             for name, blocks in mine:
-                keys = teacher.keys(tokens, blocks, options.block, options.batch, done)
-                cache.stage.write(name, {"keys": keys})
+                found = teacher.read(tokens, blocks, options.block, options.batch, done, most=most)
+                own = {"ids": found.ids, "probs": found.probs} if most else {}
+                cache.stage.write(name, {"keys": found.keys, **own})
     state.wait_for_everyone()
 
 
@@ -213,13 +221,16 @@ def _write_targets(cache: Cache, state: Accelerator) -> None:
     searcher = open_searcher(cache, state.device)
     with progress("neighbours", sum(len(blocks) for _, blocks in mine) * options.block) as done:
         for name, blocks in mine:
-            keys = cache.stage.read(name.replace("targets", "keys"))["keys"]  # a shard of each kind covers the same
-            first, parts = blocks[0] * options.block, []
+            read = cache.stage.read(name.replace("targets", "keys"))  # a shard of each kind covers the same
+            keys, first, parts = read["keys"], blocks[0] * options.block, []
             for low in range(0, len(keys), SEARCHED):
                 queries = torch.from_numpy(keys[low : low + SEARCHED]).to(state.device)
                 found = searcher.search(queries, options.k, first_position=first + low)
                 distances, indices = (part.cpu().numpy() for part in found)
-                values = tokens[indices + 1]
-                parts.append(aggregate(distances, values, facts["tau"], options.top_mass, facts["n_vocab"]))
+                weights, values = kernel(distances, facts["tau"]), tokens[indices + 1]
+                if options.target == "knn-lm":
+                    ids, probs = (read[name][low : low + len(queries)] for name in ("ids", "probs"))
+                    weights, values = blend(weights, values, ids, probs, Trust(**facts["trust"]).at(distances[:, 0]))
+                parts.append(aggregate(weights, values, options.top_mass, facts["n_vocab"]))
                 done(len(queries))
             cache.stage.write(name, join(parts))

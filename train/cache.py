@@ -3,10 +3,10 @@
     tokens/{train,valid}.npy          the packed splits, uint32
     test.jsonl                        held-out documents, where the corpus names no test split of its own
     teacher/                          a teacher adapted to the corpus, where that was asked for
-    keys/N.safetensors                the datastore, float16
+    keys/N.safetensors                the datastore, float16; for --target knn-lm what the teacher itself predicts, too
     index.faiss                       what finds neighbours in one too large for exact search
     validation.safetensors            neighbours of validation positions, their distances, the teacher's log-probs
-    targets/N.safetensors             p_kNN of the training positions
+    targets/N.safetensors             what a memory is to predict at the training positions
     manifest.json                     what all this was made from, and the facts of CacheReport
 
 Knows where things are and whether they are there and whole; train/build.py makes them.
@@ -50,7 +50,8 @@ class CacheReport:
     nearest_distance: float | None
     kth_distance: float | None
     teacher_perplexity: float | None
-    knn_perplexity: float | None  # teacher and p_kNN mixed at DEFAULT_LAMBDA
+    knn_perplexity: float | None  # of teacher and p_kNN, mixed by trust
+    trust: float | None  # mean weight of p_kNN in that mixture
     search: str  # "exact", or the kind of index
     recall: float | None  # share of the exact kNN mass that the index finds, on a sample; None: exact
     bytes: int  # on disk
@@ -65,6 +66,7 @@ class Cache:
         chosen = {
             "--finetune-teacher": options.finetune_teacher,
             "--key": options.key,
+            "--target": options.target,
             "--k": options.k,
             "--knn-temp": options.knn_temp or "auto",
             "--search": options.search,
@@ -119,7 +121,7 @@ class Cache:
         return [self.stage.read(name)["keys"] for name in self.shards("keys")]
 
     def targets(self) -> Targets:
-        """p_kNN of all training positions. Raises StageError when a shard is missing, torn or changed."""
+        """Targets of all training positions. Raises StageError when a shard is missing, torn or changed."""
         return Targets(self.stage, list(self.shards("targets")))
 
     def check(self) -> None:
@@ -143,6 +145,7 @@ class Cache:
             kth_distance=facts["kth_distance"],
             teacher_perplexity=facts["teacher_perplexity"],
             knn_perplexity=facts["knn_perplexity"],
+            trust=facts["weight"],
             search=facts["search"],
             recall=facts["recall"],
             bytes=sum(file.stat().st_size for file in self.stage.folder.rglob("*") if file.is_file()),

@@ -11,6 +11,7 @@ Knows how transformers divides a causal LM into body and head; nothing of traini
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -46,16 +47,40 @@ class Objective(torch.nn.Module):
         return losses
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """What a model says of the next token at n positions."""
+
+    losses: Tensor  # float32 [n], -log p(next token) in nats
+    ids: Tensor  # int64 [n, most], the likeliest next tokens, likeliest first
+    probs: Tensor  # float32 [n, most]
+
+    @staticmethod
+    def nothing() -> "Predicted":
+        """Of no position."""
+        return Predicted(torch.empty(0), torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0))
+
+    @staticmethod
+    def of(logits: Tensor, labels: Tensor, most: int) -> "Predicted":
+        """logits  [n, n_vocab]; labels  int64 [n], the next tokens"""
+        lse = torch.cat([tile for _, _, tile in _softmax(logits)])
+        own = logits.gather(1, labels[:, None])[:, 0]
+        likeliest, ids = logits.topk(most) if most else (logits[:, :0], labels[:, None][:, :0])
+        return Predicted((lse - own).float(), ids, (likeliest - lse[:, None]).exp().float())
+
+    @staticmethod
+    def join(parts: list["Predicted"]) -> "Predicted":
+        """Of all positions, those of `parts` one after the other."""
+        some = [part for part in parts if len(part.losses)] or parts[:1]
+        return Predicted(*(torch.cat([getattr(part, each.name) for part in some]) for each in fields(Predicted)))
+
+
 @torch.no_grad()
-def token_losses(model: Any, ids: Tensor) -> Tensor:
-    """-log p(next token) at each position in nats, float32 [batch * length]; ids  int64 [batch, length + 1]."""
+def predict(model: Any, ids: Tensor, most: int = 0) -> Predicted:
+    """What `model` says at each position, a chunk of logits at a time; ids  int64 [batch, length + 1]."""
     hidden, head, labels = _last_hidden(model, ids), model.get_output_embeddings(), ids[:, 1:].flatten()
-    losses = torch.empty(len(labels), device=ids.device)
-    for chunk, logits in _chunks(hidden, head.weight, head.bias):
-        own = logits.gather(1, labels[chunk, None])[:, 0]
-        lse = [tile_lse for _, _, tile_lse in _softmax(logits)]
-        losses[chunk] = torch.cat(lse) - own
-    return losses
+    chunks = _chunks(hidden, head.weight, head.bias)
+    return Predicted.join([Predicted.of(logits, labels[chunk], most) for chunk, logits in chunks])
 
 
 @torch.no_grad()

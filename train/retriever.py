@@ -4,6 +4,7 @@ Knows nothing of how keys come about and what is made of the neighbours.
 """
 
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -14,10 +15,10 @@ from memdec_edge.progress import progress
 from . import index
 from .cache import INDEX, VALIDATION, Cache
 from .neighbours import Exact
-from .targets import choose_temperature
 from .teacher import gather_blocks, n_blocks, open_teacher, spread_blocks
+from .trust import fit_trust
 
-VALIDATION_POSITIONS = 20_000  # on which tau is chosen
+VALIDATION_POSITIONS = 20_000  # on which tau and trust are fitted
 RECALL_QUERIES = 200  # validation positions on which an index is compared with exact search
 WORTH_SAYING = 1.02  # a temperature of the user's that is so much worse than the best one
 
@@ -45,12 +46,21 @@ def open_searcher(cache: Cache, device: torch.device) -> Exact | index.Index:
     return index.Index(cache.stage.check(INDEX), keys)
 
 
-def choose_tau(cache: Cache, device: torch.device) -> None:
+def judge(cache: Cache, device: torch.device) -> None:
+    """Fit tau and trust on validation text; without any there is no trust, and tau is what the user says."""
     stage, options, valid = cache.stage, cache.options, cache.tokens("valid")
     if "tau" in stage.facts:
         return
     if n_blocks(valid, options.block) == 0:
-        nothing = ("teacher_perplexity", "knn_perplexity", "nearest_distance", "kth_distance", "recall")
+        nothing = (
+            "trust",
+            "weight",
+            "teacher_perplexity",
+            "knn_perplexity",
+            "nearest_distance",
+            "kth_distance",
+            "recall",
+        )
         stage.record(tau=options.knn_temp, **dict.fromkeys(nothing))
         return
     if not (stage.folder / VALIDATION).exists():
@@ -58,9 +68,9 @@ def choose_tau(cache: Cache, device: torch.device) -> None:
     found = stage.read(VALIDATION)
     distances, teacher = found["distances"], found["teacher"]
     hits = found["values"] == found["labels"][:, None]
-    best = used = choose_temperature(distances, hits, teacher, None)
+    best = used = fit_trust(distances, hits, teacher, None)
     if options.knn_temp is not None:
-        used = choose_temperature(distances, hits, teacher, options.knn_temp)
+        used = fit_trust(distances, hits, teacher, options.knn_temp)
     if used.knn > WORTH_SAYING * best.knn:
         print(
             f"--knn-temp {used.tau:g} gives the retriever a validation perplexity of {used.knn:.2f}; "
@@ -71,6 +81,8 @@ def choose_tau(cache: Cache, device: torch.device) -> None:
     nearest, kth = (float(np.median(distances[:, i])) for i in (0, -1))
     stage.record(
         tau=used.tau,
+        trust=asdict(used.trust),
+        weight=used.weight,
         teacher_perplexity=used.teacher,
         knn_perplexity=used.knn,
         nearest_distance=nearest,
@@ -86,14 +98,15 @@ def _search_validation(cache: Cache, device: torch.device) -> None:
     blocks = spread_blocks(valid, options.block, positions)
     teacher = open_teacher(cache.teacher, options.key, device)
     with progress("validation keys", len(blocks) * options.block) as done:
-        keys, logprobs = teacher.keys_and_logprobs(valid, blocks, options.block, options.batch, done)
+        found = teacher.read(valid, blocks, options.block, options.batch, done, scored=True)
+    keys = found.keys
     distances, indices = open_searcher(cache, device).search(torch.from_numpy(keys).to(device), options.k)
     labels = gather_blocks(valid, blocks, options.block)[:, 1:].reshape(-1).numpy().astype(np.uint32)
     arrays = {
         "distances": distances.cpu().numpy(),
         "values": cache.tokens("train")[indices.cpu().numpy() + 1],
         "labels": labels,
-        "teacher": logprobs,
+        "teacher": found.logprobs,
         "queries": keys[:: max(1, len(keys) // RECALL_QUERIES)],
     }
     cache.stage.write(VALIDATION, arrays)

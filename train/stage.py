@@ -27,7 +27,7 @@ REMAKE = "remove that file and run again to make it anew, or --fresh to redo eve
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 MANIFEST = "manifest.json"
-FORMAT = 3  # raised when the meaning of a stage's files changes
+FORMAT = 4  # raised when the meaning of a stage's files changes
 DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "U16": np.uint16, "U32": np.uint32, "I64": np.int64}
 
 

@@ -1,9 +1,14 @@
-"""What the retriever answers: p_kNN from neighbours, sparse, on disk and back. Knows nothing of models.
+"""What a memory imitates: a sparse distribution of the next token at each position, on disk and back.
 
     p_kNN(y) = sum of exp(-d_j^2 / tau) over neighbours j whose next token is y, normalised    (1911.00172, section 2)
 
+knn     p_kNN itself (2508.09874)
+knn-lm  trust * p_kNN + (1 - trust) * p_teacher, where train/trust.py says how far the neighbours are to be trusted at
+        the position: imitating p_kNN where no neighbour is close teaches noise (benchmarks/LOG.md)
+
 A target shard is CSR: offsets uint32 [n + 1], ids uint16 or uint32 [pairs] ascending in a row, probs float16 [pairs].
-Shards are memory maps, and probabilities are made to sum to 1 again, in float32, when a row is read.
+Shards are memory maps, and probabilities are made to sum to 1 again, in float32, when a row is read. Knows nothing of
+models.
 """
 
 from dataclasses import dataclass
@@ -14,25 +19,40 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from memdec_edge.options import DEFAULT_LAMBDA
-
 from .stage import Stage
 
-ROW_BYTES = (
-    192  # of ids and probabilities of a position: 48 or 32 tokens; of k = 1024 neighbours 0.84 and more of p_kNN
-)
+ROW_BYTES = 192  # of ids and probs of a position: 48 or 32 tokens; of k = 1024 neighbours 0.84 and more of p_kNN
 Array = npt.NDArray[Any]
 
 
-def aggregate(distances: Array, values: Array, tau: float, top_mass: float, n_vocab: int) -> dict[str, Array]:
-    """p_kNN of each row as CSR arrays: all of it at a `top_mass` of 1, else the likeliest ids that have so much of it
-    together, as far as ROW_BYTES goes.
+def kernel(distances: Array, tau: float) -> Array:
+    """Shares of the neighbours in p_kNN, float64 [n, k], each row summing to 1; an infinite distance is no neighbour.
 
-    distances  float32 [n, k], squared L2; values  uint32 [n, k], next tokens below n_vocab; tau > 0
-    An infinite distance is no neighbour. Probabilities that float16 rounds to 0 (below 3e-8) are left out.
+    distances  float32 [n, k], squared L2; tau > 0
     """
-    n, k = distances.shape
     weights = np.exp((distances.min(1, keepdims=True) - distances).astype(np.float64) / tau)
+    return np.asarray(weights / weights.sum(1, keepdims=True))
+
+
+def blend(weights: Array, values: Array, ids: Array, probs: Array, trust: Array) -> tuple[Array, Array]:
+    """Weights and values as kernel() and aggregate() have them, with the teacher's likeliest tokens as k' more of each.
+
+    ids  uint32 [n, k'], probs  float16 [n, k'], taken to be all that the teacher predicts; trust  float64 [n]
+    """
+    own = probs.astype(np.float64)
+    own /= own.sum(1, keepdims=True)
+    weights = np.concatenate([trust[:, None] * weights, (1 - trust[:, None]) * own], 1)
+    return weights, np.concatenate([values, ids], 1)
+
+
+def aggregate(weights: Array, values: Array, top_mass: float, n_vocab: int) -> dict[str, Array]:
+    """What `weights` say of each token, normalised, as CSR arrays: all of it at a `top_mass` of 1, else the likeliest
+    ids that have so much of it together, as far as ROW_BYTES goes.
+
+    weights  float64 [n, k], not negative; values  uint32 [n, k], the tokens that they speak for, below n_vocab
+    Probabilities that float16 rounds to 0 (below 3e-8) are left out.
+    """
+    n, k = weights.shape
     order = values.argsort(axis=1, kind="stable")
     values, weights = np.take_along_axis(values, order, 1), np.take_along_axis(weights, order, 1)
     first = np.ones((n, k), bool)
@@ -70,7 +90,7 @@ def _likeliest(shares: Array, rows: Array, lengths: Array, top_mass: float, most
 
 @dataclass(frozen=True)
 class Support:
-    """p_kNN of some positions: CSR with probabilities that sum to 1 in float32."""
+    """Targets of some positions: CSR with probabilities that sum to 1 in float32."""
 
     offsets: Tensor  # int64 [n + 1]
     ids: Tensor  # int64 [pairs]
@@ -110,32 +130,3 @@ class Targets:
             ids.append(shard["ids"][pairs].astype(np.int64))
             probs.append(shard["probs"][pairs] / np.repeat(sums, np.diff(bounds)))
         return Support(*(torch.from_numpy(np.concatenate(parts)) for parts in (offsets, ids, probs)))
-
-
-@dataclass(frozen=True)
-class Temperature:
-    """A tau, and perplexities on the validation positions."""
-
-    tau: float
-    knn: float  # of the kNN-LM: DEFAULT_LAMBDA * p_kNN + (1 - DEFAULT_LAMBDA) * p_teacher
-    teacher: float
-
-
-def choose_temperature(distances: Array, hits: Array, teacher: Array, tau: float | None) -> Temperature:
-    """The tau with the least kNN-LM perplexity, among powers of sqrt(2) times the median distance; or `tau` itself.
-
-    distances  float32 [n, k], squared L2, nearest first; hits  bool [n, k], the neighbour's next token is the true one
-    teacher    float32 [n], log-prob of the true next token
-
-    The mixture is the one of run time, at the weight that a memory gets by default; it needs no floor.
-    """
-    scale = float(np.median(distances[np.isfinite(distances)])) or 1.0  # an index may not find all k
-    grid = [tau] if tau is not None else [scale * 2 ** (power / 2) for power in range(-20, 9)]
-    spread, own = distances - distances[:, :1], np.exp(teacher.astype(np.float64))  # float32 ends at 103 nats
-    losses = []
-    for candidate in grid:
-        weights = np.exp(-spread / np.float32(candidate))
-        knn = (weights * hits).sum(1) / weights.sum(1)
-        losses.append(-np.log(DEFAULT_LAMBDA * knn + (1 - DEFAULT_LAMBDA) * own).mean())
-    best = int(np.argmin(losses))
-    return Temperature(grid[best], float(np.exp(losses[best])), float(np.exp(-teacher.mean())))

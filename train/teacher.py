@@ -13,7 +13,9 @@ not overlap and start at multiples of `block`; a tail shorter than a block is le
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +29,11 @@ from memdec_edge.options import LoadOptions
 from memdec_edge.tap import Tap
 
 from .corpus import Encoder, Tokens
-from .loss import check_head, token_losses
+from .loss import Predicted, check_head, predict
 from .source import cast_parameters, gguf_encoder, last_mlp, load_source, work_dtype
 
 LLAMA_BATCH = 256  # tokens in one pass of llama.cpp, which keeps logits of each: 155 MB at 151,936
-Keys = npt.NDArray[np.float16]
-LogProbs = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
 
 
 def n_blocks(tokens: Tokens, block: int) -> int:
@@ -52,6 +53,16 @@ def gather_blocks(tokens: Tokens, blocks: Sequence[int], block: int) -> Tensor:
     return torch.from_numpy(np.stack([tokens[b * block : (b + 1) * block + 1] for b in blocks]).astype(np.int64))
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a teacher makes of n positions; what was not asked for has no rows or columns."""
+
+    keys: Array  # float16 [n, width]
+    logprobs: Array  # float32 [n], of the true next token, in nats
+    ids: Array  # uint32 [n, most], the likeliest next tokens, likeliest first
+    probs: Array  # float16 [n, most], their probabilities
+
+
 class Teacher(ABC):
     """A teacher of one kind of key. The subclasses say how a few blocks are read."""
 
@@ -62,42 +73,49 @@ class Teacher(ABC):
     width: int  # of a key
 
     @abstractmethod
-    def read(self, ids: Tensor, scored: bool) -> tuple[Tensor, Tensor | None]:
-        """Keys [blocks * block, width] and, where `scored`, -log p(next token) in nats, float32 [blocks * block].
+    def look(self, ids: Tensor, scored: bool, most: int) -> tuple[Tensor, Predicted]:
+        """Keys [blocks * block, width], and of the same positions what read() asks for.
 
         ids  int64 [blocks, block + 1]
         """
 
-    def keys(self, tokens: Tokens, blocks: Sequence[int], block: int, batch: int, done: Callable[[int], None]) -> Keys:
-        """Keys of every position, float16 [len(blocks) * block, width]; `done` is told the tokens done.
+    def read(
+        self,
+        tokens: Tokens,
+        blocks: Sequence[int],
+        block: int,
+        batch: int,
+        done: Callable[[int], None],
+        *,
+        scored: bool = False,
+        most: int = 0,
+    ) -> Reading:
+        """Keys of every position of the blocks, and where asked for log-probs and the `most` likeliest next tokens;
+        `batch` blocks in one pass. `done` is told the tokens done.
 
         Raises NumericsError where a key is NaN or beyond float16.
         """
-        return self._read(tokens, blocks, block, batch, done, scored=False)[0]
-
-    def keys_and_logprobs(
-        self, tokens: Tokens, blocks: Sequence[int], block: int, batch: int, done: Callable[[int], None]
-    ) -> tuple[Keys, LogProbs]:
-        """As keys(), and the log-prob of each true next token, float32 [len(blocks) * block]."""
-        keys, losses = self._read(tokens, blocks, block, batch, done, scored=True)
-        return keys, -losses
-
-    def _read(
-        self, tokens: Tokens, blocks: Sequence[int], block: int, batch: int, done: Callable[[int], None], scored: bool
-    ) -> tuple[Keys, LogProbs]:
-        keys = np.empty((len(blocks) * block, self.width), np.float16)
-        losses = np.empty(len(keys) if scored else 0, np.float32)
+        n = len(blocks) * block
+        most = min(most, self.n_vocab)
+        found = Reading(
+            np.empty((n, self.width), np.float16),
+            np.empty(n if scored else 0, np.float32),
+            np.empty((n, most), np.uint32),
+            np.empty((n, most), np.float16),
+        )
         for start in range(0, len(blocks), batch):
             ids = gather_blocks(tokens, blocks[start : start + batch], block)
-            found, scores = self.read(ids, scored)
-            rows = slice(start * block, start * block + len(found))
-            keys[rows] = found.to(torch.float16).cpu()
-            if not np.isfinite(keys[rows]).all():
+            keys, predicted = self.look(ids, scored, most)
+            rows = slice(start * block, start * block + len(keys))
+            found.keys[rows] = keys.to(torch.float16).cpu()
+            if not np.isfinite(found.keys[rows]).all():
                 raise NumericsError(f"teacher {self.name}: a key is NaN or too large for float16; use another teacher")
-            if scores is not None:
-                losses[rows] = scores.cpu()
-            done(len(found))
-        return keys, losses
+            if scored:
+                found.logprobs[rows] = -predicted.losses.cpu()
+            if most:
+                found.ids[rows], found.probs[rows] = predicted.ids.cpu(), predicted.probs.to(torch.float16).cpu()
+            done(len(keys))
+        return found
 
 
 class TorchTeacher(Teacher):
@@ -122,12 +140,13 @@ class TorchTeacher(Teacher):
         self._caught = found
 
     @torch.inference_mode()
-    def read(self, ids: Tensor, scored: bool) -> tuple[Tensor, Tensor | None]:
-        ids = ids.to(self._device)
-        losses = token_losses(self._model, ids) if scored else None
-        if not scored:
+    def look(self, ids: Tensor, scored: bool, most: int) -> tuple[Tensor, Predicted]:
+        ids, predicted = ids.to(self._device), Predicted.nothing()
+        if scored or most:
+            predicted = predict(self._model, ids, most)
+        else:
             self._model.base_model(input_ids=ids[:, :-1], use_cache=False)
-        return self._caught.flatten(0, 1), losses
+        return self._caught.flatten(0, 1), predicted
 
 
 class LlamaTeacher(Teacher):
@@ -142,12 +161,12 @@ class LlamaTeacher(Teacher):
         self._tap = Tap(tensor, self.width, LLAMA_BATCH)
         self._context: Context | None = None
 
-    def read(self, ids: Tensor, scored: bool) -> tuple[Tensor, Tensor | None]:
+    def look(self, ids: Tensor, scored: bool, most: int) -> tuple[Tensor, Predicted]:
         length = ids.shape[1] - 1
         if self._context is None or self._context.n_ctx < length:
             self._context = Context(self._model, self._options, length, tap=self._tap)
-        self._tap.last = not scored
-        keys, losses = [], []
+        self._tap.last = not (scored or most)
+        keys, predicted = [], [Predicted.nothing()]
         for block in ids:
             self._context.truncate(0)
             for start in range(0, length, LLAMA_BATCH):
@@ -158,10 +177,10 @@ class LlamaTeacher(Teacher):
                     reason = f"llama.cpp computes no {self._tap.name} for it; choose another kind of key (--key)"
                     raise ModelFileError(self._model.path, reason)
                 keys.append(torch.from_numpy(rows.copy()))
-                if scored:
+                if scored or most:
                     logits = torch.from_numpy(self._context.rows(0, len(rows)))
-                    losses.append(torch.nn.functional.cross_entropy(logits, part[1:], reduction="none"))
-        return torch.cat(keys), torch.cat(losses) if scored else None
+                    predicted.append(Predicted.of(logits, part[1:], most))
+        return torch.cat(keys), Predicted.join(predicted)
 
 
 def open_teacher(path: Path, kind: str, device: torch.device) -> Teacher:

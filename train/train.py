@@ -89,8 +89,8 @@ def _base_losses(options: TrainOptions, stage: Stage, validation: Validation, de
     if not (stage.folder / BASE).exists():
         teacher, batch = open_teacher(options.cache.teacher, "hidden", device), options.cache.batch
         with progress("validation of the teacher", len(validation.blocks) * validation.block) as done:
-            found = teacher.keys_and_logprobs(validation.tokens, validation.blocks, validation.block, batch, done)
-        stage.write(BASE, {"losses": -found[1]})
+            found = teacher.read(validation.tokens, validation.blocks, validation.block, batch, done, scored=True)
+        stage.write(BASE, {"losses": -found.logprobs})
     return torch.from_numpy(stage.read(BASE)["losses"])
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .corpus import Tokens
-from .loss import token_losses
+from .loss import predict
 from .teacher import gather_blocks, spread_blocks
 
 POSITIONS = 8192  # scored, at most; `memdec-edge eval` can score them all
@@ -36,7 +36,7 @@ class Validation:
     def score(self, model: Any, device: torch.device) -> dict[str, float]:
         """Perplexity of `model` alone, and of its mixture with the base at the lambda that is best; {} without text."""
         parts = (gather_blocks(self.tokens, [block], self.block).to(device) for block in self.blocks)
-        losses = [token_losses(model, ids).cpu() for ids in parts]
+        losses = [predict(model, ids).losses.cpu() for ids in parts]
         if not losses:
             return {}
         found = {ALONE: float(torch.cat(losses).mean().exp())}

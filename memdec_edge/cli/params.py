@@ -86,9 +86,16 @@ def knn_temperature(text: str) -> float | None:
 
 CACHE_FLAGS = Flags(
     finetune_teacher=Annotated[
-        int, typer.Option("--finetune-teacher", metavar="STEPS", help="First adapt a copy of the teacher to the text.")
+        float,
+        typer.Option(
+            "--finetune-teacher", metavar="EPOCHS",
+            help="First adapt a copy of the teacher to the text; 0: take it as it is.",
+        ),
     ],
     key=Annotated[str, typer.Option("--key", help="What a key is: mlp_input or hidden, of the last layer.")],
+    target=Annotated[
+        str, typer.Option("--target", help="What is imitated: the retriever (knn), or it and the teacher (knn-lm).")
+    ],
     k=Annotated[int, typer.Option("--k", help="Neighbours per position.")],
     knn_temp=Annotated[
         Any,
@@ -115,7 +122,7 @@ TRAIN_FLAGS = Flags(
     hidden=Annotated[int | None, typer.Option("--hidden", help="Smaller width.")],
     epochs=Annotated[float, typer.Option("--epochs", help="Passes over the text.")],
     steps=Annotated[int, typer.Option("--steps", help="Optimiser steps; 0: as --epochs asks.")],
-    beta=Annotated[float, typer.Option("--beta", help="Of the kNN loss; 0: plain fine-tuning.")],
+    beta=Annotated[float, typer.Option("--beta", help="Weight of what is imitated; 0: plain fine-tuning.")],
     lr=Annotated[float, typer.Option("--lr", help="Peak learning rate.")],
     batch=Annotated[int, typer.Option("--batch", help="Blocks in one pass.")],
     accumulate=Annotated[int, typer.Option("--accumulate", help="Passes in one step.")],
