@@ -4,8 +4,8 @@
 
 base; DAPT, the base trained further; kNN-LM, the base and a datastore of its own keys; control + base, the memory
 trained without a retriever (beta 0); memory + base. DAPT and the control are one model, as both are the whole base
-trained on: what differs is that the control is mixed. Epoch, lambda and the datastore's temperature come from validation
-text; the test split is scored once, when all that is chosen, and the result kept: run again, it is shown.
+trained on: what differs is that the control is mixed. Epoch, lambda and the datastore's temperature come from
+validation text; the test split is scored once, when all that is chosen, and the result kept: run again, it is shown.
 
 Writes DIR/adaptation.csv (a row for each way), DIR/general.csv (domain and general text over lambda), DIR/general.png;
 the last line is one JSON object. Perplexity is that of blocks of --block tokens without what stands before them, in

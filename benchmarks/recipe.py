@@ -26,30 +26,30 @@ from matplotlib.figure import Figure
 from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.train import build_cache, train
 
-ADAPTED = 2  # epochs of the adapted teacher
-
-# name -> what differs from the base recipe, of the cache (key, k, tau as a factor, adapted: a teacher fine-tuned first)
-# or of the training (TrainOptions, rate as a factor). "start": the memory starts from the adapted teacher, whose epochs
-# count as its own. "then": a second half of the epochs, from what the first one made.
+# name -> what differs from the base recipe, which is what `train` does by itself: of the cache (target, key, k, tau as
+# a factor, finetune_teacher) or of the training (TrainOptions, rate as a factor). "start": the memory starts from the
+# adapted teacher, whose epochs count as its own. "then": a second half of the epochs, from what the first one made.
+PAPER = {"target": "knn", "finetune_teacher": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "beta 0 (control)": {"beta": 0.0},
-    "beta 0.25": {"beta": 0.25},
-    "beta 0.5": {},
-    "beta 0.75": {"beta": 0.75},
-    "beta 1": {"beta": 1.0},
-    "beta 0, then 0": {"beta": 0.0, "then": {"beta": 0.0}},
+    "kNN-LM target": {},
+    "kNN-LM target, beta 0.25": {"beta": 0.25},
+    "kNN-LM target, beta 0.8": {"beta": 0.8},
+    "kNN-LM target, beta 1": {"beta": 1.0},
+    "kNN-LM target, plain teacher": {"finetune_teacher": 0.0},
+    "kNN target, beta 0.25": {**PAPER, "beta": 0.25},
+    "kNN target, beta 0.5": PAPER,
+    "kNN target, beta 0.75": {**PAPER, "beta": 0.75},
+    "kNN target, beta 1": {**PAPER, "beta": 1.0},
+    "kNN target, adapted teacher": {"target": "knn"},
     "beta 0, then 0.5": {"beta": 0.0, "then": {"beta": 0.5}},
     "beta 0.5, then 0": {"then": {"beta": 0.0}},
     "key hidden": {"key": "hidden"},
     "tau x 4": {"tau": 4.0},
     "tau / 4": {"tau": 0.25},
     "k 64": {"k": 64},
-    "adapted teacher": {"adapted": True},
-    "adapted teacher, beta 0.25": {"adapted": True, "beta": 0.25},
-    "adapted start, control": {"adapted": True, "start": True, "beta": 0.0},
-    "adapted start, beta 0.25": {"adapted": True, "start": True, "beta": 0.25},
-    "adapted start, beta 0.5": {"adapted": True, "start": True},
-    "adapted start, beta 1": {"adapted": True, "start": True, "beta": 1.0},
+    "adapted start": {"start": True},
+    "adapted start, control": {"start": True, "beta": 0.0},
     "rate / 2": {"rate": 0.5},
     "rate / 2, control": {"rate": 0.5, "beta": 0.0},
     "15 layers": {"layers": 15},
@@ -57,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "width 320": {"hidden": 320},
     "width 320, control": {"hidden": 320, "beta": 0.0},
 }
-OF_CACHE = ("key", "k", "tau", "adapted")
+OF_CACHE = ("target", "finetune_teacher", "key", "k", "tau")
 
 
 def stages(name: str, arguments: argparse.Namespace, seed: int) -> list[TrainOptions]:
@@ -68,7 +68,7 @@ def stages(name: str, arguments: argparse.Namespace, seed: int) -> list[TrainOpt
     per_epoch, epochs, start = arguments.tokens // arguments.block // arguments.batch, arguments.epochs, None
     if changes.pop("start", False):
         build_cache(cache)
-        start, epochs = cache.out / "teacher", epochs - ADAPTED
+        start, epochs = cache.out / "teacher", epochs - round(cache.finetune_teacher)
     halves = [changes] if then is None else [changes, changes | then]
     options = []
     for half, chosen in enumerate(halves):
@@ -86,7 +86,6 @@ def cache_of(changes: dict[str, Any], arguments: argparse.Namespace) -> CacheOpt
     options: dict[str, Any] = {"k": 256} | changes
     if "tau" in changes:  # a multiple of the base recipe's own
         options["knn_temp"] = build_cache(cache_of({}, arguments)).tau * options.pop("tau")
-    options["finetune_teacher"] = ADAPTED if options.pop("adapted", False) else 0
     out = arguments.out / "caches" / name
     return CacheOptions(
         arguments.teacher, arguments.corpus, out, block=arguments.block, max_tokens=arguments.tokens + 1, **options

@@ -234,7 +234,7 @@ class TrainOptions:
     batch: int = 4  # blocks in one forward pass
     accumulate: int = 1  # passes in one optimiser step
     save_every: int = 50  # optimiser steps between resumable checkpoints
-    valid_every: int = 50  # optimiser steps between validations; 0: only at the end
+    valid_every: int = 50  # optimiser steps between validations, beside those after each epoch; 0: only at the end
     seed: int = 0
     domain: str = ""  # free text, into the GGUF
     license: str = ""  # SPDX id of the source text, into general.license

@@ -310,6 +310,13 @@ def test_the_weights_that_did_best_on_validation_text_are_published(room: Path, 
     assert not (tmp_path / "memory" / "best.safetensors").exists()
 
 
+def test_validation_comes_after_each_epoch_too(room: Path, tmp_path: Path) -> None:
+    train(train_options(room, tmp_path / "memory", epochs=3, steps=0, batch=4))  # 43 blocks: 10.75 steps an epoch
+    assert [line["step"] for line in metrics(tmp_path / "memory") if "valid_perplexity" in line] == [11, 22, 33]
+    train(train_options(room, tmp_path / "other", epochs=3, steps=0, batch=4, valid_every=0))
+    assert [line["step"] for line in metrics(tmp_path / "other") if "valid_perplexity" in line] == [33]
+
+
 def test_a_memory_from_scratch_has_the_shape_and_nothing_else(room: Path, tmp_path: Path) -> None:
     train(train_options(room, tmp_path / "memory", from_scratch=True, layers=1, lr=0.0, steps=1))
     config = json.loads((tmp_path / "memory" / "config.json").read_text())

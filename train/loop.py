@@ -145,7 +145,7 @@ class _Run:
                     if metrics:
                         seconds = round(time.monotonic() - began, 3)
                         line = {"loss": loss, "ce": ce, "kl": kl, "grad_norm": norm, "lr": lr, "seconds": seconds}
-                        if step == self.steps or (options.valid_every and step % options.valid_every == 0):
+                        if self._validates(step):
                             line |= self._validate(step)
                         metrics.add(step, line)
                     done(self.blocks_per_step * self.data.block)
@@ -228,6 +228,14 @@ class _Run:
         }
         self.stage.record(finished=finished)
         remove_kept(self.stage)
+
+    def _validates(self, step: int) -> bool:
+        """Every valid_every steps, after each epoch, and at the end."""
+        every, (before, now) = (
+            self.options.valid_every,
+            (n * self.blocks_per_step // self.blocks for n in (step - 1, step)),
+        )
+        return step == self.steps or (every > 0 and (step % every == 0 or now > before))
 
     def _validate(self, step: int) -> dict[str, float]:
         """Score the memory, and keep its weights if no earlier ones did better (mixed, where there is a base)."""

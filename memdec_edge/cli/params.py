@@ -127,7 +127,12 @@ TRAIN_FLAGS = Flags(
     batch=Annotated[int, typer.Option("--batch", help="Blocks in one pass.")],
     accumulate=Annotated[int, typer.Option("--accumulate", help="Passes in one step.")],
     save_every=Annotated[int, typer.Option("--save-every", help="Steps from which a killed run goes on.")],
-    valid_every=Annotated[int, typer.Option("--valid-every", help="Steps between validations; 0: at the end.")],
+    valid_every=Annotated[
+        int,
+        typer.Option(
+            "--valid-every", help="Steps between validations, beside one after each epoch; 0: only at the end."
+        ),
+    ],
     domain=Annotated[str, typer.Option("--domain", help="What the memory is about; into the GGUF.")],
     license=Annotated[str, typer.Option("--license", help="Licence of the source text, SPDX; into the GGUF.")],
 )

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# A memory on a laptop, from the GGUF that you run: up to about a million tokens of text (5 MB), over night.
+#
+#   examples/laptop-cpu.sh base.gguf corpus memory [more options of train]
+set -euo pipefail
+base=$1 corpus=$2 out=$3
+
+# All is as train does it by itself: the teacher reads the text twice, the memory four times; the best epoch is kept.
+# Shorter blocks than the 512 of the default need less memory and lose little where documents are short.
+memdec-edge train --teacher "$base" --corpus "$corpus" --out "$out" --block 256 "${@:4}"
+memdec-edge convert "$out" --outfile "$out/memdec-$(basename "$out").gguf" --base "$base"
+
+# Held-out text: the corpus's own test split, or what train took out of it.
+test=$corpus/test.jsonl
+[[ -f $test ]] || test=$out/cache/test.jsonl
+memdec-edge eval -m "$base" -M "$out/memdec-$(basename "$out").gguf" "$test"
