@@ -129,7 +129,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     ):
         for number, name in enumerate(dict.fromkeys(row["variant"] for row in rows)):
             points = [(row["epoch"], row[figure_name]) for row in rows if row["variant"] == name and row["seed"] == 0]
-            style = "--" if VARIANTS[name].get("beta") == 0 and "then" not in VARIANTS[name] else "-"
+            style = "--" if "control" in name else "-"
             axes.plot(
                 *zip(*points, strict=True), style, color=f"C{number % 10}", marker=".ox"[number // 10], label=name
             )
