@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from memdec_edge.options import DEFAULT_LAMBDA, KEYS
+from memdec_edge.options import KEYS
 from memdec_edge.train.corpus import Tokens, pack, split_documents
 from memdec_edge.train.memory import save_copy
 from memdec_edge.train.neighbours import Exact
 from memdec_edge.train.source import load_source
-from memdec_edge.train.targets import choose_temperature
 from memdec_edge.train.teacher import Teacher, gather_blocks, n_blocks, open_teacher
+from memdec_edge.train.trust import fit_trust
 
 BLOCK, K, CPU = 512, 1024, torch.device("cpu")
 PAPER_TAU = 16.0  # 2508.09874
@@ -34,14 +34,14 @@ def neighbours(teacher: Teacher, train: Tokens, valid: Tokens) -> tuple[np.ndarr
     """Indices of the k nearest of each validation position, and figures."""
     blocks = range(n_blocks(train, BLOCK))
     began = time.perf_counter()
-    keys = teacher.keys(train, blocks, BLOCK, 4, lambda done: None)
+    keys = teacher.read(train, blocks, BLOCK, 4, lambda done: None).keys
     speed = len(keys) / (time.perf_counter() - began)
     questions = range(n_blocks(valid, BLOCK))
-    queries, log_probs = teacher.keys_and_logprobs(valid, questions, BLOCK, 4, lambda done: None)
-    distances, indices = (part.numpy() for part in Exact([keys], CPU).search(torch.from_numpy(queries), K))
+    asked = teacher.read(valid, questions, BLOCK, 4, lambda done: None, scored=True)
+    distances, indices = (part.numpy() for part in Exact([keys], CPU).search(torch.from_numpy(asked.keys), K))
     labels = gather_blocks(valid, questions, BLOCK)[:, 1:].reshape(-1, 1).numpy()
     hits = train[indices + 1] == labels
-    auto, paper = (choose_temperature(distances, hits, log_probs, tau) for tau in (None, PAPER_TAU))
+    auto, paper = (fit_trust(distances, hits, asked.logprobs, tau) for tau in (None, PAPER_TAU))
     return indices, {
         "tokens_per_second": round(speed, 1),
         "median_distance": float(np.median(distances)),
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=60_000, help="tokens")
     parser.add_argument("--valid", type=int, default=4096, help="tokens")
     arguments = parser.parse_args()
-    result: dict[str, Any] = {"model": arguments.model.name, "corpus": arguments.corpus.name, "lambda": DEFAULT_LAMBDA}
+    result: dict[str, Any] = {"model": arguments.model.name, "corpus": arguments.corpus.name}
     with tempfile.TemporaryDirectory() as scratch:
         source = load_source(arguments.model)
         folder = Path(scratch) / "folder"

@@ -176,6 +176,7 @@ def test_a_trained_memory_is_an_ordinary_checkpoint_with_its_facts(
         "memdec_edge.train.k": K,
         "memdec_edge.train.knn_temperature": tau,
         "memdec_edge.train.key": "mlp_input",
+        "memdec_edge.train.target": "knn",
         "memdec_edge.train.teacher": "teacher",
         "memdec_edge.train.epochs": pytest.approx(tokens / (700 // BLOCK * BLOCK)),
         "memdec_edge.train.tokens": tokens,

@@ -77,7 +77,12 @@ def write_facts(
         "tokens": tokens,
     }
     if tau is not None:
-        train |= {"k": options.cache.k, "knn_temperature": tau, "key": options.cache.key}
+        train |= {
+            "k": options.cache.k,
+            "knn_temperature": tau,
+            "key": options.cache.key,
+            "target": options.cache.target,
+        }
     facts: dict[str, str | int | float] = {
         metadata.DOMAIN: domain,
         **{metadata.TRAIN + name: value for name, value in train.items()},

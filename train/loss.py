@@ -2,10 +2,11 @@
 
     L = beta * KL(p_kNN || p_mem) + (1 - beta) * CE                                                (2508.09874, eq. 5)
 
-Both terms come from one log-normaliser, KL on the support of p_kNN only; labels are not smoothed. With the mixed target
-t = beta * p_kNN + (1 - beta) * [label], and w its sum (1, or 1 - beta where a position has no p_kNN), the gradient with
-respect to the logits is G = w * p_mem - t. It takes the place of the logits of its chunk, and the gradients of hidden
-state and head, G W and G^T H, are made right there, so that tokens x vocabulary exists neither forward nor backward.
+p_kNN is the target, whatever train/targets.py made of it. Both terms come from one log-normaliser, KL on the support
+of p_kNN only; labels are not smoothed. With the mixed target t = beta * p_kNN + (1 - beta) * [label], and w its sum (1,
+or 1 - beta where a position has no p_kNN), the gradient with respect to the logits is G = w * p_mem - t. It takes the
+place of the logits of its chunk, and the gradients of hidden state and head, G W and G^T H, are made right there, so
+that tokens x vocabulary exists neither forward nor backward.
 
 Knows how transformers divides a causal LM into body and head; nothing of training, and of targets only their layout.
 """
