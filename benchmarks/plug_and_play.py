@@ -45,10 +45,10 @@ def main() -> None:
         options.teacher, options.corpus, options.out / "cache", k=256, block=256, max_tokens=options.tokens,
         finetune_teacher=0, target="knn",
     )  # fmt: skip
-    every = {"save_every": 12, "valid_every": 0}
-    report = train(
-        TrainOptions(cache, options.out / "memory", steps=options.steps, beta=options.beta, lr=1e-4, **every)
+    recipe = TrainOptions(
+        cache, options.out / "memory", steps=options.steps, beta=options.beta, lr=1e-4, save_every=12, valid_every=0
     )
+    report = train(recipe)
     gguf = options.out / "memdec-memory.gguf"
     if not gguf.exists():
         convert(ConvertOptions(report.path, gguf, "q8_0", base=options.teacher, verify=False))
