@@ -3,14 +3,14 @@
 #
 #   examples/laptop-cpu.sh base.gguf corpus memory [more options of train]
 set -euo pipefail
-base=$1 corpus=$2 out=$3
+base=$1 corpus=$2 out=$3 gguf=$3/memdec-$(basename "$3").gguf
 
 # All is as train does it by itself: the teacher reads the text twice, the memory four times; the best epoch is kept.
 # Shorter blocks than the 512 of the default need less memory and lose little where documents are short.
 memdec-edge train --teacher "$base" --corpus "$corpus" --out "$out" --block 256 "${@:4}"
-memdec-edge convert "$out" --outfile "$out/memdec-$(basename "$out").gguf" --base "$base"
+[[ -f $gguf ]] || memdec-edge convert "$out" --outfile "$gguf" --base "$base"
 
 # Held-out text: the corpus's own test split, or what train took out of it.
 test=$corpus/test.jsonl
 [[ -f $test ]] || test=$out/cache/test.jsonl
-memdec-edge eval -m "$base" -M "$out/memdec-$(basename "$out").gguf" "$test"
+memdec-edge eval -m "$base" -M "$gguf" "$test"

@@ -3,10 +3,10 @@
 #
 #   examples/one-gpu.sh hf-folder corpus memory [more options of train]
 set -euo pipefail
-teacher=$1 corpus=$2 out=$3
+teacher=$1 corpus=$2 out=$3 gguf=$3/memdec-$(basename "$3").gguf
 
 # From some 10 million tokens on, one pass of the teacher and two of the memory do: text that is seldom read again is not
 # learned by heart. 32 blocks in a pass keep a GPU busy.
 memdec-edge train --teacher "$teacher" --corpus "$corpus" --out "$out" \
   --finetune-teacher 1 --epochs 2 --batch 32 --valid-every 200 --save-every 200 "${@:4}"
-memdec-edge convert "$out" --outfile "$out/memdec-$(basename "$out").gguf"
+[[ -f $gguf ]] || memdec-edge convert "$out" --outfile "$gguf"

@@ -5,10 +5,10 @@
 #
 #   GPUS=8 examples/several-gpus.sh hf-folder corpus memory [more options of train]
 set -euo pipefail
-teacher=$1 corpus=$2 out=$3
+teacher=$1 corpus=$2 out=$3 gguf=$3/memdec-$(basename "$3").gguf
 
 # --batch is of each process: 8 x 16 blocks of 512 tokens in a step.
 accelerate launch --num_processes "${GPUS:-8}" --num_machines 1 --mixed_precision no --dynamo_backend no \
   -m memdec_edge.train --teacher "$teacher" --corpus "$corpus" --out "$out" \
   --finetune-teacher 1 --epochs 1 --batch 16 --valid-every 200 --save-every 200 "${@:4}"
-memdec-edge convert "$out" --outfile "$out/memdec-$(basename "$out").gguf"
+[[ -f $gguf ]] || memdec-edge convert "$out" --outfile "$gguf"

@@ -110,6 +110,21 @@ def test_a_knn_lm_target_is_the_mixture_of_retriever_and_teacher(seed: int, n: i
         np.testing.assert_allclose(found, truth[row], rtol=6e-4, atol=6e-8)  # float16
 
 
+def test_a_position_without_any_neighbour_has_no_target_of_the_retriever(tmp_path: Path) -> None:
+    distances = np.array([[1.0, 2.0], [np.inf, np.inf]], np.float32)
+    weights, values = kernel(distances, 1.0), np.array([[3, 4], [5, 6]], np.uint32)
+    assert weights[1].tolist() == [0, 0]
+    stage = open_stage(tmp_path / "stage", "test", {}, {})
+    stage.begin()
+    stage.write("a.safetensors", aggregate(weights, values, 1.0, N_VOCAB))
+    support = Targets(stage, ["a.safetensors"]).rows([0], 2)
+    assert support.offsets.tolist() == [0, 2, 2]
+    own = np.array([[7], [8]], np.uint32), np.array([[0.5], [0.5]], np.float16)
+    csr = aggregate(*blend(weights, values, *own, np.array([0.5, 0.0])), 1.0, N_VOCAB)
+    assert csr["ids"].tolist() == [3, 4, 7, 8]
+    assert csr["probs"].tolist()[-1] == 1
+
+
 def test_joined_parts_are_the_whole() -> None:
     distances, values = neighbours(3, 11, 9)
     rows = [

@@ -88,6 +88,23 @@ def test_targets_are_what_the_other_keys_say_comes_next(room: Path) -> None:
         np.testing.assert_allclose(found[found > 0], truth[found > 0], atol=2e-3)
 
 
+def test_a_whole_number_is_the_same_option_as_text_and_as_python_has_it(room: Path, tmp_path: Path) -> None:
+    build_cache(cache_options(room, finetune_teacher=1.0, out=tmp_path / "cache"))
+    assert build_cache(cache_options(room, finetune_teacher=1, out=tmp_path / "cache")).bytes > 0
+
+
+def test_a_gguf_teacher_gives_knn_lm_targets_without_being_adapted(room: Path, tmp_path: Path) -> None:
+    gguf = tiny_gguf(tmp_path / "teacher.gguf", room / "teacher")
+    reports = [
+        build_cache(cache_options(room, target="knn-lm", teacher=teacher, out=tmp_path / name))
+        for name, teacher in (("gguf", gguf), ("folder", room / "teacher"))
+    ]
+    assert reports[0].trust == pytest.approx(reports[1].trust, abs=0.1)
+    shards = [load_file(tmp_path / name / "keys" / "00000.safetensors") for name in ("gguf", "folder")]
+    assert (shards[0]["ids"] == shards[1]["ids"])[:, 0].mean() > 0.9
+    np.testing.assert_allclose(shards[0]["probs"], shards[1]["probs"], atol=0.05)
+
+
 def test_knn_lm_targets_are_retriever_and_teacher_mixed_by_trust(room: Path, tmp_path: Path) -> None:
     report = build_cache(cache_options(room, target="knn-lm", top_mass=1.0, out=tmp_path / "cache"))
     alone = build_cache(cache_options(room, top_mass=1.0, out=tmp_path / "alone"))

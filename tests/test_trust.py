@@ -70,6 +70,16 @@ def test_trust_falls_with_the_distance_and_ends_at_none() -> None:
     assert trust == pytest.approx([1 / (1 + np.exp(-1)), 1 / (1 + np.exp(-0.5)), 0.5, 0.0, 0.0])
 
 
+def test_a_position_without_any_neighbour_is_the_teachers() -> None:
+    distances, hits, teacher = retrieval(300, 8, 2.0, Trust(1.0, 0.1))
+    distances[5] = np.inf
+    hits[5] = False
+    found = fit_trust(distances, hits, teacher, None)
+    assert found.weight > 0.2
+    assert np.isfinite(found.knn)
+    assert Trust(1.0, 0.0).at(distances[:, 0])[5] == 0
+
+
 def test_a_hopeless_token_does_not_spoil_the_fit() -> None:
     distances = np.array([[1.0, 5.0], [1.0, 5.0], [1.0, np.inf]], np.float32)
     hits = np.array([[True, False], [True, False], [False, False]])

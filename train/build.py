@@ -184,15 +184,21 @@ def _announce(cache: Cache) -> bool:
 
 def _finetune_teacher(cache: Cache, state: Accelerator) -> None:
     """A copy of the teacher, trained on the corpus as a memory without a retriever would be (beta 0)."""
-    options = cache.options
-    epochs, out = options.finetune_teacher, cache.stage.folder / TEACHER
-    training = TrainOptions(options, out, epochs=epochs, lr=TEACHER_RATE, beta=0.0, seed=options.seed)
+    if cache.adapted:
+        return
+    options, out = cache.options, cache.stage.folder / TEACHER
+    training = TrainOptions(
+        options, out, epochs=options.finetune_teacher, lr=TEACHER_RATE, batch=options.batch, beta=0.0, seed=options.seed
+    )
     chosen, inputs = settings(training, state.num_processes), {"the kNN cache": cache.stage.identity}
-    stage = open_stage(training.out, "adapted teacher", inputs, chosen, LAYOUT, options.fresh)
+    stage = open_stage(out, "adapted teacher", inputs, chosen, LAYOUT, options.fresh)
     data = Data(cache.tokens("train"), None, Validation(cache.tokens("valid"), options.block), options.block)
     fit(training, load_source(options.teacher), data, stage, state)
     stage.reload()
-    stage.check_recorded()
+    if state.is_main_process:  # from here on its files are the cache's: keys of two teachers never meet
+        made = {f"{TEACHER}/{name}": digest for name, digest in stage.facts["files"].items()}
+        cache.stage.record(files={**cache.stage.facts["files"], **made})
+    _meet(cache, state)
 
 
 def _write_keys(cache: Cache, state: Accelerator) -> None:

@@ -92,8 +92,15 @@ class Cache:
 
     @property
     def teacher(self) -> Path:
-        """The model whose keys these are."""
-        return self.stage.folder / TEACHER if self.options.finetune_teacher else self.options.teacher
+        """The model whose keys these are. Raises StageError where it was adapted and has changed since."""
+        for name in self.adapted:
+            self.stage.check(name)
+        return self.stage.folder / TEACHER if self.adapted else self.options.teacher
+
+    @property
+    def adapted(self) -> list[str]:
+        """The files of the adapted teacher; none before it is made, or where none was asked for."""
+        return [name for name in self.stage.facts["files"] if name.startswith(f"{TEACHER}/")]
 
     @property
     def held_out(self) -> Path | None:

@@ -80,6 +80,8 @@ def fit(options: TrainOptions, source: Source, data: Data, stage: Stage, acceler
     saved last is kept), and KeyboardInterrupt (what was done is kept).
     """
     if "finished" in stage.facts:
+        if accelerator.is_main_process:
+            remove_kept(stage)  # a kill may have come before the training did
         return
     run = _Run(options, source, data, stage, accelerator)
     if accelerator.is_main_process:
@@ -123,6 +125,7 @@ class _Run:
         """From the last saved state to the published checkpoint."""
         options, main = self.options, self.accelerator.is_main_process
         step = saved = load_state(self.stage, self.weights, self.optimizer)
+        self.best = best_figures(self.stage)  # of the weights that did best on validation text; {}: none yet
         self._copy_weights()
         metrics = Metrics(self.stage.folder, step) if main else None
         whole = True  # the weights are those after `step` steps
@@ -141,13 +144,14 @@ class _Run:
                         saved = step
                     whole = False
                     lr = self._update(step)
-                    step, whole = step + 1, True
+                    step += 1
                     if metrics:
                         seconds = round(time.monotonic() - began, 3)
                         line = {"loss": loss, "ce": ce, "kl": kl, "grad_norm": norm, "lr": lr, "seconds": seconds}
                         if self._validates(step):
                             line |= self._validate(step)
                         metrics.add(step, line)
+                    whole = True  # only now: a step whose validation was interrupted is done again
                     done(self.blocks_per_step * self.data.block)
         except KeyboardInterrupt:
             if main and whole and saved < step < self.steps:  # the last one is not done before it is validated
@@ -157,10 +161,10 @@ class _Run:
             if metrics:
                 metrics.close()
         if main:
-            self._finish(line.get("valid_perplexity", 0.0))
+            self._finish()
 
     def _save(self, step: int) -> None:
-        save_state(self.stage, step, self.weights, self.optimizer)
+        save_state(self.stage, step, self.weights, self.optimizer, int(self.best.get("step", 0)))
 
     def _gradients(self, step: int) -> tuple[float, float, float, float]:
         """Leave the step's mean gradient, clipped, in self.weights; return loss, CE, KL and its norm before."""
@@ -207,13 +211,13 @@ class _Run:
         for name, parameter in self.parameters.items():
             parameter.copy_(self.weights[name])
 
-    def _finish(self, last: float) -> None:
-        """Publish the weights that did best on validation text. `last`: the perplexity there after the last step."""
-        if not math.isfinite(last):
-            raise NumericsError("the memory predicts NaN after the last step; use --fresh and a lower --lr")
-        best = best_figures(self.stage)
+    def _finish(self) -> None:
+        """Publish the weights that did best on validation text, the last ones where there is none."""
+        best = self.best
         if best:
             load_best(self.stage, self.weights)
+        elif self.data.validation.blocks:
+            raise NumericsError("the memory predicts NaN; use --fresh and a lower --lr")
         for name, parameter in self.parameters.items():
             parameter.data = self.weights[name]
         write_checkpoint(self.stage, self.model.eval(), self.source.tokenizer)
@@ -231,20 +235,17 @@ class _Run:
 
     def _validates(self, step: int) -> bool:
         """Every valid_every steps, after each epoch, and at the end."""
-        every, (before, now) = (
-            self.options.valid_every,
-            (n * self.blocks_per_step // self.blocks for n in (step - 1, step)),
-        )
-        return step == self.steps or (every > 0 and (step % every == 0 or now > before))
+        every, ends_epoch = self.options.valid_every, step * self.blocks_per_step % self.blocks < self.blocks_per_step
+        return step == self.steps or (every > 0 and (step % every == 0 or ends_epoch))
 
     def _validate(self, step: int) -> dict[str, float]:
         """Score the memory, and keep its weights if no earlier ones did better (mixed, where there is a base)."""
         found = self.data.validation.score(self.model.eval(), self.accelerator.device)
         self.model.train()
-        best = best_figures(self.stage)
-        judged = MIXED if MIXED in found else ALONE
-        if found and (not best or found[judged] < best[judged]):
-            save_best(self.stage, self.weights, {"step": step, **found})
+        judged = found.get(MIXED, found.get(ALONE, math.nan))
+        if judged < self.best.get(MIXED, self.best.get(ALONE, math.inf)):
+            self.best = {"step": step, **found}
+            save_best(self.stage, self.weights, self.best)
         return found
 
 

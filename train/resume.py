@@ -10,20 +10,28 @@ import json
 import torch
 from torch import Tensor
 
+from memdec_edge.errors import StageError
+
 from .stage import Stage
 
 STATE, BEST = "resume.safetensors", "best.safetensors"
+WITHOUT_BEST = f"remove {STATE} too, and run again to train anew"
 
 
-def save_state(stage: Stage, step: int, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """Write the state after `step` steps in place of the one before. Raises OutputError."""
+def save_state(
+    stage: Stage, step: int, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer, best_step: int
+) -> None:
+    """Write the state after `step` steps in place of the one before. Raises OutputError.
+
+    best_step  the step whose weights save_best() has kept; 0: none
+    """
     arrays = {}
     for name, weight in weights.items():
         moments = optimizer.state[weight]
         arrays[f"weight.{name}"] = weight.detach().cpu().numpy()
         arrays[f"mean.{name}"] = moments["exp_avg"].cpu().numpy()
         arrays[f"square.{name}"] = moments["exp_avg_sq"].cpu().numpy()
-    stage.write(STATE, arrays, step=str(step))
+    stage.write(STATE, arrays, step=str(step), best_step=str(best_step))
 
 
 @torch.no_grad()
@@ -33,6 +41,8 @@ def load_state(stage: Stage, weights: dict[str, Tensor], optimizer: torch.optim.
         return 0
     arrays, facts = stage.read_with_facts(STATE)
     step = int(facts["step"])
+    if facts["best_step"] != "0" and not (stage.folder / BEST).exists():
+        raise StageError(stage.folder / BEST, "missing, and its weights may be the best ones", WITHOUT_BEST)
     for name, weight in weights.items():
         weight.copy_(torch.from_numpy(arrays[f"weight.{name}"]))
         optimizer.state[weight] = {

@@ -74,6 +74,7 @@ class Stage:
     def write(self, name: str, arrays: Arrays, **facts: str) -> None:
         """Write a shard atomically. Raises OutputError."""
         path = self.folder / name
+        self._proven.discard(name)
         metadata = {**facts, "sha256": _digest(arrays, facts), "stage": self.identity}
         try:
             with atomic_path(path) as part:
@@ -166,7 +167,8 @@ def open_stage(
     """
     if folder.exists() and not folder.is_dir():
         raise ExistingOutputError(folder)
-    made_from = {"format": FORMAT, "stage": kind, "inputs": dict(inputs), "options": dict(options)}
+    chosen = {name: _plain(value) for name, value in options.items()}
+    made_from = {"format": FORMAT, "stage": kind, "inputs": dict(inputs), "options": chosen}
     stage = Stage(folder, made_from, layout)
     manifest = _read_manifest(folder)
     if manifest is None:
@@ -179,6 +181,11 @@ def open_stage(
     elif fresh and not stage.is_whole():
         stage.redo()
     return stage
+
+
+def _plain(value: Any) -> Any:
+    """2 for 2.0: they are the same option, and must have the same digest."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -26,12 +26,14 @@ Array = npt.NDArray[Any]
 
 
 def kernel(distances: Array, tau: float) -> Array:
-    """Shares of the neighbours in p_kNN, float64 [n, k], each row summing to 1; an infinite distance is no neighbour.
+    """Shares of the neighbours in p_kNN, float64 [n, k], each row summing to 1; an infinite distance is no neighbour,
+    and a row without any is 0.
 
     distances  float32 [n, k], squared L2; tau > 0
     """
-    weights = np.exp((distances.min(1, keepdims=True) - distances).astype(np.float64) / tau)
-    return np.asarray(weights / weights.sum(1, keepdims=True))
+    nearest = distances.min(1, keepdims=True)
+    weights = np.exp((np.where(np.isfinite(nearest), nearest, 0) - distances).astype(np.float64) / tau)
+    return _normalised(weights)
 
 
 def blend(weights: Array, values: Array, ids: Array, probs: Array, trust: Array) -> tuple[Array, Array]:
@@ -39,8 +41,7 @@ def blend(weights: Array, values: Array, ids: Array, probs: Array, trust: Array)
 
     ids  uint32 [n, k'], probs  float16 [n, k'], taken to be all that the teacher predicts; trust  float64 [n]
     """
-    own = probs.astype(np.float64)
-    own /= own.sum(1, keepdims=True)
+    own = _normalised(probs.astype(np.float64))
     weights = np.concatenate([trust[:, None] * weights, (1 - trust[:, None]) * own], 1)
     return weights, np.concatenate([values, ids], 1)
 
@@ -53,13 +54,13 @@ def aggregate(weights: Array, values: Array, top_mass: float, n_vocab: int) -> d
     Probabilities that float16 rounds to 0 (below 3e-8) are left out.
     """
     n, k = weights.shape
+    weights = _normalised(weights)
     order = values.argsort(axis=1, kind="stable")
     values, weights = np.take_along_axis(values, order, 1), np.take_along_axis(weights, order, 1)
     first = np.ones((n, k), bool)
     first[:, 1:] = values[:, 1:] != values[:, :-1]
-    sums = np.add.reduceat(weights.reshape(-1), first.reshape(-1).nonzero()[0])
+    shares = np.add.reduceat(weights.reshape(-1), first.reshape(-1).nonzero()[0])
     ids, rows = values[first], np.repeat(np.arange(n), first.sum(1))
-    shares = sums / weights.sum(1)[rows]
     ids = ids.astype(np.uint16 if n_vocab <= 1 << 16 else np.uint32)
     probs = shares.astype(np.float16)
     kept = probs > 0
@@ -69,6 +70,12 @@ def aggregate(weights: Array, values: Array, top_mass: float, n_vocab: int) -> d
     offsets = np.zeros(n + 1, np.uint32)
     np.cumsum(np.bincount(rows[kept], minlength=n), out=offsets[1:])
     return {"offsets": offsets, "ids": ids[kept], "probs": probs[kept]}
+
+
+def _normalised(weights: Array) -> Array:
+    """Rows that sum to 1, or to 0 as they did."""
+    sums = weights.sum(1, keepdims=True)
+    return np.asarray(np.divide(weights, sums, where=sums > 0, out=np.zeros_like(weights)))
 
 
 def join(parts: list[dict[str, Array]]) -> dict[str, Array]:
@@ -125,8 +132,9 @@ class Targets:
             shard, row = self._shards[number], start - int(self._starts[number])
             bounds = shard["offsets"][row : row + length + 1].astype(np.int64)
             pairs = slice(bounds[0], bounds[-1])
-            sums = np.add.reduceat(shard["probs"][pairs].astype(np.float32), bounds[:-1] - bounds[0])
+            lengths = np.diff(bounds)
+            sums = np.bincount(np.repeat(np.arange(length), lengths), shard["probs"][pairs], length)
             offsets.append(bounds[1:] - bounds[0] + offsets[-1][-1])
             ids.append(shard["ids"][pairs].astype(np.int64))
-            probs.append(shard["probs"][pairs] / np.repeat(sums, np.diff(bounds)))
+            probs.append((shard["probs"][pairs] / np.repeat(sums, lengths)).astype(np.float32))
         return Support(*(torch.from_numpy(np.concatenate(parts)) for parts in (offsets, ids, probs)))

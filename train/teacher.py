@@ -110,6 +110,8 @@ class Teacher(ABC):
             found.keys[rows] = keys.to(torch.float16).cpu()
             if not np.isfinite(found.keys[rows]).all():
                 raise NumericsError(f"teacher {self.name}: a key is NaN or too large for float16; use another teacher")
+            if predicted.losses.isnan().any():
+                raise NumericsError(f"teacher {self.name}: a prediction is NaN; use another teacher")
             if scored:
                 found.logprobs[rows] = -predicted.losses.cpu()
             if most:

@@ -4,8 +4,8 @@ text, where the teacher's own prediction is the rival.
     p(y) = trust * p_kNN(y) + (1 - trust) * p_teacher(y),    trust = 1 / (1 + exp(slope * d - intercept))
 
 d is the squared L2 distance to the nearest key: a context that was seen before has close neighbours, and they know what
-comes next; far ones know little (after 2210.15859). Knows nothing
-of models, and of neighbours only distances and whether they are right.
+comes next; far ones know little (after 2210.15859). Knows nothing of models, and of neighbours only distances and
+whether they are right.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from .targets import kernel
 
 Array = npt.NDArray[Any]
 TAUS = 2.0 ** (np.arange(-20, 9) / 2)  # times the median distance of all neighbours
@@ -28,9 +30,11 @@ class Trust:
     slope: float  # of a unit of squared L2; 0: everywhere alike
 
     def at(self, nearest: Array) -> Array:
-        """Trust in (0, 1), float64, for squared distances to the nearest key."""
+        """Trust in [0, 1), float64, for squared distances to the nearest key; 0 where there is none (inf)."""
+        found = np.isfinite(nearest)
         with np.errstate(over="ignore"):  # a key so far away is not believed at all
-            return np.asarray(1 / (1 + np.exp(self.slope * nearest.astype(np.float64) - self.intercept)))
+            trust = 1 / (1 + np.exp(self.slope * np.where(found, nearest, 0).astype(np.float64) - self.intercept))
+        return np.where(found, trust, 0.0)
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,9 @@ def fit_trust(distances: Array, hits: Array, teacher: Array, tau: float | None) 
     steepness = float(np.median(nearest[np.isfinite(nearest)])) or 1.0
     trusts = [Trust(float(a), float(b) / steepness) for b in SLOPES for a in INTERCEPTS]
     weights = [trust.at(nearest) for trust in trusts]
-    spread = distances - distances[:, :1]
     found: list[tuple[float, float, int]] = []
     for candidate in [tau] if tau is not None else (scale * TAUS).tolist():
-        shares = np.exp(-spread / np.float32(candidate))
-        knn = (shares * hits).sum(1) / shares.sum(1)
+        knn = (kernel(distances, candidate) * hits).sum(1)
         losses = [-np.log(weight * (knn - own) + own).mean() for weight in weights]
         best = int(np.argmin(losses))
         found.append((float(losses[best]), candidate, best))

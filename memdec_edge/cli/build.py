@@ -46,7 +46,7 @@ def train(
 
     The kNN cache is kept in DIR/cache. Run again to go on after a stop.
     """
-    cache = replace(caching, teacher=teacher, corpus=corpus, out=out / "cache")
+    cache = replace(caching, teacher=teacher, corpus=corpus, out=out / "cache", batch=training.batch)
     options = replace(training, cache=cache, out=out, seed=caching.seed, fresh=caching.fresh)
     from memdec_edge.train import train as run_training
 
