@@ -1,11 +1,14 @@
-"""Five ways to adapt one base to a domain, at one budget of tokens: what each gains there and loses elsewhere.
+"""Five ways to adapt one base to a domain, from the same tokens: what each gains there and loses elsewhere.
 
     python benchmarks/adaptation.py --teacher DIR --corpus DIR --general FILE.jsonl --out DIR [--tokens 24576]
 
 base; DAPT, the base trained further; kNN-LM, the base and a datastore of its own keys; control + base, the memory
-trained without a retriever (beta 0); memory + base. DAPT and the control are one model, as both are the whole base
-trained on: what differs is that the control is mixed. Epoch, lambda and the datastore's temperature come from
-validation text; the test split is scored once, when all that is chosen, and the result kept: run again, it is shown.
+trained without a retriever (beta 0); memory + base. DAPT and the control are one model, the whole base trained on, at the
+epoch where it mixes best; what differs is that the control is mixed. Epoch, lambda and the datastore's temperature come
+from validation text; the test split is scored once, when all is chosen, and the result kept: run again, it is shown.
+
+Tokens, steps and minutes are all that were spent, those of the memory's adapted teacher and of epochs after the best
+one among them.
 
 Writes DIR/adaptation.csv (a row for each way), DIR/general.csv (domain and general text over lambda), DIR/general.png;
 the last line is one JSON object. Perplexity is that of blocks of --block tokens without what stands before them, in
@@ -37,6 +40,7 @@ from memdec_edge.train.cache import Cache
 from memdec_edge.train.corpus import Tokens, pack
 from memdec_edge.train.retriever import open_searcher
 from memdec_edge.train.source import load_source
+from memdec_edge.train.targets import kernel
 from memdec_edge.train.teacher import gather_blocks, open_teacher, spread_blocks
 
 LAMBDAS = np.arange(21) / 20
@@ -98,8 +102,7 @@ class Bench:
         distances, indices = open_searcher(cache, CPU).search(torch.from_numpy(keys), self.cache.k)
         labels = gather_blocks(text.tokens, text.blocks, self.arguments.block)[:, 1:].reshape(-1).numpy()
         hits = cache.tokens("train")[indices.numpy() + 1] == labels[:, None]
-        weights = np.exp((distances[:, :1] - distances).double().numpy() / tau)
-        return np.asarray((weights * hits).sum(1) / weights.sum(1))
+        return np.asarray((kernel(distances.numpy(), tau) * hits).sum(1))
 
     def _read(self, model: Path, split: str) -> tuple[Any, Probs]:
         """Keys and probabilities, kept on disk: three ways ask for those of the base."""
@@ -156,11 +159,13 @@ def measure(bench: Bench) -> dict[str, Any]:
         found[split]["kNN-LM"] = bench.retrieved(split, tau)
     curves = {name: {split: mixed(found[split][name], found[split]["base"]) for split in found} for name in lambdas}
     alone = {split: perplexity(found[split]["base"]) for split in found}
-    tokens = {name: report.best_step * arguments.block * arguments.batch for name, report in reports.items()}
+    steps = {name: report.steps for name, report in reports.items()} | {"kNN-LM": 0}
+    steps["memory"] += len(lines_of(bench.cache.out / "teacher"))
     size = {name: gguf_bytes(bench, name) for name in recipes}
     files = (bench.datastore.out / "keys").iterdir()
     size["kNN-LM"] = sum(file.stat().st_size for file in files) + 4 * arguments.tokens
-    rows = [{"way": "base", "lambda": "", **alone, "tokens": 0, "steps": 0, "core_minutes": 0.0, "bytes": ""}]
+    rows = [{"way": "base", "lambda": "", **alone, "tokens": 0, "steps": 0, "best_step": ""}]
+    rows[0] |= {"core_minutes": 0.0, "bytes": ""}
     for way, name, share in (
         ("DAPT", "control", 1.0),
         ("kNN-LM", "kNN-LM", lambdas["kNN-LM"]),
@@ -168,8 +173,10 @@ def measure(bench: Bench) -> dict[str, Any]:
         ("memory + base", "memory", lambdas["memory"]),
     ):
         figures = {split: curve[share] for split, curve in curves[name].items()}
-        seen, steps = (tokens[name], reports[name].best_step) if name in reports else (arguments.tokens, 0)
-        cost = {"tokens": seen, "steps": steps, "core_minutes": minutes[name], "bytes": size[name]}
+        seen = steps[name] * arguments.block * arguments.batch or arguments.tokens
+        best = reports[name].best_step if name in reports else ""
+        cost = {"tokens": seen, "steps": steps[name], "best_step": best, "core_minutes": minutes[name]}
+        cost |= {"bytes": size[name]}
         rows.append({"way": way, "lambda": share, **figures, **cost})
     ours, theirs = (
         lambdas[name] * found["test"][name] + (1 - lambdas[name]) * found["test"]["base"]
@@ -177,7 +184,9 @@ def measure(bench: Bench) -> dict[str, Any]:
     )
     difference = perplexity(ours) / perplexity(theirs) - 1
     error = paired_error(ours, theirs, arguments.block)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     return {
+        "command": " ".join(["python", *sys.argv]), "commit": commit.strip() or "unknown",
         "rows": rows, "curves": curves, "tau": tau, "memory_against_control": difference, "standard_error": error,
         "forgetting": {name: forgetting(curves[name], curves["control"], alone) for name in curves},
     }  # fmt: skip
@@ -209,8 +218,7 @@ def gguf_bytes(bench: Bench, name: str) -> int:
 
 
 def write(found: dict[str, Any], folder: Path) -> None:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    head = f"# {' '.join(['python', *sys.argv])}\n# commit {commit.strip() or 'unknown'}\n"
+    head = f"# {found['command']}\n# commit {found['commit']}\n"
     with (folder / "adaptation.csv").open("w", newline="", encoding="utf-8") as file:
         file.write(head)
         writer = csv.DictWriter(file, list(found["rows"][0]))

@@ -80,7 +80,7 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
 
 def _settings(options: DemoOptions) -> str:
     """A digest of everything that decides the result: other settings get another folder."""
-    recipe = TrainOptions.beta, TrainOptions.lr, CacheOptions.target, CacheOptions.key, SEED
+    recipe = TrainOptions.beta, TrainOptions.lr, CacheOptions.target, CacheOptions.key, BLOCK, BATCH, SEED
     chosen = repr((QUICK if options.quick else FULL, recipe, PROMPTS[options.domain]))
     return hashlib.sha256(chosen.encode()).hexdigest()[:8]
 

@@ -192,7 +192,7 @@ class CacheOptions:
     k: int = 1024  # neighbours; 2508.09874 uses 1024
     knn_temp: float | None = None  # tau of exp(-d^2 / tau), squared L2; None: chosen on validation positions
     search: str = "auto"  # SEARCHES; auto: exact up to a size
-    top_mass: float = 0.95  # of p_kNN, in its likeliest tokens, is kept, in 200 bytes a position at most; 1: all
+    top_mass: float = 0.95  # of a target, in its likeliest tokens, is kept, in 200 bytes a position at most; 1: all
     block: int = 512  # tokens of context that the teacher sees
     batch: int = 4  # blocks in one forward pass
     valid_fraction: float = 0.05  # of documents, where the corpus has no validation split of its own

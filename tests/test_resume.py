@@ -101,9 +101,9 @@ def test_two_processes_train_the_memory_that_one_does(room: Path, tmp_path: Path
 def test_two_processes_adapt_a_teacher_and_one_goes_on_with_their_cache(room: Path, tmp_path: Path) -> None:
     two = tmp_path / "two.py"
     two.write_text(ONCE.replace("finetune_teacher=0.0", "finetune_teacher=0.5").replace("steps=120", "steps=2"))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", two]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": os.getcwd()}
-    subprocess.run([*launch, room, tmp_path], env=env, check=True, capture_output=True, timeout=240)
+    subprocess.run([*launch, two, room, tmp_path], env=env, check=True, capture_output=True, timeout=240)
     weights = tmp_path / "cache" / "teacher" / "model.safetensors"
     before = weights.stat().st_mtime_ns
     report = build_cache(

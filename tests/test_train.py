@@ -50,7 +50,7 @@ def test_the_disk_needed_is_said_before_work_starts(
     build_cache(cache_options(room, out=tmp_path / "cache"))
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("the kNN cache needs 0 MB for keys (float16) and at most 0 MB for targets in ")
+    assert err.startswith("the kNN cache needs 0 MB for keys and at most 0 MB for targets in ")
     assert err.count("\n") == 1
 
 

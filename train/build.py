@@ -44,9 +44,10 @@ def build_cache(options: CacheOptions) -> CacheReport:
     that `memdec-edge eval` can score text that no memory has seen.
 
     Prints to stderr the disk space needed, before work starts, what an index finds of the exact neighbours, and at the
-    end the path of such a test.jsonl. Raises CorpusError, OptionError (--k, --block, --knn-temp), MissingFileError,
-    ModelFileError, StageError (made from something else, or damaged), ExistingOutputError, OutputError, NumericsError,
-    MissingExtraError (faiss), and Cancelled on Ctrl-C. What is refused leaves no trace in options.out.
+    end the path of such a test.jsonl. Raises CorpusError, OptionError (--target, --k, --block, --knn-temp),
+    MissingFileError, ModelFileError, StageError (made from something else, or damaged), ExistingOutputError,
+    OutputError, NumericsError, MissingExtraError (faiss), and Cancelled on Ctrl-C. What is refused leaves no trace in
+    options.out.
     """
     with enough_memory(options.batch, options), interruptible():
         cache, processes = Cache(options), accelerator()
@@ -151,7 +152,7 @@ def _check_blocks(options: CacheOptions, context: int, train: Tokens) -> None:
 
 
 def _check_neighbours(options: CacheOptions, train: Tokens, valid: Tokens) -> None:
-    """Raise OptionError (--k, --knn-temp) unless there are as many neighbours, and text to choose a temperature on."""
+    """Raise OptionError (--target, --k, --knn-temp) unless there are so many neighbours, and text to fit trust on."""
     keys = n_blocks(train, options.block) * options.block
     if options.k > keys - 1:
         raise OptionError("--k", options.k, f"the datastore has {keys} keys, so a key has {keys - 1} neighbours")
@@ -175,7 +176,7 @@ def _announce(cache: Cache) -> bool:
     targets = positions["targets"] * (4 + (row if options.top_mass == 1 else min(row, ROW_BYTES)))
     free = shutil.disk_usage(cache.stage.folder).free
     print(
-        f"the kNN cache needs {keys / 1e6:,.0f} MB for keys (float16) and at most {targets / 1e6:,.0f} MB for targets "
+        f"the kNN cache needs {keys / 1e6:,.0f} MB for keys and at most {targets / 1e6:,.0f} MB for targets "
         f"in {cache.stage.folder} ({free / 1e6:,.0f} MB free)",
         file=sys.stderr,
     )

@@ -42,7 +42,7 @@ class Data:
     """What a training sees."""
 
     train: Tokens
-    targets: Targets | None  # p_kNN of the training positions; None: cross-entropy alone
+    targets: Targets | None  # of the training positions; None: cross-entropy alone
     validation: Validation
     block: int  # tokens
 

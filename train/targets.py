@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .stage import Stage
 
-ROW_BYTES = 192  # of ids and probs of a position: 48 or 32 tokens; of k = 1024 neighbours 0.84 and more of p_kNN
+ROW_BYTES = 192  # of ids and probs of a position, 48 or 32 tokens: of k = 1024 neighbours 0.84 and more of p_kNN
 Array = npt.NDArray[Any]
 
 

@@ -106,7 +106,7 @@ CACHE_FLAGS = Flags(
     ],
     search=Annotated[str, typer.Option("--search", help="exact, ivfpq, hnsw; auto: exact where that is fast.")],
     top_mass=Annotated[
-        float, typer.Option("--top-mass", help="Of p_kNN that is kept, in 200 bytes a token at most; 1: all.")
+        float, typer.Option("--top-mass", help="Of a target that is kept, in 200 bytes a token at most; 1: all.")
     ],
     block=Annotated[int, typer.Option("--block", help="Tokens of context in training and caching.")],
     max_tokens=Annotated[int, typer.Option("--max-tokens", help="Use at most this many training tokens; 0: all.")],
