@@ -3,9 +3,10 @@
     python benchmarks/adaptation.py --teacher DIR --corpus DIR --general FILE.jsonl --out DIR [--tokens 24576]
 
 base; DAPT, the base trained further; kNN-LM, the base and a datastore of its own keys; control + base, the memory
-trained without a retriever (beta 0); memory + base. DAPT and the control are one model, the whole base trained on, at the
-epoch where it mixes best; what differs is that the control is mixed. Epoch, lambda and the datastore's temperature come
-from validation text; the test split is scored once, when all is chosen, and the result kept: run again, it is shown.
+trained without a retriever (beta 0); memory + base. DAPT and the control are one model, the whole base trained on, at
+the epoch where it mixes best; what differs is that the control is mixed. Epoch, lambda and the datastore's temperature
+come from validation text; the test split is scored once, when all is chosen, and the result kept: run again, it is
+shown.
 
 Tokens, steps and minutes are all that were spent, those of the memory's adapted teacher and of epochs after the best
 one among them.
