@@ -240,7 +240,11 @@ def write(found: dict[str, Any], folder: Path) -> None:
     axes.set(
         xlabel="domain, test perplexity", ylabel="general text, perplexity", title="lambda from 0 to 1 in steps of 0.05"
     )
-    axes.set(xlim=(None, 1.1 * found["rows"][0]["test"]), ylim=(None, 2 * found["rows"][0]["general"]))
+    best = {
+        split: min(min(curve[split].values()) for curve in found["curves"].values()) for split in ("test", "general")
+    }
+    base = found["rows"][0]  # a datastore alone is far outside
+    axes.set(xlim=(0.95 * best["test"], 1.05 * base["test"]), ylim=(0.95 * best["general"], 1.4 * base["general"]))
     axes.legend()
     figure.savefig(folder / "general.png", dpi=110)
 
