@@ -11,9 +11,10 @@ shown.
 Tokens, steps and minutes are all that were spent, those of the memory's adapted teacher and of epochs after the best
 one among them.
 
-Writes DIR/adaptation.csv (a row for each way), DIR/general.csv (domain and general text over lambda), DIR/general.png;
-the last line is one JSON object. Perplexity is that of blocks of --block tokens without what stands before them, in
-PyTorch, so that a datastore can be scored too.
+Writes DIR/adaptation.csv (a row for each way), DIR/general.csv (domain and general text over lambda), DIR/general.png,
+DIR/distance.csv (memory against control by the distance of the nearest key); the last line is one JSON object.
+Perplexity is that of blocks of --block tokens without what stands before them, in PyTorch, so that a datastore can be
+scored too.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ from memdec_edge.train.targets import kernel
 from memdec_edge.train.teacher import gather_blocks, open_teacher, spread_blocks
 
 LAMBDAS = np.arange(21) / 20
+DISTANCES = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0, np.inf)
 POSITIONS = {"valid": 8_192, "test": 32_768, "general": 8_192}
 CPU = torch.device("cpu")
 Probs = npt.NDArray[np.float64]  # of the true next token at each scored position
@@ -94,18 +97,18 @@ class Bench:
 
     def probs(self, model: Path, split: str) -> Probs:
         """Of a model alone."""
-        return self._read(model, split)[1]
+        return self.read(model, split)[1]
 
     def retrieved(self, split: str, tau: float) -> Probs:
         """p_kNN of the true next token, from the plain base's datastore."""
-        keys, _ = self._read(self.arguments.teacher, split)
+        keys, _ = self.read(self.arguments.teacher, split)
         cache, text = Cache(self.datastore), self.text(split)
         distances, indices = open_searcher(cache, CPU).search(torch.from_numpy(keys), self.cache.k)
         labels = gather_blocks(text.tokens, text.blocks, self.arguments.block)[:, 1:].reshape(-1).numpy()
         hits = cache.tokens("train")[indices.numpy() + 1] == labels[:, None]
         return np.asarray((kernel(distances.numpy(), tau) * hits).sum(1))
 
-    def _read(self, model: Path, split: str) -> tuple[Any, Probs]:
+    def read(self, model: Path, split: str) -> tuple[Any, Probs]:
         """Keys and probabilities, kept on disk: three ways ask for those of the base."""
         path = self.out / "scores" / f"{model.name}-{split}.npz"
         if not path.is_file():
@@ -189,8 +192,21 @@ def measure(bench: Bench) -> dict[str, Any]:
     return {
         "command": " ".join(["python", *sys.argv]), "commit": commit.strip() or "unknown",
         "rows": rows, "curves": curves, "tau": tau, "memory_against_control": difference, "standard_error": error,
+        "distance": by_distance(bench, "test", ours, theirs),
         "forgetting": {name: forgetting(curves[name], curves["control"], alone) for name in curves},
     }  # fmt: skip
+
+
+def by_distance(bench: Bench, split: str, ours: Probs, theirs: Probs) -> list[dict[str, float]]:
+    """Memory against control where the nearest of the base's keys is so far away (squared L2)."""
+    keys, _ = bench.read(bench.arguments.teacher, split)
+    nearest = open_searcher(Cache(bench.datastore), CPU).search(torch.from_numpy(keys), 1)[0][:, 0].numpy()
+    rows = []
+    for low, high in pairwise(DISTANCES):
+        here = (nearest >= low) & (nearest < high)
+        ratio = float(np.exp((np.log(theirs[here]) - np.log(ours[here])).mean())) if here.any() else 1.0
+        rows.append({"from": low, "to": high, "share": float(here.mean()), "memory_over_control": ratio})
+    return rows
 
 
 def forgetting(
@@ -226,6 +242,11 @@ def write(found: dict[str, Any], folder: Path) -> None:
         writer.writeheader()
         for row in found["rows"]:
             writer.writerow({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
+    with (folder / "distance.csv").open("w", newline="", encoding="utf-8") as file:
+        file.write(head)
+        writer = csv.DictWriter(file, list(found["distance"][0]))
+        writer.writeheader()
+        writer.writerows(found["distance"])
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     with (folder / "general.csv").open("w", newline="", encoding="utf-8") as file:

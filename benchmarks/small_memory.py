@@ -148,7 +148,7 @@ class Bench:
         if not folder.is_dir():
             source = load_source(self.arguments.teacher)
             documents = read_documents(self.arguments.corpus / "train.jsonl")
-            ids = gather_blocks(pack(documents, source.encoder, 2 * BLOCK + 1), range(4), BLOCK)
+            ids = gather_blocks(pack(documents, source.encoder, 2 * BLOCK + 1), range(2), BLOCK)
             kept = CHOICES[choices["choice"]](source, choices["layers"], ids)
             smaller = with_blocks(source, kept)
             loss = predict(smaller.model, ids).losses.mean()

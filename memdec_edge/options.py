@@ -180,8 +180,8 @@ class CacheOptions:
     """The kNN cache: a teacher's keys over a corpus, their neighbours, the sparse targets.
 
     Adapted teacher and target are the defaults because both were needed not to do worse than plain fine-tuning: from
-    25,000 tokens of medicine 12.1 against 12.4 on validation text, where p_kNN of the plain teacher gave 12.8, and 12.80
-    against 12.85 on the test split. It pays where training contexts are near, so the more, the more text there is
+    25,000 tokens of medicine 12.1 against 12.4 on validation text, where p_kNN of the plain teacher gave 12.8, and on
+    the test split 12.80 against 12.85. It pays where training contexts are near, so the more, the more text there is
     (benchmarks/LOG.md).
     """
 
@@ -225,8 +225,8 @@ class TrainOptions:
     """A memory: how it starts, its loss, its budget.
 
     The defaults are those that did best on validation text of a small corpus (benchmarks/LOG.md): beta 0 overfits after
-    two epochs, imitating the kNN-LM of an adapted teacher gains until the third, and the best epoch is kept. beta 0 with
-    two epochs takes a third of the time and is hardly worse where text is as little.
+    two epochs, imitating the kNN-LM of an adapted teacher gains until the third, and the best epoch is kept. Two epochs
+    with beta 0 take a third of the time, and where text is as little they are hardly worse.
     """
 
     cache: CacheOptions
