@@ -34,6 +34,7 @@ from memdec_edge.evaluate import score_tokens
 from memdec_edge.options import CacheOptions, ConvertOptions, EvalOptions, LoadOptions, MemoryOptions, TrainOptions
 from memdec_edge.train import train
 from memdec_edge.train.corpus import Tokens, pack
+from memdec_edge.train.layers import choose_layers
 from memdec_edge.train.loop import LAYOUT, Data, accelerator, fit, settings
 from memdec_edge.train.loss import predict
 from memdec_edge.train.memory import save_copy
@@ -51,7 +52,7 @@ LAMBDAS = tuple(round(0.05 * i, 2) for i in range(21))
 # name -> how a memory starts. layers: how many blocks; choice: which (see CHOICES); hidden: a smaller width with fresh
 # blocks and the embedding's strongest directions; warm: a warm-up first; rate: of learning; types: of the GGUF.
 STARTS: dict[str, dict[str, Any]] = {
-    "whole": {"types": ("q8_0", "q5_k_m", "q4_k_m")},
+    "whole": {"types": ("q8_0", "q5_k_m", "q4_k_m", "q5_0", "q4_0", "iq4_nl")},
     "15 layers, even": {"layers": 15, "choice": "even"},
     "15 layers, cosine": {"layers": 15, "choice": "cosine"},
     "15 layers, loss": {"layers": 15, "choice": "loss"},
@@ -79,22 +80,9 @@ def choose_by_cosine(source: Source, layers: int, ids: Tensor) -> list[int]:
     return sorted(sorted(range(len(turns)), key=turns.__getitem__)[-layers:])
 
 
-@torch.no_grad()
 def choose_by_loss(source: Source, layers: int, ids: Tensor) -> list[int]:
-    """One block after the other is removed, each time the one without which the loss on the text is lowest."""
-    model = copy.deepcopy(source.model)
-    cast_parameters(model, torch.bfloat16)
-    name, blocks = blocks_of(model)
-    parent, kept = model.get_submodule(name.rpartition(".")[0]), list(range(len(blocks)))
-
-    def loss(chosen: list[int]) -> float:
-        setattr(parent, name.rpartition(".")[2], torch.nn.ModuleList(blocks[i] for i in chosen))
-        model.config.num_hidden_layers = len(chosen)
-        return float(predict(model, ids).losses.mean())
-
-    while len(kept) > layers:
-        kept.remove(min(kept, key=lambda gone: loss([i for i in kept if i != gone])))
-    return kept
+    """As `train --layers` does."""
+    return list(choose_layers(source, layers, ids, torch.device("cpu")))
 
 
 CHOICES = {"even": choose_even, "cosine": choose_by_cosine, "loss": choose_by_loss}

@@ -233,7 +233,7 @@ class TrainOptions:
     out: Path  # checkpoint folder
     init: Path | None = None  # HF folder or GGUF; None: the teacher
     from_scratch: bool = False  # fresh weights in that model's shape
-    layers: int | None = None  # keep this many, evenly chosen
+    layers: int | None = None  # keep this many, those that the text needs most
     hidden: int | None = None  # smaller width; embedding by truncated SVD of the source's
     epochs: float = 4.0
     steps: int = 0  # optimiser steps; 0: as many as `epochs` asks for

@@ -24,6 +24,7 @@ from memdec_edge.progress import progress
 
 from .checkpoint import SCRATCH, write_checkpoint
 from .corpus import Tokens
+from .layers import POSITIONS, choose_layers
 from .loss import Objective
 from .memory import make_memory
 from .metrics import CURVES, METRICS, TENSORBOARD, Metrics, draw_curves
@@ -31,7 +32,7 @@ from .resume import BEST, STATE, best_figures, load_best, load_state, remove_kep
 from .source import Source, cast_parameters, work_dtype
 from .stage import Stage
 from .targets import Support, Targets
-from .teacher import gather_blocks, n_blocks
+from .teacher import gather_blocks, n_blocks, spread_blocks
 from .validation import ALONE, FIGURES, MIXED, Validation
 
 LAYOUT = (METRICS, CURVES, STATE, BEST, CHECKPOINT_FACTS, f"{SCRATCH}/*", f"{TENSORBOARD}/*")
@@ -83,11 +84,14 @@ def fit(options: TrainOptions, source: Source, data: Data, stage: Stage, acceler
         if accelerator.is_main_process:
             remove_kept(stage)  # a kill may have come before the training did
         return
-    run = _Run(options, source, data, stage, accelerator)
     if accelerator.is_main_process:
         stage.begin()
+        if options.layers and not options.hidden and not options.from_scratch and "layers" not in stage.facts:
+            ids = gather_blocks(data.train, spread_blocks(data.train, data.block, POSITIONS), data.block)
+            stage.record(layers=choose_layers(source, options.layers, ids, accelerator.device))
     accelerator.wait_for_everyone()
-    run.run()
+    stage.reload()
+    _Run(options, source, data, stage, accelerator).run()
     accelerator.wait_for_everyone()
 
 
@@ -110,7 +114,7 @@ class _Run:
         self.blocks_per_step = options.batch * options.accumulate * accelerator.num_processes
         self.steps = options.steps or max(1, math.ceil(options.epochs * self.blocks / self.blocks_per_step))
 
-        shape = options.layers, options.hidden, options.seed
+        shape = stage.facts.get("layers", options.layers), options.hidden, options.seed
         self.model = make_memory(source, *shape, fresh=options.from_scratch).to(accelerator.device)
         self.weights = {name: weight.detach() for name, weight in self.model.named_parameters()}
         cast_parameters(self.model, work_dtype(accelerator.device.type))  # self.weights stays float32

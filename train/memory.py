@@ -1,7 +1,7 @@
 """The memory before training: a copy of a source, or a smaller model started from it. Knows nothing of training.
 
 whole           all weights of the source
---layers        some of its blocks, evenly chosen, first and last among them; embedding, final norm and head kept
+--layers        some of its blocks (train/layers.py says which); embedding, final norm and head kept
 --hidden        a narrower model with fresh weights, its embedding the source's in its D strongest directions (SVD);
                 blocks sliced out of the source likewise learned more slowly than fresh ones (benchmarks/LOG.md)
 --from-scratch  fresh weights throughout, in the shape that the others say
@@ -20,10 +20,11 @@ from memdec_edge.errors import OptionError
 from .checkpoint import write_copy
 from .source import Source, blocks_of
 
+Layers = int | list[int] | None  # so many blocks, evenly chosen; these; all
 FFN_MULTIPLE = 32  # rows of quantised GGUF weights are made of blocks of 32
 
 
-def memory_shape(source: Source, layers: int | None, hidden: int | None) -> tuple[Any, list[int]]:
+def memory_shape(source: Source, layers: Layers, hidden: int | None) -> tuple[Any, list[int]]:
     """The config of a memory, and the indices of the source's blocks that it keeps.
 
     Raises OptionError for more --layers than the source has, and for a --hidden that is not smaller than the source's
@@ -39,7 +40,7 @@ def memory_shape(source: Source, layers: int | None, hidden: int | None) -> tupl
     return config, kept
 
 
-def make_memory(source: Source, layers: int | None, hidden: int | None, seed: int, *, fresh: bool = False) -> Any:
+def make_memory(source: Source, layers: Layers, hidden: int | None, seed: int, *, fresh: bool = False) -> Any:
     """A new model in float32 that shares nothing with `source`; the same for a seed. Raises as memory_shape() does.
 
     fresh  all weights are random, nothing but the shape is the source's
@@ -63,15 +64,16 @@ def save_copy(source: Source, folder: Path) -> None:
     write_copy(folder, make_memory(source, None, None, 0), source.tokenizer)  # a GGUF's own model cannot be saved
 
 
-def _choose_layers(config: Any, layers: int | None) -> list[int]:
+def _choose_layers(config: Any, layers: Layers) -> list[int]:
     """Indices of the blocks to keep; `config` is changed to that many."""
     total = config.num_hidden_layers
     if layers is None:
         return list(range(total))
-    if layers > total:
-        raise OptionError("--layers", layers, f"the source has {total}")
-    kept = [round(i * (total - 1) / max(1, layers - 1)) for i in range(layers)]
-    config.num_hidden_layers = layers
+    count = layers if isinstance(layers, int) else len(layers)
+    if count > total:
+        raise OptionError("--layers", count, f"the source has {total}")
+    kept = [round(i * (total - 1) / max(1, count - 1)) for i in range(count)] if isinstance(layers, int) else layers
+    config.num_hidden_layers = count
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[i] for i in kept]
     return kept

@@ -118,7 +118,9 @@ TRAIN = TrainOptions(cache=CACHE, out=Path())
 TRAIN_FLAGS = Flags(
     init=Annotated[Path | None, typer.Option("--init", metavar="PATH", help="HF folder or GGUF; else the teacher.")],
     from_scratch=Annotated[bool, typer.Option("--from-scratch", help="Fresh weights in that model's shape.")],
-    layers=Annotated[int | None, typer.Option("--layers", help="Keep this many layers, evenly chosen.")],
+    layers=Annotated[
+        int | None, typer.Option("--layers", help="Keep this many layers, those that the text needs most.")
+    ],
     hidden=Annotated[int | None, typer.Option("--hidden", help="Smaller width.")],
     epochs=Annotated[float, typer.Option("--epochs", help="Passes over the text.")],
     steps=Annotated[int, typer.Option("--steps", help="Optimiser steps; 0: as --epochs asks.")],
