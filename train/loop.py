@@ -154,8 +154,9 @@ class _Run:
                         line = {"loss": loss, "ce": ce, "kl": kl, "grad_norm": norm, "lr": lr, "seconds": seconds}
                         if self._validates(step):
                             line |= self._validate(step)
-                        metrics.add(step, line)
                     whole = True  # only now: a step whose validation was interrupted is done again
+                    if metrics:
+                        metrics.add(step, line)
                     done(self.blocks_per_step * self.data.block)
         except KeyboardInterrupt:
             if main and whole and saved < step < self.steps:  # the last one is not done before it is validated
