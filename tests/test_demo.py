@@ -39,7 +39,7 @@ def test_the_quick_demo_lowers_held_out_perplexity_by_15_percent(
     }  # fmt: skip
     assert set(found["perplexity"]) == {"base", "memory", "mixture", "control"}
     assert found["perplexity"]["mixture"] < 0.85 * found["perplexity"]["base"]
-    assert found["general"]["base"] < found["general"]["mixture"] < 1.5 * found["general"]["base"]
+    assert 0.8 < found["general"]["mixture"] / found["general"]["base"] < 1.2  # mixing may even help there
     assert min(found["tokens_per_second"].values()) > 0
     assert "the control (same training without the kNN target)" in done.stdout
     assert "verbatim" in done.stderr
