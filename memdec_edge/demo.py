@@ -57,7 +57,7 @@ class Budget:
     continuation: int  # of each prompt
 
 
-# Few tokens and several passes: the kNN target pays where text is read again and again (benchmarks/LOG.md).
+# Few tokens and several passes: imitating a retriever costs in the first and gains in later ones (benchmarks/LOG.md).
 FULL = Budget(20_481, 60_000, 120_000, 2, 3, k=256, tune=3_072, test=9_216, general=0, continuation=48)
 QUICK = Budget(8_193, 20_000, 60_000, 1, 2, k=256, tune=2_048, test=3_072, general=512, continuation=24)
 BLOCK, BATCH = 256, 4

@@ -47,14 +47,13 @@ def blend(weights: Array, values: Array, ids: Array, probs: Array, trust: Array)
 
 
 def aggregate(weights: Array, values: Array, top_mass: float, n_vocab: int) -> dict[str, Array]:
-    """What `weights` say of each token, normalised, as CSR arrays: all of it at a `top_mass` of 1, else the likeliest
+    """What `weights` say of each token, as CSR arrays: all of it at a `top_mass` of 1, else the likeliest
     ids that have so much of it together, as far as ROW_BYTES goes.
 
-    weights  float64 [n, k], not negative; values  uint32 [n, k], the tokens that they speak for, below n_vocab
+    weights  float64 [n, k], rows sum to 1 or 0; values  uint32 [n, k], the tokens that they speak for, below n_vocab
     Probabilities that float16 rounds to 0 (below 3e-8) are left out.
     """
     n, k = weights.shape
-    weights = _normalised(weights)
     order = values.argsort(axis=1, kind="stable")
     values, weights = np.take_along_axis(values, order, 1), np.take_along_axis(weights, order, 1)
     first = np.ones((n, k), bool)
