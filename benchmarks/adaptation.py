@@ -20,8 +20,6 @@ scored too.
 import argparse
 import csv
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
+from provenance import made_by, metrics
 
 from memdec_edge.convert import convert
 from memdec_edge.documents import read_documents
@@ -147,7 +146,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     recipes = {"control": (arguments.control_epochs, 0.0), "memory": (arguments.epochs, arguments.beta)}
     making = bench.timed("cache", lambda: build_cache(bench.cache))
     reports = {name: train(bench.options(name, *recipe)) for name, recipe in recipes.items()}
-    seconds = {name: [line["seconds"] for line in lines_of(bench.out / name)] for name in recipes}
+    seconds = {name: [line["seconds"] for line in metrics(bench.out / name)] for name in recipes}
     threads = torch.get_num_threads()
     minutes |= {name: sum(each) * threads / 60 for name, each in seconds.items()}
     minutes["memory"] += making
@@ -164,7 +163,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     curves = {name: {split: mixed(found[split][name], found[split]["base"]) for split in found} for name in lambdas}
     alone = {split: perplexity(found[split]["base"]) for split in found}
     steps = {name: report.steps for name, report in reports.items()} | {"kNN-LM": 0}
-    steps["memory"] += len(lines_of(bench.cache.out / "teacher"))
+    steps["memory"] += len(metrics(bench.cache.out / "teacher"))
     size = {name: gguf_bytes(bench, name) for name in recipes}
     files = (bench.datastore.out / "keys").iterdir()
     size["kNN-LM"] = sum(file.stat().st_size for file in files) + 4 * arguments.tokens
@@ -188,9 +187,8 @@ def measure(bench: Bench) -> dict[str, Any]:
     )
     difference = perplexity(ours) / perplexity(theirs) - 1
     error = paired_error(ours, theirs, arguments.block)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     return {
-        "command": " ".join(["python", *sys.argv]), "commit": commit.strip() or "unknown",
+        "made_by": made_by(),
         "rows": rows, "curves": curves, "tau": tau, "memory_against_control": difference, "standard_error": error,
         "distance": by_distance(bench, "test", ours, theirs),
         "forgetting": {name: forgetting(curves[name], curves["control"], alone) for name in curves},
@@ -223,10 +221,6 @@ def forgetting(
     return None
 
 
-def lines_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 def gguf_bytes(bench: Bench, name: str) -> int:
     file: Path = bench.out / f"memdec-{name}.gguf"
     if not file.is_file():
@@ -235,7 +229,7 @@ def gguf_bytes(bench: Bench, name: str) -> int:
 
 
 def write(found: dict[str, Any], folder: Path) -> None:
-    head = f"# {found['command']}\n# commit {found['commit']}\n"
+    head = found["made_by"]
     with (folder / "adaptation.csv").open("w", newline="", encoding="utf-8") as file:
         file.write(head)
         writer = csv.DictWriter(file, list(found["rows"][0]))

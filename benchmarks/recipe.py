@@ -15,13 +15,12 @@ import argparse
 import csv
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from provenance import made_by, metrics
 
 from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.train import build_cache, train
@@ -98,10 +97,10 @@ def curve(name: str, arguments: argparse.Namespace, seed: int) -> list[dict[str,
     seconds = steps = 0.0
     for options in stages(name, arguments, seed):
         if options.init and options.init.name == "teacher":  # its epochs count
-            adapted = lines_of(options.init)
+            adapted = metrics(options.init)
             seconds, steps = sum(line["seconds"] for line in adapted), len(adapted)
         train(options)
-        for line in lines_of(options.out):
+        for line in metrics(options.out):
             seconds, steps = seconds + line["seconds"], steps + 1
             if "mixture_perplexity" in line:
                 names = ("valid_perplexity", "mixture_perplexity", "mixture_lambda", "ce", "kl")
@@ -111,10 +110,6 @@ def curve(name: str, arguments: argparse.Namespace, seed: int) -> list[dict[str,
                 figures = {key: round(line[key], 4) for key in names}
                 rows.append({"variant": name, "seed": seed, "epoch": round(epoch, 2), **figures, **cost})
     return rows
-
-
-def lines_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def best(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -140,9 +135,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def write(rows: list[dict[str, Any]], folder: Path) -> None:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     with (folder / "recipe.csv").open("w", newline="", encoding="utf-8") as file:
-        file.write(f"# {' '.join(['python', *sys.argv])}\n# commit {commit.strip() or 'unknown'}\n")
+        file.write(made_by())
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

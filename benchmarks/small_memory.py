@@ -16,8 +16,6 @@ import copy
 import csv
 import itertools
 import json
-import subprocess
-import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from provenance import made_by, metrics
 from torch import Tensor
 
 from memdec_edge.convert import convert
@@ -195,8 +194,7 @@ class Bench:
 
 def core_minutes(folder: Path) -> float:
     """Of the training in a folder, all its threads together."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return sum(float(json.loads(line)["seconds"]) for line in lines) * torch.get_num_threads() / 60
+    return sum(float(line["seconds"]) for line in metrics(folder)) * torch.get_num_threads() / 60
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -218,13 +216,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(STARTS), choices=list(STARTS), metavar="NAME")
     arguments = parser.parse_args()
     bench, rows = Bench(arguments), []
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     for name in arguments.only:
         for kind in STARTS[name].get("types", ("q8_0",)):
             rows.append(bench.row(name, STARTS[name], kind))
             print(rows[-1], flush=True)
         with (arguments.out / "small.csv").open("w", newline="", encoding="utf-8") as file:
-            file.write(f"# {' '.join(['python', *sys.argv])}\n# commit {commit.strip() or 'unknown'}\n")
+            file.write(made_by())
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)

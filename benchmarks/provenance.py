@@ -1,0 +1,18 @@
+"""What a result says of how it was made, and what a training's metrics say of its cost. Knows no benchmark."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def made_by() -> str:
+    """Command and commit of this run, as the comment that a result's file begins with."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    return f"# {' '.join(['python', *sys.argv])}\n# commit {commit.strip() or 'unknown'}\n"
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a training's metrics.jsonl, one a step."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
