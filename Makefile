@@ -27,7 +27,7 @@ native-test: .venv/.dev ## the C kernels, warnings as errors, under ASan and UBS
 	PYTHON=$(BIN)/python sh native/native-test.sh
 
 bench: .venv/.dev ## the measurements in benchmarks/ that need no model files, minutes each
-	@set -e; for name in fusion picking agreement train_step; do \
+	@set -e; for name in mixing sampling agreement train_step; do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py; \
 	done
 

@@ -38,10 +38,10 @@ from memdec_edge.documents import read_documents
 from memdec_edge.files import write_text
 from memdec_edge.options import CacheOptions, ConvertOptions, TrainOptions
 from memdec_edge.train import build_cache, train
-from memdec_edge.train.cache import Cache
 from memdec_edge.train.corpus import Tokens, pack
-from memdec_edge.train.retriever import open_searcher
-from memdec_edge.train.source import load_source
+from memdec_edge.train.knn.cache import Cache
+from memdec_edge.train.knn.retriever import open_searcher
+from memdec_edge.train.models import load_source
 from memdec_edge.train.targets import kernel
 from memdec_edge.train.teacher import gather_blocks, open_teacher, spread_blocks
 

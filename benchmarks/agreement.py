@@ -20,11 +20,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from memdec_edge.convert import convert
-from memdec_edge.demo import GENERAL, demo_base, demo_home
+from memdec_edge.documents import GENERAL
 from memdec_edge.engine import Engine
 from memdec_edge.options import ConvertOptions, LoadOptions, MemoryOptions
-from memdec_edge.train.memory import save_copy
-from memdec_edge.train.source import load_source
+from memdec_edge.train.models import load_source
+from memdec_edge.train.student import save_copy
+from memdec_edge.workflow.demo import demo_base, demo_home
 
 TOKENS, WEIGHT = 200, 0.6
 EXACT = LoadOptions(flash_attn="off", cache_type_k="f32", cache_type_v="f32")
@@ -41,10 +42,10 @@ def our_rows(base: Path, memory: Path, options: LoadOptions, tokens: list[int]) 
     """As torch_rows, of the mixture, token by token as in generation."""
     rows = []
     with closing(Engine(base, [MemoryOptions(memory, WEIGHT)], options)) as engine:
-        sequence = engine.sequence()
+        session = engine.session()
         for token in tokens:
-            sequence.extend([token])
-            row = sequence.logits().astype(np.float64)
+            session.extend([token])
+            row = session.logits().astype(np.float64)
             rows.append(row - row.max() - np.log(np.exp(row - row.max()).sum()))
     return np.stack(rows)
 

@@ -21,13 +21,12 @@ from typing import Any
 
 from memdec_edge.convert import convert
 from memdec_edge.convert.compare import distance, rows, windows
-from memdec_edge.demo import GENERAL
-from memdec_edge.documents import read_documents
-from memdec_edge.header import Header
-from memdec_edge.llama import Model
+from memdec_edge.documents import GENERAL, read_documents
+from memdec_edge.gguf.header import Header
+from memdec_edge.llama.model import Model
 from memdec_edge.options import ConvertOptions, QuantTypes
-from memdec_edge.train.memory import save_copy
-from memdec_edge.train.source import load_source
+from memdec_edge.train.models import load_source
+from memdec_edge.train.student import save_copy
 
 PEAK = (
     "import sys; from pathlib import Path; from memdec_edge.convert import convert\n"

@@ -21,18 +21,18 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from memdec_edge.bench import GENERAL, LEARNING
-from memdec_edge.bench.contestants import Costs, Run, cut_prompts, pass_seconds, row_costs, run
+from memdec_edge.bench import LEARNING
 from memdec_edge.bench.figures import predicted_tps
-from memdec_edge.context import default_threads
-from memdec_edge.documents import read_documents
+from memdec_edge.bench.systems import Costs, Run, cut_prompts, pass_seconds, row_costs, run
+from memdec_edge.documents import GENERAL, read_documents
 from memdec_edge.engine import Engine
+from memdec_edge.llama.context import default_threads
 from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
 from memdec_edge.progress import progress
 
 RESULTS = Path(__file__).with_name("results")
 LENGTHS: tuple[int | None, ...] = (*range(9), 16, None)  # None: auto
-ROWS = 17  # of the base: a draft of 16 tokens and the pick after it
+ROWS = 17  # of the base: a draft of 16 tokens and the sample after it
 
 
 def label(length: int | None) -> str:

@@ -11,7 +11,7 @@ scores, logit / temperature + Gumbel noise (for greedy the logits), in the mixtu
 min-p keep there, so that the tie is at their border.
 
 Beside it the same noise without any memory: the base alone reads the first chain's plain texts one token at a time and
-in rows of 4; how far are the logits apart, and how often do the pick of temperature 1 and the greedy one differ? The
+in rows of 4; how far are the logits apart, and how often do the sample of temperature 1 and the greedy one differ? The
 last line is one JSON object. Half an hour for two F32 models of 135M on 2 cores.
 """
 
@@ -25,15 +25,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from memdec_edge import picking
-from memdec_edge.bench import GENERAL
-from memdec_edge.bench.contestants import cut_prompts
-from memdec_edge.context import Context, default_threads
-from memdec_edge.documents import read_documents
+from memdec_edge.bench.systems import cut_prompts
+from memdec_edge.documents import GENERAL, read_documents
 from memdec_edge.engine import Engine
+from memdec_edge.llama.context import Context, default_threads
+from memdec_edge.llama.sampler import NOTHING
+from memdec_edge.mixture.sampling import Chain, gumbel, kept, sample, scratch
 from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
 from memdec_edge.progress import progress
-from memdec_edge.sampling import NOTHING
 
 Row = npt.NDArray[np.float32]
 DRAFTS = {"0": 0, "1": 1, "3": 3, "8": 8, "auto": None}
@@ -59,15 +58,15 @@ def continuations(
     generation, texts = GenerationOptions(tokens, ignore_eos=True, draft=draft), list[list[int]]()
     at_once = min(2, engine.options.n_seq) if draft is None else engine.options.n_seq
     for start in range(0, len(prompts), at_once):
-        sequences = [
-            engine.sequence(prompt, SamplingOptions(seed=seed, **chain), generation, limit=len(prompt) + tokens)
+        sessions = [
+            engine.session(prompt, SamplingOptions(seed=seed, **chain), generation, limit=len(prompt) + tokens)
             for seed, prompt in enumerate(prompts[start : start + at_once], start)
         ]
-        while running := [sequence for sequence in sequences if not sequence.finished]:
+        while running := [session for session in sessions if not session.finished]:
             engine.step(running)
-        for sequence, prompt in zip(sequences, prompts[start:], strict=False):
-            texts.append(sequence.tokens[len(prompt) :])
-            sequence.close()
+        for session, prompt in zip(sessions, prompts[start:], strict=False):
+            texts.append(session.tokens[len(prompt) :])
+            session.close()
     return texts
 
 
@@ -76,8 +75,8 @@ def divergence(
 ) -> dict[str, Any]:
     """Where two continuations part, and how close the decision was."""
     at = next(i for i, (mine, theirs) in enumerate(zip(plain, other, strict=True)) if mine != theirs)
-    with closing(engine.sequence(prompt + plain[:at], sampling, GenerationOptions(ignore_eos=True))) as sequence:
-        row, forbidden = sequence.logits().copy(), sequence.forbidden
+    with closing(engine.session(prompt + plain[:at], sampling, GenerationOptions(ignore_eos=True))) as session:
+        row, suppressed = session.logits().copy(), session.suppressed
     recent = list(set(plain[:at][-sampling.repeat_last_n :]))
     row[recent] = np.where(
         row[recent] > 0, row[recent] / sampling.repeat_penalty, row[recent] * sampling.repeat_penalty
@@ -85,10 +84,10 @@ def divergence(
     pair = np.array([plain[at], other[at]])
     scores = row[pair].astype(np.float64)
     if sampling.temperature:
-        noise = picking.gumbel(sampling.seed, len(prompt) + at, pair)
+        noise = gumbel(sampling.seed, len(prompt) + at, pair)
         scores = scores / sampling.temperature + noise
-    chain = picking.Chain(sampling.top_k, sampling.top_p, sampling.min_p, sampling.temperature)
-    inside = np.isin(pair, picking.kept(row, chain, forbidden)).all()
+    chain = Chain(sampling.top_k, sampling.top_p, sampling.min_p, sampling.temperature)
+    inside = np.isin(pair, kept(row, chain, suppressed)).all()
     return {"at": at, "tokens": pair.tolist(), "gap": float(abs(scores[0] - scores[1])), "edge": not inside}
 
 
@@ -106,25 +105,25 @@ def rows_after(context: Context, prompt: list[int], text: list[int], at_once: in
 
 def shape_noise(context: Context, prompts: list[list[int]], texts: list[list[int]]) -> dict[str, Any]:
     """The base alone, one row a pass against four."""
-    chain = picking.Chain(0, 1.0, 0.0, 1.0)
-    scratch = picking.scratch(context.model.n_vocab)
+    chain = Chain(0, 1.0, 0.0, 1.0)
+    room = scratch(context.model.n_vocab)
     largest, positions, flips = 0.0, 0, {"greedy": 0, "temperature_1": 0}
-    first: list[int] = []  # position of each text's first other pick at temperature 1
+    first: list[int] = []  # position of each text's first other sample at temperature 1
     for seed, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         one, four = (rows_after(context, prompt, text, at_once) for at_once in (1, 4))
         largest = max(largest, float(np.abs(one - four).max()))
         flips["greedy"] += int((one.argmax(1) != four.argmax(1)).sum())
         begin = len(prompt) + 1
-        picks = [[picking.pick(row, chain, seed, begin + i, NOTHING, scratch) for i, row in enumerate(rows)]
+        samples = [[sample(row, chain, seed, begin + i, NOTHING, room) for i, row in enumerate(rows)]
                  for rows in (one, four)]  # fmt: skip
-        others = [i for i, (mine, theirs) in enumerate(zip(*picks, strict=True)) if mine != theirs]
+        others = [i for i, (mine, theirs) in enumerate(zip(*samples, strict=True)) if mine != theirs]
         flips["temperature_1"] += len(others)
         first += others[:1]
         positions += len(text)
     return {
         "positions": positions,
         "max_logit_difference": largest,
-        "other_picks": flips,
+        "other_samples": flips,
         "texts_that_would_diverge": len(first),
         "first_divergence": sorted(first),
     }
@@ -183,8 +182,8 @@ def main() -> None:
         noise = shape_noise(engine.context, prompts, plain_texts)
     result["base_alone_rows_of_4"] = noise
     print(f"base alone, rows of 4 against 1: logits differ by {noise['max_logit_difference']:.1e} at most; of "
-          f"{noise['positions']} picks {noise['other_picks']['greedy']} differ greedy and "
-          f"{noise['other_picks']['temperature_1']} at temperature 1, in {noise['texts_that_would_diverge']} of "
+          f"{noise['positions']} samples {noise['other_samples']['greedy']} differ greedy and "
+          f"{noise['other_samples']['temperature_1']} at temperature 1, in {noise['texts_that_would_diverge']} of "
           f"{len(prompts)} texts")  # fmt: skip
     print(json.dumps(result))
 

@@ -3,8 +3,8 @@
     python -m benchmarks.fuzz_convert [--cases 10000] [--first 0]
 
 GGUF headers, config.json, tokenizer.json, tokenizer.model and safetensors headers are damaged from a seed
-(tests/mutations.py) and used. Cases run in processes of 250, so that one that ends its process is found and named. The
-last line is one JSON object: how many were taken, how many refused and by which error, and the faults.
+(tests/support/mutations.py) and used. Cases run in processes of 250, so that one that ends its process is found and
+named. The last line is one JSON object: how many were taken, how many refused and by which error, and the faults.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.mutations import KINDS, originals, run_case
+from tests.support.mutations import KINDS, originals, run_case
 
 BATCH, SECONDS = 250, 300  # cases in one process, and how long it may take
 

@@ -22,9 +22,9 @@ import torch
 
 from memdec_edge.documents import read_file
 from memdec_edge.train.corpus import pack
-from memdec_edge.train.index import Index, build, share_of_mass
-from memdec_edge.train.neighbours import KEY_TILE, ROWS, Exact, Neighbours, gather
-from memdec_edge.train.source import cast_parameters, load_source, work_dtype
+from memdec_edge.train.knn.approximate import Index, build, share_of_mass
+from memdec_edge.train.knn.exact import KEY_TILE, ROWS, Exact, Neighbours, gather
+from memdec_edge.train.models import cast_parameters, load_source, work_dtype
 
 SHARD, BLOCK = 32768, 512  # positions
 LATENT = 24

@@ -31,10 +31,11 @@ from typing import Any
 import llama_cpp
 
 from memdec_edge import _native
-from memdec_edge.context import default_threads
-from memdec_edge.demo import GENERAL, demo_base
+from memdec_edge.documents import GENERAL
 from memdec_edge.engine import Engine
+from memdec_edge.llama.context import default_threads
 from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
+from memdec_edge.workflow.demo import demo_base
 
 PROMPT, TURN, N_CTX = 64, 32, 512  # tokens
 CHAINS = {"greedy": SamplingOptions(temperature=0), "default": SamplingOptions(seed=1)}
@@ -96,8 +97,8 @@ def plain_against_bare(base: Path, memory: Path, threads: int, blocks: int) -> d
         for (way, overlaps), (chain, sampling) in product(ways.items(), CHAINS.items()):
             engine.policy.overlaps = overlaps
             times: list[tuple[float, float, float]] = []
-            with closing(engine.sequence(text[:PROMPT], sampling, generation)) as sequence:
-                sequence.step()  # reads the prompt
+            with closing(engine.session(text[:PROMPT], sampling, generation)) as session:
+                session.step()  # reads the prompt
                 for bare in (bare_base, bare_memory):
                     bare.start(text[: PROMPT + 1])
                 for block in range(blocks + 1):
@@ -106,7 +107,7 @@ def plain_against_bare(base: Path, memory: Path, threads: int, blocks: int) -> d
                     base_seconds, memory_seconds = bare_base.turn(tokens, at), bare_memory.turn(tokens, at)
                     begin = perf_counter()
                     for _ in range(TURN):
-                        sequence.step()
+                        session.step()
                     times.append((base_seconds, memory_seconds, perf_counter() - begin))
             times = times[1:]  # the first warms up
             found[f"{chain}, {way}"] = {
@@ -141,11 +142,11 @@ class Inside:
 def python_per_round(rounds: int) -> dict[str, float]:
     """Part 2: microseconds of Python in a round, by draft length."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where tests/ lies
-    from tests.tiny import tiny_checkpoint, tiny_gguf
+    from tests.support.tiny import tiny_checkpoint, tiny_gguf
 
     inside, found = Inside(), dict[str, float]()
     inside.wrap(llama_cpp, "llama_decode")
-    for name in ("pick", "draft", "verify", "fuse"):
+    for name in ("sample", "draft", "verify", "mix"):
         inside.wrap(_native, name)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -160,11 +161,11 @@ def python_per_round(rounds: int) -> dict[str, float]:
                 generation = GenerationOptions(ignore_eos=True, draft=draft)
                 times: list[float] = []
                 while len(times) < rounds:
-                    with closing(engine.sequence([1, 2, 3], SamplingOptions(seed=len(times)), generation)) as sequence:
-                        sequence.step()
+                    with closing(engine.session([1, 2, 3], SamplingOptions(seed=len(times)), generation)) as session:
+                        session.step()
                         for _ in range(40):
                             before, begin = inside.seconds, perf_counter()
-                            sequence.step()
+                            session.step()
                             times.append(perf_counter() - begin - (inside.seconds - before))
                 found["auto" if draft is None else str(draft)] = 1e6 * median(times)
     return found

@@ -17,7 +17,7 @@ from pathlib import Path
 from memdec_edge.convert import convert
 from memdec_edge.documents import read_file
 from memdec_edge.engine import Engine
-from memdec_edge.evaluate import TokenScores, score_tokens
+from memdec_edge.evaluation.perplexity import TokenScores, score_tokens
 from memdec_edge.options import CacheOptions, ConvertOptions, EvalOptions, LoadOptions, MemoryOptions, TrainOptions
 from memdec_edge.train import train
 

@@ -29,16 +29,16 @@ from torch import Tensor
 from memdec_edge.convert import convert
 from memdec_edge.documents import read_documents
 from memdec_edge.engine import Engine
-from memdec_edge.evaluate import score_tokens
+from memdec_edge.evaluation.perplexity import score_tokens
 from memdec_edge.options import CacheOptions, ConvertOptions, EvalOptions, LoadOptions, MemoryOptions, TrainOptions
 from memdec_edge.train import train
+from memdec_edge.train.artifacts import open_stage
 from memdec_edge.train.corpus import Tokens, pack
 from memdec_edge.train.layers import choose_layers
 from memdec_edge.train.loop import LAYOUT, Data, accelerator, fit, settings
 from memdec_edge.train.loss import predict
-from memdec_edge.train.memory import save_copy
-from memdec_edge.train.source import Source, blocks_of, cast_parameters, load_source
-from memdec_edge.train.stage import open_stage
+from memdec_edge.train.models import Source, blocks_of, cast_parameters, load_source
+from memdec_edge.train.student import save_copy
 from memdec_edge.train.targets import Support
 from memdec_edge.train.teacher import gather_blocks
 from memdec_edge.train.validation import Validation

@@ -30,10 +30,10 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from memdec_edge import metadata
 from memdec_edge.convert import convert
 from memdec_edge.documents import read_documents
 from memdec_edge.files import atomic_path
+from memdec_edge.gguf import metadata
 from memdec_edge.options import CacheOptions, ConvertOptions, TrainOptions
 from memdec_edge.train import train
 

@@ -20,11 +20,11 @@ import torch
 
 from memdec_edge.options import KEYS
 from memdec_edge.train.corpus import Tokens, pack, split_documents
-from memdec_edge.train.memory import save_copy
-from memdec_edge.train.neighbours import Exact
-from memdec_edge.train.source import load_source
+from memdec_edge.train.knn.exact import Exact
+from memdec_edge.train.knn.gate import fit_trust
+from memdec_edge.train.models import load_source
+from memdec_edge.train.student import save_copy
 from memdec_edge.train.teacher import Teacher, gather_blocks, n_blocks, open_teacher
-from memdec_edge.train.trust import fit_trust
 
 BLOCK, K, CPU = 512, 1024, torch.device("cpu")
 PAPER_TAU = 16.0  # 2508.09874

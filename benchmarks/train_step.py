@@ -31,7 +31,7 @@ import transformers
 from torch import Tensor
 
 from memdec_edge.train.loss import Objective
-from memdec_edge.train.source import cast_parameters, work_dtype
+from memdec_edge.train.models import cast_parameters, work_dtype
 from memdec_edge.train.targets import Support
 
 BETA, PAIRS = 0.5, (30, 60)

@@ -6,22 +6,19 @@ Knows nothing of why they should be near.
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-import memdec_edge
-from memdec_edge.context import Context
-from memdec_edge.llama import Model
+from memdec_edge.llama.context import Context
+from memdec_edge.llama.model import Model
 from memdec_edge.options import LoadOptions
 
-GENERAL = Path(memdec_edge.__file__).with_name("general.txt")
 WINDOW = 512  # tokens that are evaluated together, each window from an empty context
 BATCH = 64  # rows of logits that llama.cpp holds at a time: 152,000 ids in 40 MB
 # With these a row of logits does not depend on the batch that it was computed in.
 EXACT = LoadOptions(flash_attn="off", cache_type_k="f32", cache_type_v="f32", n_batch=BATCH)
-Row = npt.NDArray[np.floating]
+Logits = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Distance:
     same_top: float  # fraction of positions with the same likeliest token
 
 
-def distance(reference: Iterable[Row], model: Iterable[Row]) -> Distance:
+def distance(reference: Iterable[Logits], model: Iterable[Logits]) -> Distance:
     """Compare rows of logits; where the reference has more ids (padding), they are left out before its softmax."""
     n_tokens, max_delta, kl, same_top = 0, 0.0, 0.0, 0
     for logits, ours in zip(reference, model, strict=True):
@@ -46,7 +43,7 @@ def distance(reference: Iterable[Row], model: Iterable[Row]) -> Distance:
     return Distance(n_tokens, max_delta, kl / n_tokens, same_top / n_tokens)
 
 
-def log_softmax(logits: Row) -> npt.NDArray[np.float64]:
+def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
     """Log-probs over the last axis, in float64."""
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
@@ -63,7 +60,7 @@ def windows(model: Model, documents: list[str], n_tokens: int) -> list[list[int]
     return [ids[start : min(start + size, n_tokens)] for start in range(0, min(len(ids), n_tokens), size)]
 
 
-def rows(model: Model, parts: Sequence[Sequence[int]]) -> Iterator[Row]:
+def rows(model: Model, parts: Sequence[Sequence[int]]) -> Iterator[Logits]:
     """Logits after each token of each part, float32 [n_vocab]; a row is valid until the next."""
     with closing(Context(model, EXACT, max(map(len, parts)))) as context:
         for part in parts:

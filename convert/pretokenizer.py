@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from memdec_edge.errors import ModelFileError
-from memdec_edge.llama import Model
+from memdec_edge.llama.model import Model
 
 from .probe import ORDINARY, Reference, first_difference
 from .vocabulary import BYTE_LEVEL, UNIGRAM, Vocabulary

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from memdec_edge.errors import MissingExtraError, ModelFileError
-from memdec_edge.llama import Model
+from memdec_edge.llama.model import Model
 
 from .vocabulary import SPACE, added_tokens, well_formed
 

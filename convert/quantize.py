@@ -12,19 +12,19 @@ from pathlib import Path
 
 from gguf.constants import GGMLQuantizationType as Kind
 
-from memdec_edge import metadata
-from memdec_edge.documents import read_documents
+from memdec_edge.documents import GENERAL, read_documents
 from memdec_edge.errors import ModelFileError, OutputError
 from memdec_edge.files import atomic_path, refuse_existing
-from memdec_edge.header import TensorFacts
-from memdec_edge.llama import Model
+from memdec_edge.gguf import metadata
+from memdec_edge.gguf.header import TensorInfo
+from memdec_edge.llama.model import Model
 from memdec_edge.options import QuantizeOptions, QuantTypes
 
-from .compare import GENERAL, Distance, distance, rows, windows
+from .compare import Distance, distance, rows, windows
 
 UNQUANTISED = (Kind.F32, Kind.F16, Kind.BF16)
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-_RUN = "import sys; from memdec_edge.llama import run_quantizer; run_quantizer(*sys.argv[1:])"
+_RUN = "import sys; from memdec_edge.llama.model import run_quantizer; run_quantizer(*sys.argv[1:])"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def make_quantized(
     return QuantizeReport(outfile, types.outtype, *sizes, kinds, reference, quality)
 
 
-def embedding_type(types: QuantTypes, tensors: list[TensorFacts]) -> str:
+def embedding_type(types: QuantTypes, tensors: list[TensorInfo]) -> str:
     """What is asked for, or q8_0 for an embedding that is the head too where the type is smaller; else llama.cpp's."""
     tied = HEAD not in {tensor.name for tensor in tensors}
     if types.token_embedding or not tied or types.outtype in ("f32", "f16", "bf16", "q8_0"):
@@ -83,7 +83,7 @@ def embedding_type(types: QuantTypes, tensors: list[TensorFacts]) -> str:
     return "q8_0"
 
 
-def _first_quantised(tensors: list[TensorFacts]) -> str:
+def _first_quantised(tensors: list[TensorInfo]) -> str:
     for tensor in tensors:
         if tensor.kind not in UNQUANTISED:
             return f"{tensor.name} is {_name(tensor.kind)}"

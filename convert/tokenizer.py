@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memdec_edge.errors import ModelFileError
-from memdec_edge.header import Header
-from memdec_edge.pairing import MAX_PADDING
+from memdec_edge.gguf.header import Header
+from memdec_edge.llama.pairing import MAX_PADDING
 
 from .checkpoint import Facts, read_json
 from .pretokenizer import ADVICE, recognise

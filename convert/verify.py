@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from memdec_edge.documents import read_documents
+from memdec_edge.documents import GENERAL, read_documents
 from memdec_edge.errors import MissingExtraError, ModelFileError
-from memdec_edge.llama import Model
+from memdec_edge.llama.model import Model
 
-from .compare import GENERAL, Distance, Row, distance, rows, windows
+from .compare import Distance, Logits, distance, rows, windows
 from .probe import compare_tokenizers
 
 MAX_TOKENS = 256
@@ -50,7 +50,7 @@ def verify(gguf: Path, checkpoint: Path, outtype: str) -> Verification:
     return Verification(**vars(found), token_difference=difference)
 
 
-def _torch_rows(checkpoint: Path, parts: Sequence[Sequence[int]]) -> Iterator[Row]:
+def _torch_rows(checkpoint: Path, parts: Sequence[Sequence[int]]) -> Iterator[Logits]:
     """Logits of the checkpoint in float32, [rows of its embedding]."""
     try:
         import torch

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGMLQuantizationType
 
-from memdec_edge.header import ARRAY, FLOAT32, MAGIC, SCALARS, STRING
+from memdec_edge.gguf.header import ARRAY, FLOAT32, MAGIC, SCALARS, STRING
 from memdec_edge.progress import Advance
 
 from . import tensors

@@ -19,18 +19,18 @@ ABORT_CALLBACK: Final[int]  # address of bool (*)(void *data); data: int32, not 
 TAP_CALLBACK: Final[int]  # address of bool (*)(void *tensor, bool ask, void *data); data: md_tap of native/tap.h
 SAMPLER_FUNCTIONS: Final[dict[str, int]]  # member of llama_sampler_i -> address
 
-def fuse(
+def mix(
     base: Row, memories: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float], out: Row, /
 ) -> list[tuple[float, float, float]]: ...
 def row_stats(row: Row, length: int, temperature: float, /) -> tuple[float, float, float]: ...
-def pick(row: Row, chain: Chain, seed: int, position: int, forbidden: Ids, scratch: Row, /) -> int: ...
+def sample(row: Row, chain: Chain, seed: int, position: int, suppressed: Ids, scratch: Row, /) -> int: ...
 def draft(
     rows: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float],
-    chain: Chain, seed: int, position: int, forbidden: Ids, out: Row, scratch: Row, /,
+    chain: Chain, seed: int, position: int, suppressed: Ids, out: Row, scratch: Row, /,
 ) -> int: ...  # fmt: skip
 def verify(
     base: Row, memories: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float],
-    chain: Chain, seed: int, position: int, forbidden: Ids, draft: Sequence[int], out: Row, scratch: Row, /,
+    chain: Chain, seed: int, position: int, suppressed: Ids, draft: Sequence[int], out: Row, scratch: Row, /,
 ) -> tuple[list[tuple[int, float]], list[tuple[float, float, float]]]: ...  # fmt: skip
 def variants() -> list[str]: ...  # that this machine runs, best first
 def select(variant: str, /) -> None: ...  # for the whole process
@@ -40,5 +40,5 @@ def sampler_hold(context: int, /) -> object: ...  # the state behind llama_sampl
 def sampler_context(state: object, /) -> int: ...  # for llama_sampler_init, once for each sampler
 def sampler_memories(state: object, /) -> int: ...
 def sampler_set_row(state: object, index: int, row: Row, /) -> None: ...
-def sampler_take_status(state: object, /) -> int: ...  # md_status of native/fusion.h
+def sampler_take_status(state: object, /) -> int: ...  # md_status of native/mix.h
 def layout() -> dict[str, dict[str, int]]: ...  # struct -> "sizeof" and offsets of members, as C was compiled

@@ -91,18 +91,18 @@ class LanguageModel:
             raise OptionError("the prompt", "empty", "give some text to continue")
         limit = None if generation.n_predict < 0 else len(tokens) + generation.n_predict
         text = TextStream(generation.stop)
-        with closing(engine.sequence(tokens, sampling, generation, total=total_lambda, limit=limit)) as sequence:
+        with closing(engine.session(tokens, sampling, generation, total=total_lambda, limit=limit)) as session:
             start = time.perf_counter()
-            sequence.prefill()
+            session.prefill()
             decoding = time.perf_counter()
             prompt_ms, done = 1e3 * (decoding - start), 0
 
             def timings() -> Timings:
                 predicted_ms = 1e3 * (time.perf_counter() - decoding)
-                return Timings(len(tokens), prompt_ms, done, predicted_ms, sequence.n_drafted, sequence.n_accepted)
+                return Timings(len(tokens), prompt_ms, done, predicted_ms, session.n_drafted, session.n_accepted)
 
-            while not sequence.finished and not text.stopped:
-                for token, log_prob in sequence.step():
+            while not session.finished and not text.stopped:
+                for token, log_prob in session.step():
                     if token in engine.base.eog_tokens:
                         break
                     done += 1
@@ -110,7 +110,7 @@ class LanguageModel:
                     if text.stopped:
                         break
             rest = text.flush()
-            reason = "stop" if text.stopped else sequence.finished
+            reason = "stop" if text.stopped else session.finished
             yield Chunk(rest, None, None, reason, timings())
 
     def generate(

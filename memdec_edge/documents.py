@@ -10,6 +10,7 @@ from memdec_edge.errors import CorpusError, MissingFileError
 
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl")
 SPLITS = ("train", "valid", "test")
+GENERAL = Path(__file__).with_name("general.txt")  # a page of general English: what a memory must not spoil
 NO_TEXT = "no text in it; give .txt, .md or .jsonl files with some"
 
 

@@ -144,14 +144,14 @@ class ContextError(MemdecError):
 
 
 class BusyError(MemdecError):
-    """An engine has no room for another sequence until one that is open is closed. `kind`: slots or cells."""
+    """An engine has no room for another session until one that is open is closed. `kind`: slots or cells."""
 
     http_status = 503
 
     def __init__(self, kind: str, wanted: int, free: int, total: int) -> None:
         self.kind, self.wanted, self.free, self.total = kind, wanted, free, total
         super().__init__(
-            f"{wanted} {kind} wanted and {free} of {total} are free; wait until another sequence is closed, "
+            f"{wanted} {kind} wanted and {free} of {total} are free; wait until another session is closed, "
             f"or open the engine with more of them ({'LoadOptions.n_seq' if kind == 'slots' else '-c'})"
         )
 

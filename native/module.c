@@ -10,8 +10,8 @@
 #include <string.h>
 
 #include "abort.h"
-#include "fusion.h"
-#include "pick.h"
+#include "mix.h"
+#include "sample.h"
 #include "sampler.h"
 #include "tap.h"
 
@@ -32,17 +32,17 @@ static PyObject *mix(md_row *rows, const Py_buffer *views, Py_ssize_t n_rows, co
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    status = md_fuse(rows, (size_t)n_rows, out->buf, rows[0].length, stats);
+    status = md_mix(rows, (size_t)n_rows, out->buf, rows[0].length, stats);
     Py_END_ALLOW_THREADS
     return status == MD_OK ? md_stats_list(stats, (size_t)n_rows) : md_bad_numbers();
 }
 
-static PyObject *native_fuse(PyObject *module, PyObject *args) {
+static PyObject *native_mix(PyObject *module, PyObject *args) {
     PyObject *base, *memories, *weights, *temperatures, *target, *result = NULL;
     md_row rows[MD_MAX_ROWS];
     Py_buffer views[MD_MAX_ROWS], out;
     (void)module;
-    if (!PyArg_ParseTuple(args, "OOOOO:fuse", &base, &memories, &weights, &temperatures, &target)) return NULL;
+    if (!PyArg_ParseTuple(args, "OOOOO:mix", &base, &memories, &weights, &temperatures, &target)) return NULL;
     const Py_ssize_t n_rows = md_get_mixture(weights, temperatures, rows);
     if (n_rows < 0 || md_get_floats(target, "out", 1, PyBUF_WRITABLE, &out) < 0) return NULL;
     Py_ssize_t held = md_get_rows(base, memories, n_rows, 1, views);
@@ -176,7 +176,7 @@ static PyObject *native_sampler_set_row(PyObject *module, PyObject *args) {
     }
     if (md_get_floats(object, "a memory's row", 1, 0, &view) < 0) return NULL;
     md_sampler_set_row(state, (size_t)index + 1, view.buf, (size_t)view.len / sizeof(float));
-    PyBuffer_Release(&view); /* FusionSampler keeps the array */
+    PyBuffer_Release(&view); /* MixtureSampler keeps the array */
     Py_RETURN_NONE;
 }
 
@@ -234,14 +234,14 @@ static int native_exec(PyObject *module) {
     failed = failed || add_address(names, "ABORT_CALLBACK", ADDRESS(md_abort_callback)) < 0;
     failed = failed || add_address(names, "TAP_CALLBACK", ADDRESS(md_tap_callback)) < 0;
     failed = failed || PyModule_AddIntConstant(module, "MAX_MEMORIES", MD_MAX_ROWS - 1) < 0;
-    failed = failed || PyModule_AddFunctions(module, md_pick_methods) < 0;
+    failed = failed || PyModule_AddFunctions(module, md_sample_methods) < 0;
     failed = failed || PyModule_AddIntConstant(module, "MAX_VERIFIED", MD_MAX_VERIFIED) < 0;
     Py_XDECREF(functions);
     return failed ? -1 : 0;
 }
 
 static PyMethodDef methods[] = {
-    {"fuse", native_fuse, METH_VARARGS, NULL},
+    {"mix", native_mix, METH_VARARGS, NULL},
     {"row_stats", native_row_stats, METH_VARARGS, NULL},
     {"variants", native_variants, METH_NOARGS, NULL},
     {"select", native_select, METH_VARARGS, NULL},
@@ -260,7 +260,7 @@ static PyMethodDef methods[] = {
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)native_exec}, {0, NULL}};
 
 static PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "memdec_edge._native", "The mixture in C; see fusion.py.", 0, methods, slots,
+    PyModuleDef_HEAD_INIT, "memdec_edge._native", "The mixture in C; see mixing.py.", 0, methods, slots,
     NULL, NULL, NULL,
 };
 

@@ -5,7 +5,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "fusion.h"
+#include "mix.h"
 
 /* A C-contiguous float32 buffer of n_dims dimensions and at least one element. -1: an exception is set. */
 int md_get_floats(PyObject *object, const char *what, int n_dims, int flags, Py_buffer *view);
@@ -25,6 +25,6 @@ PyObject *md_stats_tuple(const md_stats *stats);
 PyObject *md_stats_list(const md_stats *stats, size_t n);
 PyObject *md_bad_numbers(void); /* sets FloatingPointError, returns NULL */
 
-extern PyMethodDef md_pick_methods[]; /* module_pick.c */
+extern PyMethodDef md_sample_methods[]; /* module_sample.c */
 
 #endif

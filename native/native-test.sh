@@ -29,16 +29,17 @@ spec.loader.exec_module(module)
 
 import pytest
 
-import memdec_edge.fusion
+import memdec_edge.mixture.mixing
 
-assert memdec_edge.fusion._native is module and ctypes.CDLL(path).__asan_init, "not the sanitised build"
+assert memdec_edge.mixture.mixing._native is module and ctypes.CDLL(path).__asan_init, "not the sanitised build"
 print("testing", path, "variants", *module.variants(), flush=True)
 # The shared fixtures need PyTorch, which these tests do not; the sanitisers write to the real stderr.
 options = ["-q", "--noconftest", "--capture=sys", "-p", "no:cacheprovider"]
 tests = [
-    "tests/test_fusion.py", "tests/test_picking.py", "tests/test_verify.py", "tests/test_callback.py",
-    "tests/test_tap.py::test_only_the_wanted_name_is_asked_for",
-    "tests/test_tap.py::test_rows_beyond_the_buffer_are_counted_and_not_written",
+    "tests/mixture/test_mixing.py", "tests/mixture/test_sampling.py", "tests/mixture/test_verify.py",
+    "tests/llama/test_mixture_sampler.py",
+    "tests/llama/test_tap.py::test_only_the_wanted_name_is_asked_for",
+    "tests/llama/test_tap.py::test_rows_beyond_the_buffer_are_counted_and_not_written",
 ]
 sys.exit(pytest.main([*options, *tests, *arguments]))
 PYTHON_END

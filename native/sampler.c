@@ -75,7 +75,7 @@ md_status md_sampler_take_status(md_sampler *state) {
 
 const char *md_sampler_name(const llama_sampler *sampler) {
     (void)sampler;
-    return "memdec-fusion";
+    return "memdec-mixture";
 }
 
 /* Whether the candidates are all tokens in order of id, as a chain's first sampler gets them. Any other order, and any
@@ -100,7 +100,7 @@ void md_sampler_apply(llama_sampler *sampler, llama_token_data_array *candidates
     for (size_t k = 1; k < state->n_rows; k++)
         if (state->rows[k].logits == NULL) status = MD_NO_ROWS;
     if (status == MD_OK && !gather(state->gathered, state->rows[0].length, candidates)) status = MD_BAD_ROW;
-    if (status == MD_OK) status = md_fuse(state->rows, state->n_rows, state->mixed, state->rows[0].length, state->stats);
+    if (status == MD_OK) status = md_mix(state->rows, state->n_rows, state->mixed, state->rows[0].length, state->stats);
     if (status != MD_OK) { /* a sampler cannot fail: the base's logits stay, and whoever asks is told */
         if (state->status == MD_OK) state->status = status;
         return;

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "fusion.h"
+#include "mix.h"
 
 struct llama_sampler;
 

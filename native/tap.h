@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Caller-owned; memdec_edge/tap.py declares the same struct for ctypes. The functions are ggml's: none is linked. */
+/* Caller-owned; memdec_edge/llama/tap.py declares the same struct for ctypes. The functions are ggml's: none is linked. */
 typedef struct md_tap {
     const char *name;                                            /* of the wanted tensor */
     const char *(*get_name)(const void *tensor);                 /* ggml_get_name */

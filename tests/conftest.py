@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from memdec_edge.engine import Engine
-from memdec_edge.llama import Model
+from memdec_edge.llama.model import Model
 from memdec_edge.options import MemoryOptions
-from tests.plain import FOUR
-from tests.real import SMOLLM2
-from tests.tiny import OTHER_TEXT, tiny_checkpoint, tiny_gguf
+from tests.support.plain import FOUR
+from tests.support.real import SMOLLM2
+from tests.support.tiny import OTHER_TEXT, tiny_checkpoint, tiny_gguf
 
 RENAMED_TOKEN = 300  # the id whose text differs in `Family.renamed`
 PADDING = 16  # embedding rows without a token in `Family.padded`

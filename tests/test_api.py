@@ -12,7 +12,7 @@ from memdec_edge.api import LanguageModel, open_model
 from memdec_edge.errors import ContextError, OptionError
 from memdec_edge.options import GenerationOptions, LoadOptions, SamplingOptions
 from tests.conftest import Family
-from tests.real import EXACT, SMOLLM2
+from tests.support.real import EXACT, SMOLLM2
 
 GREEDY = SamplingOptions(temperature=0.0)
 PROMPT = "The heart is a muscle that"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import tiny_checkpoint, tiny_gguf
-from tests.training import make_room
+from tests.support.tiny import tiny_checkpoint, tiny_gguf
+from tests.support.training import make_room
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = ("--finetune-teacher", "0.1", "--steps", "2", "--block", "16", "--batch", "2", "--k", "6")

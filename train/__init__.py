@@ -15,9 +15,9 @@ for _module in ("torch", "transformers", "accelerate", "safetensors", "faiss", "
     if find_spec(_module) is None:
         raise MissingExtraError(_module, "train")
 
-from .build import build_cache  # noqa: E402
-from .cache import CacheReport  # noqa: E402
 from .checkpoint import NOTICE  # noqa: E402
-from .train import TrainReport, train  # noqa: E402
+from .knn.build import build_cache  # noqa: E402
+from .knn.cache import CacheReport  # noqa: E402
+from .pipeline import TrainReport, train  # noqa: E402
 
 __all__ = ["NOTICE", "CacheReport", "TrainReport", "build_cache", "train"]

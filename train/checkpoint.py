@@ -16,13 +16,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from memdec_edge import metadata
 from memdec_edge.errors import OutputError
 from memdec_edge.files import sha256, write_text
+from memdec_edge.gguf import metadata
 from memdec_edge.options import TrainOptions
 
-from .source import quiet
-from .stage import Stage
+from .artifacts import Stage
+from .models import quiet
 
 SCRATCH = ".memdec-unfinished"
 NOTICE = "A memory can reproduce its training text verbatim: share it only where you may share that text."
@@ -91,4 +91,4 @@ def write_facts(
     }
     if options.license:
         facts["general.license"] = options.license
-    write_text(folder / metadata.CHECKPOINT_FACTS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / metadata.CHECKPOINT_METADATA, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")

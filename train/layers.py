@@ -15,7 +15,7 @@ from torch import Tensor
 from memdec_edge.progress import progress
 
 from .loss import predict
-from .source import Source, blocks_of, cast_parameters, work_dtype
+from .models import Source, blocks_of, cast_parameters, work_dtype
 
 POSITIONS = 512  # of the text that decide
 

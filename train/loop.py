@@ -18,24 +18,24 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from memdec_edge.errors import NumericsError
-from memdec_edge.metadata import CHECKPOINT_FACTS
+from memdec_edge.gguf.metadata import CHECKPOINT_METADATA
 from memdec_edge.options import TrainOptions
 from memdec_edge.progress import progress
 
+from .artifacts import Stage
 from .checkpoint import SCRATCH, write_checkpoint
 from .corpus import Tokens
 from .layers import POSITIONS, choose_layers
 from .loss import Objective
-from .memory import make_memory
 from .metrics import CURVES, METRICS, TENSORBOARD, Metrics, draw_curves
-from .resume import BEST, STATE, best_figures, load_best, load_state, remove_kept, save_best, save_state
-from .source import Source, cast_parameters, work_dtype
-from .stage import Stage
+from .models import Source, cast_parameters, work_dtype
+from .state import BEST, STATE, best_figures, load_best, load_state, remove_kept, save_best, save_state
+from .student import make_memory
 from .targets import Support, Targets
 from .teacher import gather_blocks, n_blocks, spread_blocks
 from .validation import ALONE, FIGURES, MIXED, Validation
 
-LAYOUT = (METRICS, CURVES, STATE, BEST, CHECKPOINT_FACTS, f"{SCRATCH}/*", f"{TENSORBOARD}/*")
+LAYOUT = (METRICS, CURVES, STATE, BEST, CHECKPOINT_METADATA, f"{SCRATCH}/*", f"{TENSORBOARD}/*")
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
     p_kNN(y) = sum of exp(-d_j^2 / tau) over neighbours j whose next token is y, normalised    (1911.00172, section 2)
 
 knn     p_kNN itself (2508.09874)
-knn-lm  trust * p_kNN + (1 - trust) * p_teacher, where train/trust.py says how far the neighbours are to be trusted at
-        the position: imitating p_kNN where no neighbour is close teaches noise (benchmarks/LOG.md)
+knn-lm  trust * p_kNN + (1 - trust) * p_teacher; train/knn/gate.py gives the trust at each position:
+        imitating p_kNN where no neighbour is close teaches noise (benchmarks/LOG.md)
 
 A target shard is CSR: offsets uint32 [n + 1], ids uint16 or uint32 [pairs] ascending in a row, probs float16 [pairs].
 Shards are memory maps, and probabilities are made to sum to 1 again, in float32, when a row is read. Knows nothing of
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .stage import Stage
+from .artifacts import Stage
 
 ROW_BYTES = 192  # of ids and probs of a position, 48 or 32 tokens: of k = 1024 neighbours 0.84 and more of p_kNN
 Array = npt.NDArray[Any]

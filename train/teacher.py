@@ -22,15 +22,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from memdec_edge.context import Context
 from memdec_edge.errors import ModelFileError, NumericsError
-from memdec_edge.llama import Model
+from memdec_edge.llama.context import Context
+from memdec_edge.llama.model import Model
+from memdec_edge.llama.tap import Tap
 from memdec_edge.options import LoadOptions
-from memdec_edge.tap import Tap
 
 from .corpus import Encoder, Tokens
 from .loss import Predicted, check_head, predict
-from .source import cast_parameters, gguf_encoder, last_mlp, load_source, work_dtype
+from .models import cast_parameters, gguf_encoder, last_mlp, load_source, work_dtype
 
 LLAMA_BATCH = 256  # tokens in one pass of llama.cpp, which keeps logits of each: 155 MB at 151,936
 Array = npt.NDArray[Any]

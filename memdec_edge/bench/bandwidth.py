@@ -11,7 +11,7 @@ from time import perf_counter
 
 import numpy as np
 
-from memdec_edge.header import Header
+from memdec_edge.gguf.header import Header
 
 BUFFER = 256 << 20  # bytes, more than any cache holds
 

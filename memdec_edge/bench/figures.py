@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 
-from memdec_edge.bench.contestants import Costs, Run
+from memdec_edge.bench.systems import Costs, Run
 from memdec_edge.engine.drafting import expected_tokens
 from memdec_edge.options import BenchOptions
 
@@ -63,7 +63,7 @@ def figures(runs: Sequence[Run], options: BenchOptions, n_bytes: tuple[int, int]
     seconds = {
         "base": sum(one.base_seconds for one in counted),
         "memory": sum(one.memory_seconds for one in counted),
-        "mix_and_sample": sum(one.pick_seconds for one in counted),
+        "mix_and_sample": sum(one.sample_seconds for one in counted),
     }
     total = sum(run.gen_seconds for run in runs)
     seconds["python"] = total - sum(seconds.values())

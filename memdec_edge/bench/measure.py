@@ -1,6 +1,6 @@
 """Speed of base, memories and mixture, with drafts and without, side by side on one text.
 
-Every contestant continues the same prompts with the same sampling chain; they take turns, so that what else the machine
+Every system continues the same prompts with the same sampling chain; they take turns, so that what else the machine
 does hits all alike, and figures are medians over the prompts. Before that each has an untimed run, and the mixture with
 drafts as many as its policy needs to try every length. The base is judged by the faster of our engine without memory
 and llama-cpp-python's `Llama.generate` with our settings. Knows nothing of terminals.
@@ -13,22 +13,23 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from memdec_edge import fusion
 from memdec_edge.bench.bandwidth import bandwidth_meter, model_bytes
-from memdec_edge.bench.contestants import Costs, Run, cut_prompts, open_llama, row_costs, run, run_llama
 from memdec_edge.bench.figures import Drafted, Figures, Speed, drafted, figures, one_after_another, speed
-from memdec_edge.context import default_threads
+from memdec_edge.bench.systems import Costs, Run, cut_prompts, row_costs, run, run_llama
+from memdec_edge.documents import GENERAL
 from memdec_edge.engine import Engine, Memory
 from memdec_edge.engine.drafting import MAX_ROWS
 from memdec_edge.errors import ContextError, CorpusError
-from memdec_edge.llama import has_gpu
+from memdec_edge.llama.context import default_threads
+from memdec_edge.llama.model import has_gpu
+from memdec_edge.llama.stock import StockLlama
+from memdec_edge.mixture import mixing
 from memdec_edge.options import BenchOptions, GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
 from memdec_edge.progress import progress
 
-GENERAL = Path(__file__).parent.with_name("general.txt")
 LEARNING = 64  # rounds in which the policy tries each of 8 lengths three times and settles
 
-Contestant = Callable[[Sequence[int]], Run]
+System = Callable[[Sequence[int]], Run]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Report:
 
 @dataclass
 class Table:
-    """What the contestants' turns gave."""
+    """What the systems' turns gave."""
 
     runs: dict[str, list[Run]] = field(default_factory=dict)
     costs: list[Costs] = field(default_factory=list)
@@ -87,30 +88,30 @@ def bench(
     """
     load, sampling, options = load or LoadOptions(), sampling or SamplingOptions(), options or BenchOptions()
     if sampling.seed < 0:
-        sampling = replace(sampling, seed=secrets.randbelow(2**32 - 1))  # one for all contestants
+        sampling = replace(sampling, seed=secrets.randbelow(2**32 - 1))  # one for all systems
     with ExitStack() as opened:
         engine = opened.enter_context(closing(Engine(base, memories, replace(load, n_seq=1))))
         prompts = _prompts(engine, documents, options)
         load = replace(load, n_ctx=engine.n_ctx, n_seq=1)
         shares = [pair for pair in zip(engine.memories, engine.weights(total), strict=True) if pair[1] > 0]
         plain = GenerationOptions(options.new_tokens, ignore_eos=True, draft=0)
-        llama = opened.enter_context(closing(open_llama(base, load, sampling)))
-        contestants: dict[str, Contestant] = {
+        llama = opened.enter_context(closing(StockLlama(base, load, sampling)))
+        systems: dict[str, System] = {
             "llama": partial(run_llama, llama, sampling, options.new_tokens),
             "engine": partial(run, engine, sampling, plain, ()),
         }
         for memory, _ in shares:
             alone = opened.enter_context(closing(Engine(memory.model.path, (), load.of_memories())))
-            contestants[f"memory {memory.number}"] = partial(run, alone, sampling, plain, ())
+            systems[f"memory {memory.number}"] = partial(run, alone, sampling, plain, ())
         if shares:
-            contestants["mixture"] = partial(run, engine, sampling, plain, shares)
-            contestants["drafted"] = partial(run, engine, sampling, replace(plain, draft=options.draft), shares)
-        table = _take_turns(engine, contestants, [memory for memory, _ in shares], prompts, options)
+            systems["mixture"] = partial(run, engine, sampling, plain, shares)
+            systems["drafted"] = partial(run, engine, sampling, replace(plain, draft=options.draft), shares)
+        table = _take_turns(engine, systems, [memory for memory, _ in shares], prompts, options)
         return _report(engine, shares, table, load, sampling, options)
 
 
 def _prompts(engine: Engine, documents: Sequence[str] | None, options: BenchOptions) -> list[list[int]]:
-    """What every contestant continues."""
+    """What every system continues."""
     if options.prompt_tokens + options.new_tokens > engine.longest():
         raise ContextError(options.prompt_tokens, options.new_tokens, engine.longest())
     documents = [GENERAL.read_text(encoding="utf-8")] if documents is None else documents
@@ -123,27 +124,27 @@ def _prompts(engine: Engine, documents: Sequence[str] | None, options: BenchOpti
 
 def _take_turns(
     engine: Engine,
-    contestants: dict[str, Contestant],
+    systems: dict[str, System],
     mixed: list[Memory],
     prompts: list[list[int]],
     options: BenchOptions,
 ) -> Table:
     """Warm up, then let everybody continue every prompt."""
-    table = Table({name: [] for name in contestants})
+    table = Table({name: [] for name in systems})
     meter = None if has_gpu() and engine.options.n_gpu_layers else bandwidth_meter(_threads(engine.options))
     rolls_back = all(context.can_roll_back for context in (engine.context, *(memory.context for memory in mixed)))
     rows = min(max(MAX_ROWS, (options.draft or 0) + 1), engine.context.n_batch, engine.longest() // 2)
     start = min(options.prompt_tokens + options.new_tokens // 2, engine.longest() - rows)
-    with progress("bench", (len(prompts) + 1) * len(contestants), "runs") as advance:
-        for contestant in contestants.values():
-            contestant(prompts[0])
+    with progress("bench", (len(prompts) + 1) * len(systems), "runs") as advance:
+        for system in systems.values():
+            system(prompts[0])
             advance(1)
         learned = engine.policy.rounds + LEARNING * len(engine.policy.overlaps)
         while mixed and options.draft is None and engine.policy.rounds < learned:
-            contestants["drafted"](prompts[0])
+            systems["drafted"](prompts[0])
         for number, prompt in enumerate(prompts):
-            for name in list(contestants)[:: -1 if number % 2 else 1]:  # nobody always follows the same one
-                table.runs[name].append(contestants[name](prompt))
+            for name in list(systems)[:: -1 if number % 2 else 1]:  # nobody always follows the same one
+                table.runs[name].append(systems[name](prompt))
                 advance(1)
             if rolls_back:
                 table.costs.append(row_costs(engine, mixed, prompt, start, rows))
@@ -198,7 +199,7 @@ def _report(
         n_ctx=engine.n_ctx,
         threads=_threads(load),
         memory_threads=_threads(load.of_memories()),
-        mixes_with=fusion.implementation(),
+        mixes_with=mixing.implementation(),
         warnings=engine.warnings,
     )
 

@@ -75,7 +75,7 @@ def demo(
     Run again to go on after a stop, or to see the result again.
     """
     options = DemoOptions(domain, quick)
-    from memdec_edge.demo import run_demo
+    from memdec_edge.workflow.demo import run_demo
 
     report = run_demo(options)
     if json_:

@@ -110,7 +110,7 @@ def eval_(
     p.set_verbose(verbose)
     from memdec_edge.documents import read_documents
     from memdec_edge.engine import Engine
-    from memdec_edge.evaluate import evaluate
+    from memdec_edge.evaluation.perplexity import evaluate
 
     documents = read_documents(path)
     with closing(Engine(model, memories, replace(load, n_ctx=window))) as engine:
@@ -151,8 +151,8 @@ def check(
 
     Exit code 0 or 1; the first difference is named.
     """
-    from memdec_edge.llama import Model
-    from memdec_edge.pairing import require_match
+    from memdec_edge.llama.model import Model
+    from memdec_edge.llama.pairing import require_match
 
     with closing(Model(model, vocab_only=True)) as base, closing(Model(memory, vocab_only=True)) as opened:
         warning = require_match(base, opened)
@@ -166,10 +166,10 @@ def show(
     json_: p.Json = False,
 ) -> None:
     """What a memory GGUF says about itself."""
-    from memdec_edge import metadata
+    from memdec_edge.gguf import metadata
 
     values, tensors = metadata.read(file)
-    metadata.MemoryFacts.from_gguf(file, values)  # values that cannot be are refused
+    metadata.MemoryMetadata.from_gguf(file, values)  # values that cannot be are refused
     facts = {
         key: value
         for key, value in values.items()

@@ -75,7 +75,7 @@ def _print_table(report: "Report") -> None:
         f"{report.threads} threads (memories {report.memory_threads}), mixed by {report.mixes_with}"
     )
     print(
-        f"{'tokens per second':24}{'prompt':>9}{'new':>9}   {'base':>6}{'memory':>8}{'mix+pick':>10}{'python':>8}"
+        f"{'tokens per second':24}{'prompt':>9}{'new':>9}   {'base':>6}{'memory':>8}{'mix+sample':>10}{'python':>8}"
         f"{'MB/token':>11}{'bandwidth':>11}"
     )
     _print_row("base, Llama.generate", report.base_llama_generate)

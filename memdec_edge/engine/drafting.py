@@ -9,7 +9,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-MAX_ROWS = 8  # of the base in one round, all sequences together, when the length is chosen by measurement
+MAX_ROWS = 8  # of the base in one round, all sessions together, when the length is chosen by measurement
 PRIOR = 0.7  # acceptance before anything was seen
 DECAY = 1 / 32  # share of the newest drafted token in the running acceptance
 KEPT = 5  # measurements of a cost whose median counts
@@ -42,7 +42,7 @@ class Cost:
 
 
 class Acceptance:
-    """The decayed share of drafted tokens that were the mixture's own pick; at first as if `seen` had shown `value`."""
+    """The decayed share of accepted tokens among drafted ones; at first as if `seen` tokens had shown `value`."""
 
     def __init__(self, value: float = PRIOR, seen: int = 4) -> None:
         self.value = value
@@ -57,7 +57,7 @@ class Acceptance:
 
 @dataclass(frozen=True)
 class Plan:
-    """One round: tokens drafted for each sequence, and whether base and memories decode at the same time."""
+    """One round: tokens drafted for each session, and whether base and memories decode at the same time."""
 
     length: int
     overlap: bool = False
@@ -82,7 +82,7 @@ class DraftPolicy:
 
     def __init__(self, overlaps: tuple[bool, ...] = (False,)) -> None:
         self.overlaps, self.overlaps_drafts = overlaps, True
-        self.acceptance = Acceptance()  # of all sequences; what a new one starts from
+        self.acceptance = Acceptance()  # of all sessions; what a new one starts from
         self.rounds = 0
         self._way, self._rounds_of_way = False, SETTLING  # the way of decoding at present, and since when
         self.base: defaultdict[tuple[int, bool], Cost] = defaultdict(Cost)
@@ -101,9 +101,9 @@ class DraftPolicy:
         self.memory[who, rows].add(seconds, self.rounds)
 
     def choose(self, acceptances: Sequence[float], others: int, who: tuple[int, ...], lengths: Iterable[int]) -> Plan:
-        """The plan of most expected tokens per second for len(acceptances) >= 1 drafting sequences.
+        """The plan of most expected tokens per second for len(acceptances) >= 1 drafting sessions.
 
-        others: rows of sequences that do not draft. lengths: those allowed, 0 among them unless the user asked for one.
+        others: rows of sessions that do not draft. lengths: those allowed, 0 among them unless the user asked for one.
         A plan that was tried less than TRIALS times goes first, unless it could not win were its rows as cheap as the
         cheapest known; so does one that was not measured for long and could win likewise.
         """

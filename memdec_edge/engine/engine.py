@@ -1,35 +1,35 @@
-"""The engine: a base and its memories, open, with one context each that many sequences share.
+"""The engine: a base and its memories, open, with one context each that many sessions share.
 
 Knows nothing of text, HTTP or terminals.
 """
 
 from collections import Counter
-from collections.abc import Iterable
-from collections.abc import Sequence as Series
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from memdec_edge import fusion
-from memdec_edge.context import Context, default_threads
-from memdec_edge.engine import registry, rounds
+from memdec_edge.engine import registry
+from memdec_edge.engine import round as rounds
 from memdec_edge.engine.drafting import DraftPolicy
 from memdec_edge.engine.registry import Memory, Registry, open_memory
-from memdec_edge.engine.sequence import Pick, Sequence
+from memdec_edge.engine.session import Sample, Session
 from memdec_edge.errors import BusyError, ContextError, OptionError
-from memdec_edge.interrupt import AbortFlag
-from memdec_edge.llama import Model, has_gpu
+from memdec_edge.llama.abort import AbortFlag
+from memdec_edge.llama.context import Context, default_threads
+from memdec_edge.llama.model import Model, has_gpu
+from memdec_edge.llama.sampler import Sampler
+from memdec_edge.mixture import mixing
 from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions, check_range
-from memdec_edge.sampling import Sampler
 
 
 @dataclass
 class Counters:
     """What an engine's rounds did since it was opened, prefill left out; seconds of wall time.
 
-    `drafted` and `accepted` count drafted tokens that were judged; lengths: rounds of one sequence by drafted tokens.
+    `drafted` and `accepted` count drafted tokens that were judged; lengths: rounds of one session by drafted tokens.
     `guessed` and `guessed_right`: rounds that drafted nothing, where what would have been drafted was only compared.
     """
 
@@ -42,7 +42,7 @@ class Counters:
     memory_steps: int = 0  # decodes of all memories that take part
     base_seconds: float = 0.0
     memory_seconds: float = 0.0
-    pick_seconds: float = 0.0  # drafting's picks, mixing, verifying
+    sample_seconds: float = 0.0  # drafting's samples, mixing, verifying
     total_seconds: float = 0.0
     lengths: Counter[int] = field(default_factory=Counter)
 
@@ -50,7 +50,7 @@ class Counters:
 class Engine:
     """Opens a base GGUF and its memories, proves that they match and owns their KV caches.
 
-    n_ctx: cells, one per token, shared by all sequences. Not for several threads at once; cancel() is.
+    n_ctx: cells, one per token, shared by all sessions. Not for several threads at once; cancel() is.
     Raises MissingFileError, ModelFileError, RoleError, PairingError and OptionError; nothing stays open then.
     """
 
@@ -59,11 +59,11 @@ class Engine:
     ) -> None:
         self.options = options = options or LoadOptions()
         chosen = list(memories)
-        if len(chosen) > fusion.MAX_MEMORIES:
-            raise OptionError("--memory", f"given {len(chosen)} times", f"at most {fusion.MAX_MEMORIES} can be mixed")
+        if len(chosen) > mixing.MAX_MEMORIES:
+            raise OptionError("--memory", f"given {len(chosen)} times", f"at most {mixing.MAX_MEMORIES} can be mixed")
         self.counters, self.policy = Counters(), DraftPolicy()
         self._abort = AbortFlag()  # one for all contexts: whichever decodes is stopped
-        self._sequences: list[Sequence] = []
+        self._sessions: list[Session] = []
         self._idle = list(range(options.n_seq))  # slots, the longest unused first
         self._cell_numbers, self._family_numbers = count(), count()
         with ExitStack() as undo:
@@ -98,27 +98,27 @@ class Engine:
             found.append(
                 f"the context is {self.n_ctx} tokens, not {self.options.n_ctx}: the models were trained for that"
             )
-        if not fusion.implementation().startswith("native"):
-            found.append(f"the mixture runs on {fusion.implementation()}, slower than the C extension")
+        if not mixing.implementation().startswith("native"):
+            found.append(f"the mixture runs on {mixing.implementation()}, slower than the C extension")
         return found
 
     @property
     def memories(self) -> list[Memory]:
-        """The memories that new sequences mix."""
+        """The memories that new sessions mix."""
         return self.registry.memories
 
     def add(self, options: MemoryOptions) -> Memory:
-        """Open one more memory; sequences may mix() it at once. Errors: see Registry.add()."""
+        """Open one more memory; sessions may mix() it at once. Errors: see Registry.add()."""
         memory = self.registry.add(options)
         self._divide_threads()
         return memory
 
     def reweight(self, memory: Memory, weight: float | None) -> None:
-        """Another lambda for new sequences, see Registry.reweight(). A running one is changed by Sequence.mix()."""
+        """Another lambda for new sessions, see Registry.reweight(). A running one is changed by Session.mix()."""
         self.registry.reweight(memory, weight)
 
     def remove(self, memory: Memory) -> None:
-        """Give new sequences a memory no more; it is closed when none uses it, see Registry.remove()."""
+        """Give new sessions a memory no more; it is closed when none uses it, see Registry.remove()."""
         self.registry.remove(memory)
         self._divide_threads()
 
@@ -127,26 +127,26 @@ class Engine:
         return registry.weights(self.memories, total)
 
     def longest(self, memories: Iterable[Memory] | None = None) -> int:
-        """Tokens that a sequence may hold: cells, or fewer where base or `memories` (all) were trained for fewer."""
+        """Tokens that a session may hold: cells, or fewer where base or `memories` (all) were trained for fewer."""
         models = [memory.model for memory in (self.memories if memories is None else memories)]
         return min([self.n_ctx, self.base.n_ctx_train, *(model.n_ctx_train for model in models)])
 
-    # --- sequences --------------------------------------------------------------------------------------------------
+    # --- sessions --------------------------------------------------------------------------------------------------
 
-    def sequence(
+    def session(
         self,
-        tokens: Series[int] = (),
+        tokens: Sequence[int] = (),
         sampling: SamplingOptions | None = None,
         generation: GenerationOptions | None = None,
         *,
         total: float | None = None,
         shares: Iterable[tuple[Memory, float]] | None = None,
         limit: int | None = None,
-    ) -> Sequence:
+    ) -> Session:
         """A timeline that starts with `tokens` and mixes `shares`, else all memories with weights(total).
 
         limit: tokens that it may hold, all of them reserved; None: longest(). What the contexts still hold of the start
-        of `tokens`, from a sequence that was closed, is not decoded again. Raises ContextError for tokens or a limit
+        of `tokens`, from a session that was closed, is not decoded again. Raises ContextError for tokens or a limit
         beyond what the models can hold, BusyError where no slot or not enough cells are free, OptionError for a limit
         below the number of tokens and for weights and sampling options that cannot be.
         """
@@ -156,8 +156,8 @@ class Engine:
         if max(limit, len(tokens)) > longest:
             raise ContextError(len(tokens), max(limit - len(tokens), 0), longest)
         check_range("limit", limit, len(tokens))
-        if not self._sequences:
-            self._abort.take()  # a cancel() that came too late for the sequence before
+        if not self._sessions:
+            self._abort.take()  # a cancel() that came too late for the session before
         slot = self._admit(limit, tokens)
         try:
             sampler = Sampler(sampling or SamplingOptions(), self.base.vocab, self.base.n_vocab, limit)
@@ -165,79 +165,79 @@ class Engine:
             self._idle.append(slot)
             raise
         family = next(self._family_numbers)
-        sequence = self._enter(Sequence(self, slot, family, sampler, generation or GenerationOptions(), limit))
+        session = self._enter(Session(self, slot, family, sampler, generation or GenerationOptions(), limit))
         try:
-            sequence.extend(tokens)
-            sequence.mix(chosen)  # last, for it keeps what the slot has left of the tokens
+            session.extend(tokens)
+            session.mix(chosen)  # last, for it keeps what the slot has left of the tokens
         except BaseException:
-            sequence.close()
+            session.close()
             raise
         for context in self._contexts():
-            context.truncate(context.shared(sequence.tokens, slot), slot)
-        return sequence
+            context.truncate(context.shared(session.tokens, slot), slot)
+        return session
 
-    def fork(self, sequence: Sequence, seed: int | None = None) -> Sequence:
-        """See Sequence.fork()."""
+    def fork(self, session: Session, seed: int | None = None) -> Session:
+        """See Session.fork()."""
         if seed is not None:
             check_range("--seed", seed, 0, 2**32 - 2)
-        sequence.prefill()  # only what is decoded can be shared
-        shared = len(sequence.tokens) if sequence.rolls_back else 0  # else a rewind would decode them again, apart
-        slot = self._admit(sequence.limit - shared)
-        sampler = sequence.sampler.fork(seed)
+        session.prefill()  # only what is decoded can be shared
+        shared = len(session.tokens) if session.rolls_back else 0  # else a rewind would decode them again, apart
+        slot = self._admit(session.limit - shared)
+        sampler = session.sampler.fork(seed)
         for context in self._contexts():
-            context.truncate(0, slot)  # also those that neither uses: admission counts what sequences hold
-        twin = self._enter(Sequence(self, slot, sequence.family, sampler, sequence.generation, sequence.limit))
+            context.truncate(0, slot)  # also those that neither uses: admission counts what sessions hold
+        twin = self._enter(Session(self, slot, session.family, sampler, session.generation, session.limit))
         try:
-            sequence.copy_to(twin)
+            session.copy_to(twin)
         except BaseException:
             twin.close()
             raise
         return twin
 
-    def _enter(self, sequence: Sequence) -> Sequence:
-        self._sequences.append(sequence)
-        return sequence
+    def _enter(self, session: Session) -> Session:
+        self._sessions.append(session)
+        return session
 
-    def leave(self, sequence: Sequence) -> None:
-        """See Sequence.close()."""
-        if not sequence.closed:
-            sequence.closed = True
-            self._sequences.remove(sequence)
-            self._idle.append(sequence.slot)
-            sequence.sampler.close()
-            for memory in sequence.memories:
+    def leave(self, session: Session) -> None:
+        """See Session.close()."""
+        if not session.closed:
+            session.closed = True
+            self._sessions.remove(session)
+            self._idle.append(session.slot)
+            session.sampler.close()
+            for memory in session.memories:
                 self.registry.release(memory)
             self._make_room()  # a fork's cells were counted once as long as it was open
 
     def require_idle(self) -> None:
-        """For whoever uses the contexts without a sequence. Raises BusyError while one is open."""
-        if self._sequences:
+        """For whoever uses the contexts without a session. Raises BusyError while one is open."""
+        if self._sessions:
             raise BusyError("slots", self.options.n_seq, len(self._idle), self.options.n_seq)
 
     def new_cells(self, number: int) -> list[int]:
-        """Numbers for tokens that enter a sequence, so that what forks share is counted once."""
+        """Numbers for tokens that enter a session, so that what forks share is counted once."""
         return [next(self._cell_numbers) for _ in range(number)]
 
-    def own_cells(self, sequence: Sequence) -> list[int]:
+    def own_cells(self, session: Session) -> list[int]:
         """Numbers for its tokens that count as its own: a memory that is new to it reads them for it alone.
 
         Raises BusyError where it shares more with forks than there are free cells.
         """
-        shared = self.shared_cells(sequence)
+        shared = self.shared_cells(session)
         self.require_cells(shared)
-        return self.new_cells(len(sequence.tokens)) if shared else sequence.cells
+        return self.new_cells(len(session.tokens)) if shared else session.cells
 
-    def shared_cells(self, sequence: Sequence, start: int = 0) -> int:
+    def shared_cells(self, session: Session, start: int = 0) -> int:
         """How many of its cells from token `start` on forks hold too."""
-        others = [other.cells for other in self._sequences if other.family == sequence.family and other is not sequence]
-        return len(set(sequence.cells[start:]) & set().union(*others)) if others else 0
+        others = [other.cells for other in self._sessions if other.family == session.family and other is not session]
+        return len(set(session.cells[start:]) & set().union(*others)) if others else 0
 
     def require_cells(self, wanted: int) -> None:
         """Raise BusyError unless so many more cells can be reserved."""
         if wanted and self._reserved() + wanted > self.n_ctx:
             raise BusyError("cells", wanted, self.n_ctx - self._reserved(), self.n_ctx)
 
-    def _admit(self, wanted: int, tokens: Series[int] = ()) -> int:
+    def _admit(self, wanted: int, tokens: Sequence[int] = ()) -> int:
         """The idle slot that holds most of the start of `tokens`, with `wanted` cells free for it. Raises BusyError."""
         if not self._idle:
             raise BusyError("slots", 1, 0, self.options.n_seq)
@@ -248,7 +248,7 @@ class Engine:
         return slot
 
     def _make_room(self, wanted: int = 0) -> None:
-        """What closed sequences left may stay as long as nobody may come to need its cells."""
+        """What closed sessions left may stay as long as nobody may come to need its cells."""
         reserved = self._reserved()
         for idle in self._idle:
             if reserved + wanted + sum(self._held(other) for other in self._idle) <= self.n_ctx:
@@ -257,14 +257,14 @@ class Engine:
                 context.truncate(0, idle)
 
     def _reserved(self) -> int:
-        """Cells that the open sequences have or may come to need."""
-        families: dict[int, list[Sequence]] = {}
-        for sequence in self._sequences:
-            families.setdefault(sequence.family, []).append(sequence)
+        """Cells that the open sessions have or may come to need."""
+        families: dict[int, list[Session]] = {}
+        for session in self._sessions:
+            families.setdefault(session.family, []).append(session)
         reserved = 0
         for family in families.values():
-            reserved += sum(sequence.limit - len(sequence.tokens) for sequence in family)
-            reserved += len(set().union(*(sequence.cells for sequence in family)))
+            reserved += sum(session.limit - len(session.tokens) for session in family)
+            reserved += len(set().union(*(session.cells for session in family)))
         return reserved
 
     def _held(self, slot: int) -> int:
@@ -275,14 +275,14 @@ class Engine:
 
     # --- work -------------------------------------------------------------------------------------------------------
 
-    def step(self, sequences: Series[Sequence]) -> list[list[Pick]]:
-        """One round for all of `sequences`: each emits a token, and more where drafted ones were right.
+    def step(self, sessions: Sequence[Session]) -> list[list[Sample]]:
+        """One round for all of `sessions`: each emits a token, and more where drafted ones were right.
 
-        A sequence that has not read its tokens reads them first, by itself, see Sequence.prefill(); one that is
-        finished emits nothing. The last pick of a sequence that finishes with "stop" is the end-of-generation token.
-        Raises Cancelled, DecodeError, NumericsError; all sequences then stand where they stood.
+        A session that has not read its tokens reads them first, by itself, see Session.prefill(); one that is
+        finished emits nothing. The last sample of a session that finishes with "stop" is the end-of-generation token.
+        Raises Cancelled, DecodeError, NumericsError; all sessions then stand where they stood.
         """
-        return rounds.step(self, sequences)
+        return rounds.step(self, sessions)
 
     def cancel(self) -> None:
         """Stop what runs in another thread: its decode, now or next, raises Cancelled."""
@@ -290,8 +290,8 @@ class Engine:
 
     def close(self) -> None:
         """Free samplers, KV caches and models."""
-        for sequence in list(self._sequences):
-            sequence.close()
+        for session in list(self._sessions):
+            session.close()
         self.worker.shutdown()
         self.registry.close()
         self.context.close()

@@ -1,7 +1,7 @@
 """The memories of a running engine: added, re-weighted and removed without touching the base.
 
-Each change makes a new version. A memory that is removed while sequences use it takes no new ones and is closed when
-the last of them lets go. Knows nothing of sequences beyond how many use a memory.
+Each change makes a new version. A memory that is removed while sessions use it takes no new ones and is closed when
+the last of them lets go. Knows nothing of sessions beyond how many use a memory.
 """
 
 from contextlib import ExitStack
@@ -9,15 +9,15 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-from memdec_edge import fusion
-from memdec_edge.context import Context
 from memdec_edge.errors import OptionError
-from memdec_edge.interrupt import AbortFlag
-from memdec_edge.llama import Model
-from memdec_edge.metadata import MemoryFacts
+from memdec_edge.gguf.metadata import MemoryMetadata
+from memdec_edge.llama.abort import AbortFlag
+from memdec_edge.llama.context import Context
+from memdec_edge.llama.model import Model
+from memdec_edge.llama.pairing import require_match
+from memdec_edge.mixture import mixing
+from memdec_edge.mixture.weights import mixture_weights
 from memdec_edge.options import LoadOptions, MemoryOptions
-from memdec_edge.pairing import require_match
-from memdec_edge.weights import mixture_weights
 
 
 class Memory:
@@ -26,9 +26,9 @@ class Memory:
     def __init__(self, number: int, model: Model, context: Context, options: MemoryOptions, warning: str) -> None:
         self.number = number  # never given twice
         self.model, self.context, self.options = model, context, options
-        self.facts = MemoryFacts.from_gguf(model.path, model.metadata)
+        self.facts = MemoryMetadata.from_gguf(model.path, model.metadata)
         self.warning = warning  # of pairing, or empty
-        self.users = 0  # sequences that mix it
+        self.users = 0  # sessions that mix it
         self.leaving = False
 
     def close(self) -> None:
@@ -38,7 +38,7 @@ class Memory:
 
 
 class Registry:
-    """The memories that new sequences may use, in the order in which they were added.
+    """The memories that new sessions may use, in the order in which they were added.
 
     `version` counts the changes, for whoever keeps a copy of the list. options: those of memories
     (LoadOptions.of_memories); n_ctx: cells of each context.
@@ -67,8 +67,8 @@ class Registry:
         """
         with ExitStack() as undo:
             undo.callback(model.close)
-            if len(self.memories) >= fusion.MAX_MEMORIES:
-                raise OptionError("--memory", options.path, f"at most {fusion.MAX_MEMORIES} can be mixed")
+            if len(self.memories) >= mixing.MAX_MEMORIES:
+                raise OptionError("--memory", options.path, f"at most {mixing.MAX_MEMORIES} can be mixed")
             context = Context(model, self._options, self._n_ctx, self._abort, n_seq=self._options.n_seq)
             undo.callback(context.close)
             memory = Memory(next(self._numbers), model, context, options, warning)
@@ -79,7 +79,7 @@ class Registry:
         return memory
 
     def reweight(self, memory: Memory, weight: float | None) -> None:
-        """Another lambda for new sequences; None: what the GGUF recommends.
+        """Another lambda for new sessions; None: what the GGUF recommends.
 
         Raises OptionError for a memory that was removed and for weights that cannot be, and changes nothing.
         """
@@ -95,18 +95,18 @@ class Registry:
         self.version += 1
 
     def remove(self, memory: Memory) -> None:
-        """Take no new sequences, and close the memory as soon as none uses it."""
+        """Take no new sessions, and close the memory as soon as none uses it."""
         if memory in self.memories:
             memory.leaving = True
             self.version += 1
             self._close_unused()
 
     def hold(self, memory: Memory) -> None:
-        """One more sequence uses a memory."""
+        """One more session uses a memory."""
         memory.users += 1
 
     def release(self, memory: Memory) -> None:
-        """One sequence less uses a memory."""
+        """One session less uses a memory."""
         memory.users -= 1
         self._close_unused()
 

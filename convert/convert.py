@@ -1,0 +1,120 @@
+"""Checkpoint folder -> GGUF: a model saved by Hugging Face's save_pretrained becomes a file for llama.cpp.
+
+`convert` reads top to bottom: check the checkpoint, take the tokenizer, fill the metadata, write the tensors one by
+one, compare the file with PyTorch, and quantise it where a type is asked for that llama.cpp itself must make. Knows
+nothing of how a memory was trained: what training wants to be remembered it leaves in `memdec.json` beside the weights.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from memdec_edge.errors import ModelFileError
+from memdec_edge.files import atomic_path, refuse_existing, scratch_path
+from memdec_edge.options import ConvertOptions
+from memdec_edge.progress import progress
+
+from . import tensors, tokenizer
+from .checkpoint import Checkpoint
+from .config import ModelConfig, read_config
+from .metadata import add_metadata
+from .quantize import EMBEDDING, HEAD, QuantizeReport, make_quantized
+from .verify import Verification, is_wanted, verify
+from .writer import GgufFile
+
+PREFIX = "memdec-"  # memory files are told from models by their name
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What was written."""
+
+    outfile: Path
+    outtype: str  # also where "auto" was asked for
+    n_bytes: int  # of the file
+    n_tensors: int
+    warnings: tuple[str, ...]  # for a person: dropped rows, tensors in another type, the file's name
+    verification: Verification | None  # of the file before llama.cpp quantised it
+    quantized: QuantizeReport | None  # where it did
+
+
+def convert(options: ConvertOptions) -> ConvertReport:
+    """Write `options.checkpoint` as `options.outfile`.
+
+    The file appears under its name only when it is complete and, with `verify`, found equal to PyTorch. Raises
+    ExistingOutputError, MissingFileError, ModelFileError (naming the key, tensor or token that does not fit),
+    MissingExtraError, OutputError and Cancelled.
+    """
+    if not options.overwrite:
+        refuse_existing(options.outfile)
+    config = read_config(options.checkpoint)
+    checkpoint = Checkpoint(options.checkpoint, config.architecture.prefix, config.architecture.head)
+    planned = tensors.plan(config)
+    if difference := tensors.compare(planned, checkpoint.tensors, config):
+        raise ModelFileError(options.checkpoint, difference)
+    if options.base is not None:
+        block = tokenizer.copied(options.base, options.checkpoint, config.rows)
+    else:
+        block = tokenizer.built(options.checkpoint, config.rows)
+    written = tensors.written_type(options.outtype, {stored.dtype for stored in checkpoint.tensors.values()})
+    file = GgufFile()
+    add_metadata(file, options, config, written, block)
+    warnings = [*block.warnings, *_announce(file, planned, config, len(block.tokens), written)]
+    if config.n_ctx < config.positions:
+        warnings.append(f"llama.cpp's {config.architecture.name} has no sliding window: the context is cut to that of "
+                        f"{config.n_ctx} tokens, within which both compute the same")  # fmt: skip
+    if options.role == "memory" and not options.outfile.name.startswith(PREFIX):
+        warnings.append(f"the name of a memory should start with {PREFIX}: {PREFIX}{options.outfile.name}")
+
+    def write(path: Path) -> Verification | None:
+        with progress("converting", len(planned), "tensors") as advance:
+            file.write(path, _tensors(checkpoint, config, planned, file), advance)
+        return verify(path, options.checkpoint, written) if is_wanted(options.verify) else None
+
+    quantized = None
+    with atomic_path(options.outfile) as part:
+        if options.quantized is None:
+            verification = write(part)
+        else:
+            with scratch_path(options.outfile) as whole:
+                verification = write(whole)
+                quantized = make_quantized(whole, part, options.quantized, options.outfile)
+    if verification and verification.token_difference:
+        warnings.append(verification.token_difference)
+    size, outtype = options.outfile.stat().st_size, quantized.outtype if quantized else written
+    return ConvertReport(options.outfile, outtype, size, len(planned), tuple(warnings), verification, quantized)
+
+
+def _announce(
+    file: GgufFile, planned: list[tensors.TensorPlan], config: ModelConfig, n_tokens: int, outtype: str
+) -> Iterator[str]:
+    """Add the tensors to the file's table, without rows that no token has; warn of those that get another type."""
+    for tensor in planned:
+        by_token = tensor.name in (EMBEDDING, HEAD)
+        shape = (min(n_tokens, config.rows), *tensor.shape[1:]) if by_token else tensor.shape
+        kind = tensors.choose_kind(tensor.name, shape, outtype)
+        if kind == tensors.Kind.F16 != tensors.KINDS[outtype]:
+            yield f"{tensor.name} is {kind.name}: its rows of {shape[-1]} do not divide into blocks of 32"
+        file.add_tensor(tensor.name, shape, kind)
+
+
+def _tensors(
+    checkpoint: Checkpoint, config: ModelConfig, planned: list[tensors.TensorPlan], file: GgufFile
+) -> Iterator[Iterator[tensors.Encoded]]:
+    """One tensor of the file's table after the other."""
+    for tensor, (_, shape, kind) in zip(planned, file.tensors, strict=True):
+        yield _encoded(checkpoint, config, tensor, shape[0], kind)
+
+
+def _encoded(
+    checkpoint: Checkpoint, config: ModelConfig, tensor: tensors.TensorPlan, n_rows: int, kind: tensors.Kind
+) -> Iterator[tensors.Encoded]:
+    """A tensor's bytes in the GGUF, some rows at a time."""
+    try:
+        if not tensor.source:
+            yield from tensors.encode(tensors.rope_factors(config), "F32", kind)
+            return
+        stored = checkpoint.tensors[tensor.source]
+        yield from tensors.encode(tensors.arrange(stored.read(), tensor)[:n_rows], stored.dtype, kind, tensor.offset)
+    except ValueError as error:
+        raise ModelFileError(checkpoint.folder, f"{tensor.source or tensor.name} {error}") from error

@@ -1,0 +1,120 @@
+"""The metadata of a converted file: what it is, what llama.cpp must know of the architecture, what training noted.
+
+Knows nothing of tensors.
+"""
+
+import struct
+from pathlib import Path
+
+from gguf.constants import GGML_QUANT_VERSION, MODEL_ARCH
+
+from memdec_edge.errors import ModelFileError
+from memdec_edge.gguf import metadata
+from memdec_edge.options import ConvertOptions
+
+from .checkpoint import read_json
+from .config import ModelConfig
+from .tensors import FILE_TYPES
+from .tokenizer import TokenizerBlock
+from .writer import GgufFile, Value
+
+OWN_KEYS = ("general.architecture", "general.type", "general.file_type", "general.quantization_version",
+            "general.alignment", metadata.SCHEMA_VERSION, metadata.ROLE)  # fmt: skip
+
+
+def add_metadata(
+    file: GgufFile, options: ConvertOptions, config: ModelConfig, outtype: str, block: TokenizerBlock
+) -> None:
+    """Add every key but the tokenizer's, and then the tokenizer's block. Raises ModelFileError."""
+    notes = _notes(options.checkpoint)
+    general: dict[str, Value] = {
+        "general.architecture": config.architecture.name,
+        "general.type": "model",
+        "general.name": options.checkpoint.resolve().name,
+        **_base_model(options.base),
+        "general.file_type": FILE_TYPES[outtype],
+        "general.quantization_version": GGML_QUANT_VERSION,
+    }
+    if options.role == "memory":
+        digest, n_tokens = metadata.tokenizer_digest(block.tokens)
+        general["general.tags"] = ["memory-decoder", "memdec-edge"]
+        general |= {
+            metadata.SCHEMA_VERSION: metadata.SCHEMA,
+            metadata.ROLE: "memory",
+            **metadata.PLACEHOLDERS,
+            metadata.TOKENIZER_SHA256: digest,
+            metadata.TOKENIZER_N_TOKENS: n_tokens,
+        }
+    general |= {
+        key: float(value) if key in metadata.PLACEHOLDERS and isinstance(value, int) else value
+        for key, value in notes.items()
+        if options.role == "memory" or key.startswith("general.")
+    }
+    if options.role == "memory":  # training leaves a recommendation here, perhaps one that cannot be
+        metadata.MemoryMetadata.from_gguf(options.checkpoint / metadata.CHECKPOINT_METADATA, general)
+    for key, value in (general | _architecture(config, len(block.tokens))).items():
+        try:
+            file.add(key, value)
+        except (struct.error, OverflowError, UnicodeEncodeError) as error:
+            raise ModelFileError(options.checkpoint, f"{key} is {value!r:.40}, which GGUF cannot hold") from error
+    file.entries |= block.entries
+
+
+def _architecture(config: ModelConfig, n_tokens: int) -> dict[str, Value]:
+    norm = "layer_norm_epsilon" if config.architecture.layer_norm else "layer_norm_rms_epsilon"
+    found: dict[str, Value] = {
+        "block_count": config.layers,
+        "context_length": config.n_ctx,
+        "embedding_length": config.hidden,
+        "feed_forward_length": config.ffn,
+        "attention.head_count": config.heads,
+        "attention.head_count_kv": config.kv_heads,
+        f"attention.{norm}": config.eps,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "vocab_size": n_tokens,
+    }
+    if config.architecture.rope_scaling:
+        found |= {"rope.dimension_count": config.rope_dim, "rope.freq_base": config.rope_theta}
+    if config.rope_scaling.get("rope_type") == "linear":
+        found |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope_scaling["factor"]}
+    if config.window:
+        found |= {
+            "attention.sliding_window": config.window,
+            "attention.sliding_window_pattern": config.window_period,
+            "rope.freq_base_swa": config.window_theta,
+        }
+    if config.architecture.gguf == MODEL_ARCH.GPTNEOX:
+        found["use_parallel_residual"] = config.parallel_residual
+    return {f"{config.architecture.name}.{key}": value for key, value in found.items()}
+
+
+def _base_model(base: Path | None) -> dict[str, Value]:
+    """Which model family a memory belongs to, as GGUF names it."""
+    if base is None:
+        return {}
+    facts, _ = metadata.read(base)
+    found = {
+        f"general.base_model.0.{name}": str(facts[f"general.{name}"])
+        for name in ("name", "organization", "repo_url")
+        if f"general.{name}" in facts
+    }
+    return {"general.base_model.count": 1, **found} if found else {}
+
+
+def _notes(folder: Path) -> dict[str, Value]:
+    """memdec.json, checked: keys of general.* and memdec_edge.*, values that GGUF has a type for."""
+    path = folder / metadata.CHECKPOINT_METADATA
+    if not path.is_file():
+        return {}
+    notes: dict[str, Value] = {}
+    for key, value in read_json(path).items():
+        if value is None:
+            continue
+        if not key.startswith(("general.", metadata.PREFIX)) or not key.isascii() or key in OWN_KEYS:
+            raise ModelFileError(path, f"{key} cannot be set; general.* and memdec_edge.* can, but what convert writes")
+        texts = isinstance(value, list) and value and all(isinstance(item, str) for item in value)
+        if not isinstance(value, bool | int | float | str) and not texts:
+            raise ModelFileError(path, f"{key} is {value!r}; it must be a number, a boolean, a string or strings")
+        notes[key] = value
+    return notes

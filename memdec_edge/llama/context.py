@@ -1,0 +1,249 @@
+"""llama.cpp's contexts: the KV cache of a model, several timelines in it, decoding, rows of logits, rolling back.
+
+Beside llama.py the only module that calls llama.cpp's model and context API. It guards every call that would abort the
+process: token ids, batch sizes and cells are checked here. Knows nothing of mixing and of what a timeline is for.
+"""
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from memdec_edge.errors import Cancelled, ContextError, DecodeError, ModelFileError
+from memdec_edge.llama.abort import AbortFlag
+from memdec_edge.llama.model import Model, forget_reasons, reason
+from memdec_edge.llama.tap import Tap
+from memdec_edge.mixture.mixing import Row
+from memdec_edge.options import CACHE_TYPES, LoadOptions
+
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
+ABORTED = 2  # of llama_decode
+
+
+def default_threads() -> int:
+    """One thread for each CPU that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Context:
+    """One KV cache of a model, shared by `n_seq` timelines ("slots"), and the token ids that each has in it.
+
+    Cells belong to all slots together, and a prefix that one slot copies from another is stored once. Not for several
+    threads at once. `tokens[slot]` is what the cache holds of a slot; `can_roll_back` whether truncate() is cheap.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        options: LoadOptions,
+        n_ctx: int,
+        abort: AbortFlag | None = None,
+        *,
+        n_seq: int = 1,
+        tap: Tap | None = None,
+    ) -> None:
+        """`n_ctx` cells; `abort` may be shared with other contexts, so that whichever decodes is stopped; `tap` copies
+        a tensor of each pass.
+
+        Raises ModelFileError when llama.cpp cannot make the context (memory, cache types).
+        """
+        self.model = model
+        self.tokens: list[list[int]] = [[] for _ in range(n_seq)]
+        self._handle = None
+        self._abort = abort or AbortFlag()
+        self._tap = tap  # llama.cpp calls it as long as the context lives
+        threads = options.threads or default_threads()
+        self._threads = (threads, options.threads_batch or threads)  # of one row, of several
+        self._lent = 0
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = params.n_ubatch = max(min(options.n_batch, n_ctx), n_seq)
+        params.n_seq_max = n_seq
+        params.kv_unified = True  # else each slot has n_ctx / n_seq cells, and a prefix cannot be copied
+        params.n_threads, params.n_threads_batch = self._threads
+        params.flash_attn_type = FLASH_ATTENTION[options.flash_attn]
+        params.type_k = CACHE_TYPES[options.cache_type_k]
+        params.type_v = CACHE_TYPES[options.cache_type_v]
+        params.abort_callback = ctypes.cast(self._abort.callback, llama_cpp.ggml_abort_callback)
+        params.abort_callback_data = self._abort.data
+        if tap:
+            params.cb_eval, params.cb_eval_user_data = tap.callback, tap.data
+        forget_reasons()
+        self._handle = llama_cpp.llama_init_from_model(model.handle, params)
+        if not self._handle:
+            raise ModelFileError(model.path, f"no context of {n_ctx} tokens could be made ({reason('out of memory?')})")
+        self.n_ctx: int = llama_cpp.llama_n_ctx(self._handle)
+        self.n_batch: int = llama_cpp.llama_n_batch(self._handle)
+        self._cells = llama_cpp.llama_get_memory(self._handle)
+        self._window: int = llama_cpp.llama_model_n_swa(model.handle)  # of sliding attention; 0: none
+        stateful = llama_cpp.llama_model_is_recurrent(model.handle) or llama_cpp.llama_model_is_hybrid(model.handle)
+        # A recurrent state has no earlier one to go back to, and cells that left a sliding window may be taken by
+        # another slot: truncate() then empties a slot, which is right but too dear for speculation.
+        self.can_roll_back: bool = not stateful and (self._window == 0 or n_seq == 1)
+        self._allocate_batch(n_seq)
+
+    def _allocate_batch(self, n_seq: int) -> None:
+        """Point a llama_batch at NumPy arrays: one slot for each token."""
+        n = self.n_batch
+        self._ids, self._positions = np.zeros(n, np.int32), np.zeros(n, np.int32)
+        self._wanted, self._one = np.zeros(n, np.int8), np.ones(n, np.int32)
+        self._slot_ids = np.arange(n_seq, dtype=np.int32)
+        self._slots = np.full(n, self._slot_ids.ctypes.data, np.uintp)
+        self._slot_addresses = [self._slot_ids.ctypes.data + 4 * slot for slot in range(n_seq)]
+        types = dict(llama_cpp.llama_batch._fields_)
+
+        def pointer(array: npt.NDArray[Any], field: str) -> Any:
+            return ctypes.cast(array.ctypes.data, types[field])
+
+        self._batch = llama_cpp.llama_batch(
+            n_tokens=0,
+            token=pointer(self._ids, "token"),
+            pos=pointer(self._positions, "pos"),
+            n_seq_id=pointer(self._one, "n_seq_id"),
+            seq_id=pointer(self._slots, "seq_id"),
+            logits=pointer(self._wanted, "logits"),
+        )
+
+    # --- decoding ---------------------------------------------------------------------------------------------------
+
+    def prefill(self, tokens: Sequence[int], slot: int = 0) -> None:
+        """Make a slot hold `tokens`: what it shares with them from the start is kept, the rest is decoded.
+
+        Decodes in batches of n_batch. Raises ContextError when there are more tokens than cells, Cancelled on Ctrl-C or
+        cancel(), DecodeError when llama.cpp refuses; the slot then holds what was decoded so far.
+        """
+        self._read(tokens, slot, len(tokens))
+
+    def feed(self, tokens: Sequence[int], slot: int = 0) -> Row:
+        """As prefill(), and return the logits after the last token, float32 [n_vocab].
+
+        The row is a view of llama.cpp's buffer, valid until the next decode.
+        """
+        if not tokens:
+            raise DecodeError(f"{self.model.path}: nothing to decode; give at least one token")
+        self._read(tokens, slot, len(tokens) - 1)
+        row: Row = self.rows(-1)[0]
+        return row
+
+    def _read(self, tokens: Sequence[int], slot: int, most: int) -> None:
+        """Keep what a slot shares with `tokens`, at most `most` of them, and decode the rest."""
+        self.use_threads(0)
+        self.truncate(min(self.shared(tokens, slot), most), slot)
+        for start in range(len(self.tokens[slot]), len(tokens), self.n_batch):
+            self._decode([(slot, tokens[start : start + self.n_batch])], every_row=False)
+        # A GPU works on after llama_decode: whoever times this means all of it.
+        llama_cpp.llama_synchronize(self._open())
+
+    def feed_rows(self, tokens: Sequence[int], slot: int = 0) -> Iterator[Row]:
+        """Decode `tokens` after what a slot holds; yield the logits after each, in order, as feed() does."""
+        self.use_threads(0)
+        for start in range(0, len(tokens), self.n_batch):
+            chunk = tokens[start : start + self.n_batch]
+            self._decode([(slot, chunk)], every_row=True)
+            yield from self.rows(0, len(chunk))
+
+    def decode(self, parts: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """Decode one batch: for each (slot, tokens) the tokens go after what the slot holds, with logits after each.
+
+        At most n_batch tokens. Row i of rows() belongs to the i-th token of the batch. Raises as prefill(); every slot
+        then holds what it held.
+        """
+        self._decode(parts, every_row=True)
+
+    def use_threads(self, count: int) -> None:
+        """Decode with `count` threads from here on; 0: with as many as the options say, as prefill() does."""
+        if count != self._lent:
+            self._lent = count
+            one, several = (count, count) if count else self._threads
+            llama_cpp.llama_set_n_threads(self._open(), one, several)
+
+    def rows(self, first: int, count: int = 1) -> Row:
+        """Logits of `count` rows of the last batch, float32 [count, n_vocab]: a view, valid until the next decode.
+
+        `first` counts from the batch's start; -1 is its last row. llama.cpp keeps rows in the order of the batch, side
+        by side; rows without logits would abort: not offered.
+        """
+        address = ctypes.cast(llama_cpp.llama_get_logits_ith(self._open(), first), ctypes.c_void_p).value
+        if address is None:
+            raise DecodeError(f"{self.model.path}: llama.cpp kept no logits of row {first}")
+        floats = (ctypes.c_float * (count * self.model.n_vocab)).from_address(address)
+        return np.frombuffer(memoryview(floats).cast("B"), np.float32).reshape(count, -1)
+
+    def _decode(self, parts: Sequence[tuple[int, Sequence[int]]], *, every_row: bool) -> None:
+        end = 0
+        for slot, tokens in parts:
+            start, held, end = end, len(self.tokens[slot]), end + len(tokens)
+            if not tokens:
+                raise DecodeError(f"{self.model.path}: nothing to decode; give at least one token")
+            if end > self.n_batch:
+                raise DecodeError(f"{self.model.path}: a batch of more than {self.n_batch} tokens; raise -b")
+            if held + len(tokens) > self.n_ctx:
+                raise ContextError(held + len(tokens), 0, self.n_ctx)
+            if min(tokens) < 0 or max(tokens) >= self.model.n_vocab:
+                raise DecodeError(f"{self.model.path}: a token id is outside its vocabulary of {self.model.n_vocab}")
+            self._ids[start:end] = tokens
+            self._positions[start:end] = range(held, held + len(tokens))
+            self._slots[start:end] = self._slot_addresses[slot]
+        self._wanted[:end] = every_row
+        self._wanted[end - 1] = 1
+        self._batch.n_tokens = end
+        forget_reasons()
+        status = llama_cpp.llama_decode(self._open(), self._batch)
+        if status == 0:
+            for slot, tokens in parts:
+                self.tokens[slot].extend(tokens)
+            return
+        for slot, _ in parts:  # whatever part of the batch was done is not wanted
+            self.truncate(len(self.tokens[slot]) if self.can_roll_back else 0, slot)
+        if self._abort.take() or status == ABORTED:  # another context that was stopped too may have taken the flag
+            raise Cancelled()
+        raise DecodeError(f"{self.model.path}: llama.cpp could not decode {end} tokens "
+                          f"(status {status}: {reason('no reason given')})")  # fmt: skip
+
+    def _open(self) -> Any:
+        """The handle; llama.cpp would end the process on that of a closed context."""
+        if not self._handle:
+            raise DecodeError(f"{self.model.path} is closed; open it again")
+        return self._handle
+
+    # --- slots ------------------------------------------------------------------------------------------------------
+
+    def shared(self, tokens: Sequence[int], slot: int = 0) -> int:
+        """How many tokens from the start a slot shares with `tokens`."""
+        held = self.tokens[slot]
+        if tokens[: len(held)] == held:  # the usual case, without a Python loop
+            return len(held)
+        for length, (mine, theirs) in enumerate(zip(held, tokens, strict=False)):
+            if mine != theirs:
+                return length
+        return min(len(held), len(tokens))
+
+    def truncate(self, length: int, slot: int = 0) -> None:
+        """Roll a slot back to its first `length` tokens; one that cannot is emptied (prefill() fills it again)."""
+        self._open()
+        needed = max(0, length - self._window + 1)  # the oldest position that the window still sees from there
+        lost = self._window and llama_cpp.llama_memory_seq_pos_min(self._cells, slot) > needed
+        if lost or not llama_cpp.llama_memory_seq_rm(self._cells, slot, length, -1):
+            llama_cpp.llama_memory_seq_rm(self._cells, slot, -1, -1)
+            length = 0
+        del self.tokens[slot][length:]
+
+    def copy(self, source: int, target: int) -> None:
+        """Make a slot hold what another holds; cells are shared, nothing is decoded."""
+        self.truncate(0, target)
+        llama_cpp.llama_memory_seq_cp(self._cells, source, target, -1, -1)
+        self.tokens[target] = list(self.tokens[source])
+
+    def cancel(self) -> None:
+        """Stop a decode that runs in another thread: it raises Cancelled."""
+        self._abort.set()
+
+    def close(self) -> None:
+        """Free the KV cache."""
+        if self._handle:
+            llama_cpp.llama_free(self._handle)
+            self._handle = None

@@ -1,0 +1,53 @@
+/* The mixture of next-token distributions (arXiv 2508.09874, section 3.3), on the scale of logits.
+ *
+ *   out[y] = log(sum_i w_i p_i(y)) + sum_i w_i lse_i        p_i = softmax(logits_i / T_i), lse_i its log-normaliser
+ *
+ * Ids beyond the end of `out` leave a row's softmax; ids that a row lacks have p_i = 0. The second term keeps the sign
+ * and size of raw logits, which llama.cpp's repeat penalty looks at. Knows nothing of Python and of llama.cpp, and does
+ * not care which of the rows is the base.
+ */
+#ifndef MEMDEC_MIX_H
+#define MEMDEC_MIX_H
+
+#include <stddef.h>
+
+#define MD_MAX_ROWS 17 /* the base and 16 memories: lets the constants live on the stack */
+
+typedef enum {
+    MD_OK = 0,
+    MD_BAD_ROW = 1, /* a NaN, a +infinity, nothing but -infinity, or a maximum beyond MD_LARGEST */
+    MD_NO_ROWS = 2  /* sampler only: the memories' rows were not set */
+} md_status;
+
+#define MD_LARGEST 1e30 /* of |maximum / T|: keeps float arithmetic on shifted logits finite */
+
+typedef struct {
+    const float *logits; /* [length], caller-owned, 4-byte aligned */
+    size_t length;       /* >= 1 */
+    double weight;       /* 0 .. 1; all of a mixture sum to 1 */
+    double temperature;  /* MD_COLDEST .. MD_HOTTEST */
+} md_row;
+
+#define MD_COLDEST 1e-4
+#define MD_HOTTEST 1e4
+
+typedef struct {
+    double maximum; /* of logits / T */
+    double lse;     /* log of the sum of exp(logits / T) */
+    double entropy; /* of softmax(logits / T), nats */
+} md_stats;
+
+/* Statistics of one row: stats[1]. */
+md_status md_row_stats(const md_row *row, md_stats *stats);
+
+/* rows[n_rows], out[n] overlapping no row, stats[n_rows]. On failure `out` is untouched.
+ * One weight 1 at T = 1, the others 0: that row bit for bit, -infinity beyond its end. */
+md_status md_mix(const md_row *rows, size_t n_rows, float *out, size_t n, md_stats *stats);
+
+/* The instruction-set variants that this machine runs, best first; index < md_variant_count(). */
+size_t md_variant_count(void);
+const char *md_variant_name(size_t index);
+size_t md_variant_selected(void);
+void md_variant_select(size_t index);
+
+#endif

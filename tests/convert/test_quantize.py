@@ -1,0 +1,188 @@
+"""memdec_edge.convert.quantize: types, what is lost, and that nothing is left behind."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from llama_cpp import Llama
+
+from memdec_edge.convert import quantize
+from memdec_edge.convert.quantize import EMBEDDING, HEAD
+from memdec_edge.errors import ExistingOutputError, MissingFileError, ModelFileError, OptionError
+from memdec_edge.gguf import metadata
+from memdec_edge.options import ConvertOptions, QuantizeOptions, QuantTypes
+from tests.conftest import Family
+from tests.support.tiny import tiny_checkpoint, tiny_gguf, to_gguf
+
+F32, F16, Q4_0, Q8_0, Q4_K, Q6_K = 0, 1, 2, 8, 12, 14  # enum ggml_type
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tied F16 GGUF with rows of 256, which K types need."""
+    folder = tmp_path_factory.mktemp("wide")
+    return tiny_gguf(folder / "wide.gguf", tiny_checkpoint(folder / "wide", hidden=256, layers=1), "f16")
+
+
+def kinds(gguf: Path) -> dict[str, int]:
+    return {tensor.name: tensor.kind for tensor in metadata.read(gguf)[1]}
+
+
+def test_a_tied_embedding_stays_q8_0_and_stock_llama_cpp_runs_the_file(wide: Path, out: Path) -> None:
+    report = quantize(QuantizeOptions(wide, out, QuantTypes("q4_k_m")))
+    found = kinds(out)
+    assert found[EMBEDDING] == Q8_0
+    assert found["blk.0.attn_q.weight"] == Q4_K
+    assert report.n_bytes == out.stat().st_size < report.n_bytes_before == wide.stat().st_size
+    assert (report.reference, report.kinds["Q8_0"]) == ("F16", 1)
+    assert report.quality is not None
+    assert report.quality.n_tokens > 1000
+    assert 0 < report.quality.mean_kl < 1
+    assert 0.3 < report.quality.same_top < 1
+    llama = Llama(str(out), n_ctx=32, verbose=False)
+    assert llama.create_completion("The heart", max_tokens=4, temperature=0)["usage"]["completion_tokens"] > 0
+    llama.close()
+
+
+def test_embedding_and_head_take_the_types_asked_for(family: Family, out: Path) -> None:
+    types = QuantTypes("q4_0", token_embedding="f16", output_tensor="q8_0", quality_tokens=0)
+    assert quantize(QuantizeOptions(family.base, out, types)).quality is None
+    found = kinds(out)
+    assert (found[EMBEDDING], found[HEAD], found["blk.0.ffn_up.weight"]) == (F16, Q8_0, Q4_0)
+
+
+def test_a_tied_embedding_goes_lower_where_that_is_asked_for(wide: Path, out: Path) -> None:
+    quantize(QuantizeOptions(wide, out, QuantTypes("q4_k_m", token_embedding="q4_k", quality_tokens=0)))
+    assert kinds(out)[EMBEDDING] == Q4_K
+
+
+def test_what_a_memory_says_of_itself_stays(family: Family, out: Path) -> None:
+    quantize(QuantizeOptions(family.memory, out, QuantTypes("q8_0", quality_tokens=0)))
+    before, after = metadata.read(family.memory)[0], metadata.read(out)[0]
+    assert after.pop("general.file_type") == 7
+    assert {key: str(value) for key, value in before.items() if key in after} == {
+        key: str(value) for key, value in after.items()
+    }
+    metadata.patch(out, {metadata.LAMBDA: 0.5})
+    assert metadata.read(out)[0][metadata.LAMBDA] == 0.5
+
+
+def test_convert_quantises_in_one_go(tmp_path: Path, out: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", hidden=256, layers=1)
+    report = to_gguf(checkpoint, out, "q6_k", verify=True, types=QuantTypes(quality_tokens=200))
+    assert (report.outtype, kinds(out)["blk.0.attn_q.weight"]) == ("q6_k", Q6_K)
+    assert report.verification is not None
+    assert report.verification.mean_kl < 1e-4  # of the F16 file between the two
+    assert report.quantized is not None
+    assert report.quantized.quality is not None
+    assert report.quantized.reference == "F16"
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_less_is_lost_with_more_bits(wide: Path, tmp_path: Path) -> None:
+    lost = []
+    for kind in ("q8_0", "q6_k", "q4_k_s", "q2_k"):
+        types = QuantTypes(kind, quality_tokens=300)
+        quality = quantize(QuantizeOptions(wide, tmp_path / f"{kind}.gguf", types)).quality
+        assert quality is not None
+        lost.append(quality.mean_kl)
+    assert lost == sorted(lost)
+
+
+def test_the_loss_is_measured_on_the_text_given(wide: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("Blood carries oxygen from the lungs to every cell. " * 9, encoding="utf-8")
+    types = QuantTypes("q8_0", text=tmp_path / "text.txt", quality_tokens=50)
+    quality = quantize(QuantizeOptions(wide, tmp_path / "q8.gguf", types)).quality
+    assert quality is not None
+    assert quality.n_tokens == 50
+
+
+def test_a_quantised_source_is_refused_unless_asked_for(wide: Path, tmp_path: Path, out: Path) -> None:
+    once = tmp_path / "once.gguf"
+    quantize(QuantizeOptions(wide, once, QuantTypes("q8_0", quality_tokens=0)))
+    options = QuantizeOptions(once, out, QuantTypes("q4_0", quality_tokens=0))
+    with pytest.raises(ModelFileError, match=r"quantised already \(.* is Q8_0\); .* --allow-requantize"):
+        quantize(options)
+    assert list(out.parent.iterdir()) == []
+    quantize(QuantizeOptions(once, out, options.types, allow_requantize=True))
+    assert kinds(out)["blk.0.attn_q.weight"] == Q4_0
+
+
+def test_an_existing_file_is_kept_unless_it_may_go(wide: Path, out: Path) -> None:
+    out.parent.mkdir()
+    out.write_text("mine")
+    types = QuantTypes("q8_0", quality_tokens=0)
+    with pytest.raises(ExistingOutputError):
+        quantize(QuantizeOptions(wide, out, types))
+    assert out.read_text() == "mine"
+    quantize(QuantizeOptions(wide, out, types, overwrite=True))
+    assert kinds(out)[EMBEDDING] == Q8_0
+
+
+def test_what_llama_cpp_refuses_is_told_and_leaves_nothing(wide: Path, out: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"quantise it to iq2_xxs \(this quantization requires an imatrix!\)"):
+        quantize(QuantizeOptions(wide, out, QuantTypes("iq2_xxs")))
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_quantiser_that_ends_its_process_is_an_error_and_no_end(wide: Path, tmp_path: Path, out: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(wide.read_bytes().replace(b"llama.block_count", b"llama.block_c0unt"))
+    with pytest.raises(ModelFileError, match=r"broken\.gguf: llama\.cpp cannot quantise it to q4_0"):
+        quantize(QuantizeOptions(broken, out, QuantTypes("q4_0")))
+    assert list(out.parent.iterdir()) == []
+
+
+def test_types_of_single_tensors_belong_to_the_quantiser(tmp_path: Path) -> None:
+    with pytest.raises(OptionError) as caught:
+        ConvertOptions(tmp_path, tmp_path / "a.gguf", "f16", types=QuantTypes(token_embedding="q4_0"))
+    assert str(caught.value) == (
+        "--token-embedding-type is q4_0: --outtype f16 is written as it is; give a type of quantize"
+    )
+
+
+@pytest.mark.parametrize("option", ["outtype", "token_embedding", "output_tensor"])
+def test_unknown_types_are_option_errors(option: str) -> None:
+    with pytest.raises(OptionError, match=r" is q3_x: must be one of .*q8_0"):
+        QuantTypes(**{option: "q3_x"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("command", ["quantize", "convert"])
+def test_ctrl_c_leaves_nothing(tmp_path: Path, out: Path, command: str) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", hidden=512, layers=6)
+    program = str(Path(sys.executable).with_name("memdec-edge"))
+    if command == "quantize":
+        source = tiny_gguf(tmp_path / "source.gguf", checkpoint, "f16")
+        arguments = [program, "quantize", str(source), str(out), "IQ4_XS"]
+    else:
+        arguments = [program, "convert", str(checkpoint), "--outfile", str(out), "--outtype", "IQ4_XS", "--no-verify"]
+    running = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    while not (out.parent.is_dir() and any(path.stat().st_size > 1000 for path in out.parent.iterdir())):
+        assert running.poll() is None
+        time.sleep(0.01)
+    os.kill(running.pid, signal.SIGINT)
+    assert running.communicate()[1] == "Error: stopped\n"
+    assert running.returncode == 130
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_full_disk_is_an_output_error_and_leaves_nothing(wide: Path, out: Path) -> None:
+    program = str(Path(sys.executable).with_name("memdec-edge"))
+    done = subprocess.run(
+        [program, "quantize", str(wide), str(out), "q8_0"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"Error: {out} could not be written: no space")
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_text_that_is_not_there_is_said_before_the_work(wide: Path, tmp_path: Path, out: Path) -> None:
+    with pytest.raises(MissingFileError, match="nowhere: no such text file"):
+        quantize(QuantizeOptions(wide, out, QuantTypes("q8_0", text=tmp_path / "nowhere")))

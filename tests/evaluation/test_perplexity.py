@@ -1,0 +1,100 @@
+"""Perplexity against a direct computation in PyTorch, float64."""
+
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memdec_edge.engine import Engine
+from memdec_edge.errors import CorpusError, OptionError
+from memdec_edge.evaluation.perplexity import evaluate, mix, sample, slide
+from memdec_edge.options import EvalOptions, MemoryOptions
+from tests.conftest import Family
+from tests.engine.test_engine import torch_log_probs
+from tests.support.real import EXACT
+from tests.support.tiny import TEXT
+
+DOCUMENTS = TEXT.split("\n\n")
+OPTIONS = EvalOptions(window=64, stride=24)
+
+
+@pytest.fixture(scope="module")
+def engine(family: Family) -> Iterator[Engine]:
+    with closing(Engine(family.base, [MemoryOptions(family.memory)], replace(EXACT, n_ctx=64))) as opened:
+        yield opened
+
+
+def test_perplexities_bits_and_sweep_are_those_of_pytorch(family: Family, engine: Engine) -> None:
+    tokens: list[int] = []
+    for document in DOCUMENTS:
+        tokens += [0] * bool(tokens) + engine.base.tokenize(document, add_special=False)
+    base: list[float] = []
+    memory: list[float] = []
+    scored_until = 1
+    while scored_until < len(tokens):  # the definition, spelled out
+        end = 64 if scored_until == 1 else min(scored_until + 24, len(tokens))
+        start = max(end - 64, 0)
+        for scores, checkpoint in ((base, family.base_checkpoint), (memory, family.memory_checkpoint)):
+            rows = torch_log_probs(checkpoint, tokens[start:end])
+            scores += [rows[i - 1 - start][tokens[i]] for i in range(scored_until, end)]
+        scored_until = end
+    n_bytes = len("".join(DOCUMENTS).encode()) - len(engine.base.piece(tokens[0]))
+    found = evaluate(engine, DOCUMENTS, OPTIONS, total=0.3)
+    mixed = np.logaddexp(np.log(0.7) + base, np.log(0.3) + memory)
+    assert (found.tokens, found.text_tokens, found.weight) == (len(tokens) - 1, len(tokens), 0.3)
+    assert found.memory is not None
+    for score, log_probs in ((found.base, base), (found.memory, memory), (found.mixture, mixed)):
+        assert score.perplexity == pytest.approx(math.exp(-np.mean(log_probs)), rel=1e-4)
+        assert score.bits_per_byte == pytest.approx(-np.sum(log_probs) / math.log(2) / n_bytes, rel=1e-4)
+    assert found.lambda_sweep[0.3] == pytest.approx(found.mixture.perplexity)
+    assert found.lambda_sweep[0.0] == pytest.approx(found.base.perplexity)
+    assert found.lambda_sweep[1.0] == pytest.approx(found.memory.perplexity)
+
+
+def test_a_sample_scores_at_most_what_was_asked_and_states_its_error(engine: Engine) -> None:
+    found = evaluate(engine, DOCUMENTS, EvalOptions(window=64, stride=24, max_tokens=200), total=0.3)
+    assert 24 < found.tokens <= 200
+    assert 0 < found.mixture.standard_error < found.mixture.perplexity
+
+
+def test_without_a_memory_the_mixture_is_the_base(family: Family) -> None:
+    with closing(Engine(family.base, (), replace(EXACT, n_ctx=64))) as engine:
+        found = evaluate(engine, DOCUMENTS, OPTIONS)
+    assert found.memory is None
+    assert found.mixture == found.base
+    assert found.lambda_sweep == {}
+
+
+def test_a_window_beyond_the_context_and_a_text_too_short_are_refused(engine: Engine) -> None:
+    with pytest.raises(OptionError, match="--window is 1024: the context is"):
+        evaluate(engine, DOCUMENTS)
+    with pytest.raises(CorpusError, match="1 tokens are too few"):
+        evaluate(engine, ["a"], OPTIONS)
+
+
+@given(st.integers(2, 3000), st.integers(2, 200), st.data())
+def test_windows_score_every_token_but_the_first_once(n_tokens: int, window: int, data: st.DataObject) -> None:
+    stride = data.draw(st.integers(1, window - 1))
+    windows = slide(n_tokens, window, stride)
+    scored = [i for w in windows for i in range(w.scored, w.end)]
+    assert scored == list(range(1, n_tokens))
+    assert all(0 <= w.start < w.scored < w.end <= w.start + window for w in windows)
+
+
+@given(st.integers(2, 3000), st.integers(1, 500))
+def test_samples_keep_to_their_size_and_order(n_tokens: int, most: int) -> None:
+    windows = slide(n_tokens, 64, 32)
+    chosen = sample(windows, most)
+    assert chosen == sorted(set(chosen), key=lambda w: w.end)
+    assert len(chosen) == 1 or sum(w.end - w.scored for w in chosen) <= most
+
+
+def test_impossible_tokens_stay_impossible_only_where_no_model_gives_them_mass() -> None:
+    impossible, certain = np.array([-np.inf, -np.inf]), np.array([0.0, -np.inf])
+    np.testing.assert_allclose(mix([impossible, certain], [0.5, 0.5]), [math.log(0.5), -np.inf])
+    np.testing.assert_array_equal(mix([impossible, certain], [0.0, 1.0]), certain)

@@ -1,0 +1,162 @@
+"""llama.cpp's contexts behind context.py: decoding, rolling back, several slots, aborts."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from memdec_edge.errors import Cancelled, ContextError, DecodeError, ModelFileError
+from memdec_edge.llama.context import Context
+from memdec_edge.llama.model import Model
+from memdec_edge.options import CACHE_TYPES, LoadOptions
+from tests.support.real import EXACT
+
+OPTIONS = replace(EXACT, n_batch=16)
+
+
+@pytest.fixture
+def context(model: Model) -> Iterator[Context]:
+    opened = Context(model, OPTIONS, 128)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("token", [-1, 10**6])
+def test_ids_outside_the_vocabulary_never_reach_a_decode(context: Context, token: int) -> None:
+    with pytest.raises(DecodeError, match="outside its vocabulary"):
+        context.feed([1, token])
+    assert context.tokens == [[]]
+
+
+def test_nothing_to_decode_and_too_much_are_refused(context: Context) -> None:
+    with pytest.raises(DecodeError, match="nothing to decode"):
+        context.feed([])
+    with pytest.raises(ContextError, match="context of 256") as error:
+        context.feed([1] * (context.n_ctx + 1))
+    assert error.value.n_ctx == context.n_ctx
+
+
+def test_every_cache_type_on_offer_can_be_had(smollm2: Model) -> None:
+    for cache_type in CACHE_TYPES:
+        context = Context(smollm2, LoadOptions(flash_attn="on", cache_type_k=cache_type, cache_type_v=cache_type), 64)
+        assert np.isfinite(context.feed([1, 2, 3])).all()
+        context.close()
+
+
+def test_a_cache_type_that_needs_flash_attention_says_so(model: Model) -> None:
+    with pytest.raises(ModelFileError, match="flash_attn"):
+        Context(model, LoadOptions(flash_attn="off", cache_type_v="q8_0"), 128)
+
+
+def test_rows_after_a_rollback_equal_those_of_a_fresh_cache(model: Model, context: Context) -> None:
+    random = np.random.default_rng(0)
+    first, second = (random.integers(1, model.n_vocab, 40).tolist() for _ in range(2))
+    context.feed(first)
+    context.truncate(16)  # a whole batch, so that both sides decode the same batches
+    assert context.tokens == [first[:16]]
+    rolled = context.feed(first[:16] + second).copy()
+    fresh = Context(model, OPTIONS, 128)
+    assert np.array_equal(rolled, fresh.feed(first[:16] + second))
+    fresh.close()
+
+
+def test_a_shared_prefix_is_not_decoded_again(context: Context) -> None:
+    prompt = list(range(1, 60))
+    context.feed(prompt)
+    start = context.tokens[0]
+    row = context.feed([*prompt[:50], 7]).copy()
+    assert context.tokens[0] is start
+    assert len(context.tokens[0]) == 51
+    context.truncate(0)
+    np.testing.assert_allclose(context.feed([*prompt[:50], 7]), row, atol=1e-3)
+
+
+def test_feeding_the_same_tokens_again_gives_their_row(context: Context) -> None:
+    row = context.feed([5, 6, 7]).copy()
+    np.testing.assert_allclose(context.feed([5, 6, 7]), row, atol=1e-3)
+    np.testing.assert_allclose(context.feed([5, 6]), Context(context.model, OPTIONS, 128).feed([5, 6]), atol=1e-3)
+
+
+def test_rows_of_every_position_match_the_last_rows_of_prefixes(context: Context) -> None:
+    tokens = list(range(1, 40))
+    rows = [row.copy() for row in context.feed_rows(tokens)]
+    for length in (1, 16, 17, 39):
+        context.truncate(0)
+        np.testing.assert_allclose(context.feed(tokens[:length]), rows[length - 1], atol=1e-3)
+
+
+def test_cancel_from_another_thread_stops_a_long_prefill_and_the_cache_is_clean(smollm2: Model) -> None:
+    context = Context(smollm2, LoadOptions(threads=1), 4096)
+    tokens = smollm2.tokenize("word " * 3000)[:3000]
+    timer = threading.Timer(0.3, context.cancel)
+    timer.start()
+    started = time.perf_counter()
+    with pytest.raises(Cancelled):
+        context.feed(tokens)
+    assert time.perf_counter() - started < 5
+    timer.join()
+    clean = Context(smollm2, LoadOptions(threads=1), 4096)
+    np.testing.assert_array_equal(context.feed(tokens[:9]).argmax(), clean.feed(tokens[:9]).argmax())
+    context.close()
+    clean.close()
+
+
+def test_ctrl_c_stops_a_long_decode(smollm2: Model) -> None:
+    context = Context(smollm2, LoadOptions(threads=1, n_batch=2048), 4096)
+    tokens = smollm2.tokenize("word " * 2048)[:2048]
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    started = time.perf_counter()
+    with pytest.raises((Cancelled, KeyboardInterrupt)):
+        context.feed(tokens)
+    assert time.perf_counter() - started < 5
+    timer.join()
+    context.close()
+
+
+@pytest.fixture
+def slots(model: Model) -> Iterator[Context]:
+    with closing(Context(model, OPTIONS, 128, n_seq=4)) as opened:
+        yield opened
+
+
+def test_sessions_of_one_batch_get_the_rows_of_their_own_timelines(model: Model, slots: Context) -> None:
+    random = np.random.default_rng(1)
+    prompts = [random.integers(1, model.n_vocab, length).tolist() for length in (7, 3, 12)]
+    more = [random.integers(1, model.n_vocab, length).tolist() for length in (5, 1, 3)]
+    for slot, prompt in enumerate(prompts):
+        slots.prefill(prompt, slot)
+    slots.decode(list(enumerate(more)))
+    rows, first = slots.rows(0, 9).copy(), 0
+    for prompt, added in zip(prompts, more, strict=True):
+        with closing(Context(model, OPTIONS, 128)) as alone:
+            alone.prefill(prompt)
+            expected = np.stack([row.copy() for row in alone.feed_rows(added)])
+        np.testing.assert_allclose(rows[first : first + len(added)], expected, atol=1e-3)
+        first += len(added)
+    assert slots.tokens == [*(prompt + added for prompt, added in zip(prompts, more, strict=True)), []]
+
+
+def test_a_copied_slot_shares_cells_and_then_goes_its_own_way(model: Model, slots: Context) -> None:
+    prompt = list(range(1, 101))
+    slots.prefill(prompt)
+    for target in (1, 2, 3):
+        slots.copy(0, target)  # 400 tokens in 128 cells
+    rows = [slots.feed([*prompt, 5 + slot], slot).copy() for slot in range(4)]
+    slots.truncate(0, 1)
+    for slot in (0, 2, 3):
+        with closing(Context(model, OPTIONS, 128)) as alone:
+            np.testing.assert_allclose(rows[slot], alone.feed([*prompt, 5 + slot]), atol=1e-3)
+    assert [len(held) for held in slots.tokens] == [101, 0, 101, 101]
+
+
+def test_a_batch_larger_than_the_context_takes_is_refused_before_llama_cpp_sees_it(slots: Context) -> None:
+    with pytest.raises(DecodeError, match="more than 16 tokens; raise -b"):
+        slots.decode([(0, [1] * 10), (1, [1] * 7)])
+    assert slots.tokens == [[], [], [], []]

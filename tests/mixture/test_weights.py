@@ -1,0 +1,61 @@
+"""How the weight is split among several memories."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memdec_edge.errors import OptionError
+from memdec_edge.mixture.weights import mixture_weights
+
+unit = st.floats(0, 1)
+
+
+def test_one_memory_gets_what_it_recommends_else_the_papers_weight() -> None:
+    assert mixture_weights([0.3], [None], None) == [0.3]
+    assert mixture_weights([None], [None], None) == [0.6]
+
+
+def test_a_total_is_split_by_recommendations() -> None:
+    assert mixture_weights([0.2, 0.6], [None, None], 0.4) == pytest.approx([0.1, 0.3])
+
+
+def test_defaults_together_weigh_as_much_as_the_largest() -> None:
+    assert mixture_weights([0.6, 0.3], [None, None], None) == pytest.approx([0.4, 0.2])
+
+
+def test_literal_weights_are_taken_as_they_are() -> None:
+    assert mixture_weights([0.6, 0.6], [0.1, None], 0.5) == pytest.approx([0.1, 0.5])
+    assert mixture_weights([0.6, 0.6], [0.7, 0.3], None) == [0.7, 0.3]
+
+
+def test_literal_weights_over_one_are_refused_with_the_sum() -> None:
+    with pytest.raises(OptionError, match=r"0\.7 \+ 0\.4 = 1\.1"):
+        mixture_weights([0.6, 0.6], [0.7, 0.4], None)
+
+
+def test_a_total_without_a_memory_to_carry_it_is_refused() -> None:
+    with pytest.raises(OptionError, match="--lambda"):
+        mixture_weights([0.6], [0.5], 0.5)
+
+
+def test_recommendations_of_zero_are_split_evenly() -> None:
+    assert mixture_weights([0.0, 0.0], [None, None], 0.5) == [0.25, 0.25]
+
+
+def test_without_a_memory_there_is_nothing_to_weigh() -> None:
+    assert mixture_weights([], [], None) == []
+    with pytest.raises(OptionError, match=r"--lambda is 0\.5: there is no memory to weigh"):
+        mixture_weights([], [], 0.5)
+
+
+@given(unit, unit)
+def test_the_total_of_one_memory_is_its_weight_to_the_bit(recommended: float, total: float) -> None:
+    assert mixture_weights([recommended], [None], total) == [total]
+
+
+@given(st.lists(st.none() | unit, min_size=1, max_size=5), st.none() | unit)
+def test_weights_stay_in_range_and_sum_to_the_total(recommended: list[float | None], total: float | None) -> None:
+    weights = mixture_weights(recommended, [None] * len(recommended), total)
+    assert all(0 <= weight <= 1 for weight in weights)
+    largest = max(0.6 if share is None else share for share in recommended)
+    assert sum(weights) == pytest.approx(largest if total is None else total)

@@ -1,0 +1,225 @@
+"""train/artifacts.py: manifests and shards."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memdec_edge.errors import ExistingOutputError, StageError
+from memdec_edge.files import sha256
+from memdec_edge.train import stage as train_stage
+from memdec_edge.train.artifacts import MANIFEST, Arrays, Stage, open_stage
+from tests.support.training import flip
+
+LAYOUT = ("*.safetensors", "keys/*.safetensors", "sub/*.safetensors")
+
+
+def opened(folder: Path, *, fresh: bool = False, digest: str = "1", k: int = 4) -> Stage:
+    return open_stage(folder, "test", {"corpus a.txt": digest}, {"--k": k}, LAYOUT, fresh)
+
+
+def begun(folder: Path, *, fresh: bool = False, digest: str = "1", k: int = 4) -> Stage:
+    stage = opened(folder, fresh=fresh, digest=digest, k=k)
+    stage.begin()
+    return stage
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_shards_and_facts_come_back(tmp_path: Path) -> None:
+    stage = begun(tmp_path / "stage")
+    arrays: dict[str, np.ndarray] = {
+        "keys": np.arange(6, dtype=np.float16).reshape(2, 3),
+        "ids": np.array([2**32 - 1], np.uint32),
+        "none": np.empty((0, 3), np.float32),
+    }
+    stage.write("sub/a.safetensors", arrays, step="7")
+    stage.record(tau=1.5)
+    again = opened(tmp_path / "stage")
+    found, facts = again.read_with_facts("sub/a.safetensors")
+    assert again.facts == {"tau": 1.5}
+    assert facts["step"] == "7"
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_every_flipped_byte_and_every_cut_of_a_shard_is_noticed(tmp_path: Path) -> None:
+    stage = begun(tmp_path)
+    stage.write("a.safetensors", {"x": np.arange(5, dtype=np.float32)}, step="8")
+    path = tmp_path / "a.safetensors"
+    whole = path.read_bytes()
+    for i in range(len(whole)):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :])
+        with pytest.raises(StageError, match=r"a\.safetensors: "):
+            stage.read("a.safetensors")
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(StageError):
+            stage.read("a.safetensors")
+
+
+def test_a_missing_shard_names_its_path(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"b\.safetensors: damaged"):
+        opened(tmp_path).read("b.safetensors")
+
+
+def test_a_changed_input_is_named_unless_fresh(tmp_path: Path) -> None:
+    begun(tmp_path).write("keys/a.safetensors", {"x": np.zeros(1)})
+    with pytest.raises(StageError) as caught:
+        opened(tmp_path, digest="2")
+    assert str(caught.value) == (
+        f"{tmp_path}: made with other inputs: corpus a.txt has changed; "
+        "use another output folder, or --fresh to redo it"
+    )
+    stage = opened(tmp_path, digest="2", fresh=True)
+    assert (tmp_path / "keys" / "a.safetensors").exists()  # what is checked afterwards may still refuse the work
+    stage.begin()
+    assert names(tmp_path) == [MANIFEST]
+
+
+def test_a_changed_option_is_named_with_both_values(tmp_path: Path) -> None:
+    begun(tmp_path)
+    with pytest.raises(StageError, match="made with --k 4, now 8; use another output folder, or --fresh"):
+        opened(tmp_path, k=8)
+
+
+def test_a_shard_of_another_run_is_refused(tmp_path: Path) -> None:
+    begun(tmp_path / "a", k=1).write("x.safetensors", {"x": np.zeros(1)})
+    stage = begun(tmp_path / "b", k=2)
+    (tmp_path / "a" / "x.safetensors").replace(tmp_path / "b" / "x.safetensors")
+    with pytest.raises(StageError, match=r"x\.safetensors: belongs to a run with other inputs or options"):
+        stage.read("x.safetensors")
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, fresh: bool) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ExistingOutputError):
+        opened(tmp_path, fresh=fresh)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_fresh_keeps_what_nobody_changed(tmp_path: Path) -> None:
+    stage = begun(tmp_path)
+    stage.write("keys/a.safetensors", {"x": np.zeros(1)})
+    stage.record(tau=1.5)
+    assert begun(tmp_path, fresh=True).facts == {"tau": 1.5}
+    assert names(tmp_path) == ["keys", "keys/a.safetensors", MANIFEST]
+
+
+@pytest.mark.parametrize("damaged", ["keys/a.safetensors", "notes.txt"])
+def test_fresh_redoes_what_is_damaged(tmp_path: Path, damaged: str) -> None:
+    stage = begun(tmp_path)
+    stage.write("keys/a.safetensors", {"x": np.zeros(1)})
+    (tmp_path / "notes.txt").write_text("one")
+    stage.record(files={"notes.txt": sha256(tmp_path / "notes.txt")})
+    flip(tmp_path / damaged)
+    assert begun(tmp_path, fresh=True).facts == {}
+    assert names(tmp_path) == [MANIFEST]
+
+
+def test_fresh_removes_only_what_the_stage_made(tmp_path: Path) -> None:
+    begun(tmp_path / "cache")
+    stage = begun(tmp_path / "out")
+    stage.write("keys/a.safetensors", {"x": np.zeros(1)})
+    (tmp_path / "out" / "config.json").write_text("{}")
+    stage.record(files={"config.json": "1", "../outside.txt": "2"})
+    mine = ["keys/notes.md", "memdec-mine.gguf", "notes", "notes/a.txt"]
+    for name in [*mine[:2], mine[3], "../outside.txt"]:
+        (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_text("years of work")
+    begun(tmp_path / "out", fresh=True, k=9)
+    assert names(tmp_path / "out") == sorted([*mine, "keys", MANIFEST])
+    assert (tmp_path / "outside.txt").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"name": "a web app", "icons": []}', "[" * 100_000])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_manifest_that_is_not_ours_is_named_and_kept(tmp_path: Path, content: str, fresh: bool) -> None:
+    (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(ExistingOutputError, match=r"manifest\.json exists and is not overwritten"):
+        opened(tmp_path, fresh=fresh)
+    assert (tmp_path / MANIFEST).read_text() == content
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    begun(tmp_path)
+    program = """
+import os, signal, sys
+from pathlib import Path
+from memdec_edge.files import atomic_path
+with atomic_path(Path(sys.argv[1]) / "manifest.json"), atomic_path(Path(sys.argv[1]) / "keys" / "00000.safetensors"):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], timeout=120)
+    leftovers = [path for path in tmp_path.rglob(".*") if path.is_file()]
+    assert len(leftovers) == 2
+    begun(tmp_path)
+    assert not any(path.exists() for path in leftovers)
+
+
+def test_a_users_dotfiles_are_never_taken_for_leftovers(tmp_path: Path) -> None:
+    mine = [".env.template", ".bashrc.original", ".manifest.json.ab_1cdef"]
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(ExistingOutputError):
+        opened(tmp_path)
+    assert names(tmp_path) == sorted(mine)
+    begun(tmp_path / "out")
+    for name in mine:
+        (tmp_path / name).rename(tmp_path / "out" / name)
+    begun(tmp_path / "out", fresh=True, k=9)
+    assert names(tmp_path / "out") == sorted([*mine, MANIFEST])
+
+
+def test_a_leftover_alone_does_not_make_a_folder_somebody_elses(tmp_path: Path) -> None:
+    leftover = tmp_path / ".manifest.json.memdec-part-ab_1cdef"
+    leftover.write_text("half")
+    begun(tmp_path)
+    assert names(tmp_path) == [MANIFEST]
+
+
+def test_a_shard_is_hashed_once_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun(tmp_path).write("a.safetensors", {"x": np.arange(3)})
+    stage = opened(tmp_path)
+    hashed: list[object] = []
+    digest = train_stage._digest
+
+    def counting(arrays: Arrays, facts: dict[str, str]) -> str:
+        hashed.append(arrays)
+        found: str = digest(arrays, facts)
+        return found
+
+    monkeypatch.setattr(train_stage, "_digest", counting)
+    for _ in range(3):
+        assert stage.read("a.safetensors")["x"].tolist() == [0, 1, 2]
+    assert len(hashed) == 1
+
+
+def test_a_full_disk_is_an_output_error_and_leaves_nothing(tmp_path: Path) -> None:
+    program = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from memdec_edge.errors import OutputError
+from memdec_edge.train.artifacts import open_stage
+stage = open_stage(Path(sys.argv[1]), "test", {}, {})
+stage.begin()
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    stage.write("a.safetensors", {"x": np.zeros(100_000)})
+except OutputError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.startswith(f"{tmp_path / 'a.safetensors'} could not be written: ")
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
+    assert json.loads((tmp_path / MANIFEST).read_text())["stage"] == "test"

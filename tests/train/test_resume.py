@@ -1,0 +1,142 @@
+"""Killed, interrupted and shared runs end like one that ran through alone, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from memdec_edge.errors import Cancelled, StageError
+from memdec_edge.options import CacheOptions
+from memdec_edge.train import build_cache, train
+from memdec_edge.train.validation import Validation
+from tests.support.training import KILLED, ONCE, flip, make_room, metrics, train_options
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_room(tmp_path_factory.mktemp("train"))
+
+
+def same_shards(one: Path, other: Path) -> None:
+    """All safetensors of `one` stand in `other` too, bit for bit."""
+    for path in sorted(one.rglob("*.safetensors")):
+        theirs, mine = load_file(path), load_file(other / path.relative_to(one))
+        assert {name: (a.shape, a.tobytes()) for name, a in mine.items()} == {
+            name: (a.shape, a.tobytes()) for name, a in theirs.items()
+        }, path.name
+
+
+def interrupt_validation(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Let Ctrl-C come in the middle of one validation."""
+    score = Validation.score
+    calls: list[int] = []
+
+    def interrupted(self: Validation, model: Any, device: torch.device) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return dict(score(self, model, device))
+
+    monkeypatch.setattr(Validation, "score", interrupted)
+
+
+def test_a_run_that_is_killed_twenty_times_ends_bit_for_bit_like_one_that_is_not(room: Path, tmp_path: Path) -> None:
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", KILLED, room, tmp_path], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    same_shards(straight, broken)
+    same_shards(broken, straight)
+    for one, other in zip(metrics(broken / "memory"), metrics(straight / "memory"), strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    assert not [path for path in broken.rglob(".*") if path.is_file()]
+
+
+def test_an_interrupted_training_keeps_what_was_done(room: Path, tmp_path: Path) -> None:
+    path = tmp_path / "memory" / "metrics.jsonl"
+
+    def lines() -> int:
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", ONCE, room, tmp_path], stdout=subprocess.PIPE, text=True, env=env
+    ) as child:
+        deadline = time.monotonic() + 120
+        while lines() < 10 and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        child.send_signal(signal.SIGINT)
+        stdout = child.communicate(timeout=120)[0]
+    assert child.returncode == 130
+    assert stdout == "stopped; what was finished is kept: run the same command again to go on\n"
+    with safe_open(tmp_path / "memory" / "resume.safetensors", framework="numpy") as state:
+        assert int(state.metadata()["step"]) == lines()
+    assert 10 <= lines() < 120
+
+
+def test_two_processes_train_the_memory_that_one_does(room: Path, tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    two = tmp_path / "two.py"
+    two.write_text(ONCE.replace("accumulate=2", "accumulate=1"))  # as many blocks in a step
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", two]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": os.getcwd()}
+    for command, out in (([sys.executable, "-c", ONCE], alone), (launch, together)):
+        subprocess.run([*command, room, out], env=env, check=True, capture_output=True, timeout=240)
+    same_shards(alone / "cache", together / "cache")
+    one, other = (metrics(out / "memory") for out in (alone, together))
+    assert [line["step"] for line in other] == list(range(1, 121))
+    assert other[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-3)
+    assert other[-1]["valid_perplexity"] == pytest.approx(one[-1]["valid_perplexity"], rel=0.005)
+    assert other[-1]["loss"] < 0.8 * other[0]["loss"]
+
+
+def test_two_processes_adapt_a_teacher_and_one_goes_on_with_their_cache(room: Path, tmp_path: Path) -> None:
+    two = tmp_path / "two.py"
+    two.write_text(ONCE.replace("finetune_teacher=0.0", "finetune_teacher=0.5").replace("steps=120", "steps=2"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": os.getcwd()}
+    subprocess.run([*launch, two, room, tmp_path], env=env, check=True, capture_output=True, timeout=240)
+    weights = tmp_path / "cache" / "teacher" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    report = build_cache(
+        CacheOptions(room / "teacher", room / "corpus", tmp_path / "cache", k=6, block=16, finetune_teacher=0.5)
+    )
+    assert report.trust is not None
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_an_interrupted_validation_is_done_again(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = train(train_options(room, tmp_path / "straight", valid_every=4, save_every=3))
+    interrupt_validation(monkeypatch, 2)
+    with pytest.raises(Cancelled):
+        train(train_options(room, tmp_path / "broken", valid_every=4, save_every=3))
+    broken = train(train_options(room, tmp_path / "broken", valid_every=4, save_every=3))
+    assert broken.best_step == straight.best_step
+    assert [line["step"] for line in metrics(tmp_path / "broken") if "valid_perplexity" in line] == [4, 8, 12]
+    same_shards(tmp_path / "straight", tmp_path / "broken")
+
+
+def test_best_weights_that_are_gone_or_damaged_stop_a_training_that_goes_on(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = train_options(room, tmp_path / "memory", valid_every=2, save_every=3)
+    interrupt_validation(monkeypatch, 3)
+    with pytest.raises(Cancelled):
+        train(options)
+    best = tmp_path / "memory" / "best.safetensors"
+    flip(best)
+    with pytest.raises(StageError, match=r"best\.safetensors: damaged .* remove that file"):
+        train(options)
+    best.unlink()
+    with pytest.raises(StageError, match=r"best\.safetensors: missing, .*; remove resume\.safetensors too"):
+        train(options)
+    (tmp_path / "memory" / "resume.safetensors").unlink()
+    assert train(options).steps == 12

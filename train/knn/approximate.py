@@ -1,0 +1,128 @@
+"""Approximate nearest neighbours for datastores that are too big for exact search: faiss indexes on the CPU.
+
+    ivfpq  inverted lists (about 2 sqrt(n) of them) with product quantisation of what is left to the list's centre:
+           4 bits for every 2 dimensions, scanned by SIMD
+    hnsw   a navigable graph over float16 keys: 2 d + 256 bytes a key, slow to build; for whoever asks for it
+
+An index only proposes: candidates are measured again on the keys themselves. Knows nothing of tokens and stages.
+"""
+
+from collections.abc import Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from memdec_edge.files import atomic_path
+
+from .exact import Exact, Neighbours, gather, products
+
+EXACT_UP_TO = {"cpu": 1_000_000, "cuda": 50_000_000}  # keys: an hour or two of search for as many queries
+POINTS_PER_LIST = 40  # that the lists are trained on; faiss asks for 39
+PROBES = 64  # lists scanned for a query
+CANDIDATES = 2, 64  # measured again: for each neighbour wanted, and beside these
+ADD_ROWS = 65536  # keys added at a time
+LINKS = 32  # of a key in the graph, twice as many on the lowest level
+DEPTH = 64  # of the search while the graph is built, and the least afterwards
+
+
+def choose(n_keys: int, device: str) -> str:
+    """ "exact" or "ivfpq": exact search up to a million keys on a CPU, 50 million on CUDA."""
+    return "exact" if n_keys <= EXACT_UP_TO.get(device, EXACT_UP_TO["cpu"]) else "ivfpq"
+
+
+def build(kind: str, keys: Sequence[np.ndarray], path: Path) -> None:
+    """Index a datastore, float16 shards [n_i, d] that are read one after the other, and write the index to `path`.
+
+    kind: "ivfpq" or "hnsw". The same keys give the same index. Raises OutputError.
+    """
+    n, d = sum(map(len, keys)), keys[0].shape[1]
+    index = _ivfpq(n, d) if kind == "ivfpq" else _hnsw(d)
+    size = min(n, POINTS_PER_LIST * _lists(n))
+    index.train(gather(keys, np.arange(size) * n // size).astype(np.float32))
+    for shard in keys:
+        for low in range(0, len(shard), ADD_ROWS):
+            index.add(np.asarray(shard[low : low + ADD_ROWS], np.float32))
+    with atomic_path(path) as part:
+        try:
+            faiss.write_index(index, str(part))
+        except RuntimeError as error:  # how faiss says that the disk is full
+            raise OSError(str(error).splitlines()[-1]) from error
+
+
+def _lists(n: int) -> int:
+    return max(1, min(round(2 * sqrt(n)), n // POINTS_PER_LIST))
+
+
+def _ivfpq(n: int, d: int) -> Any:
+    pieces = next(pieces for pieces in range(max(1, d // 2), 0, -1) if d % pieces == 0)
+    index = faiss.index_factory(d, f"IVF{_lists(n)},PQ{pieces}x4fs")
+    faiss.ParameterSpace().set_index_parameter(index, "nprobe", PROBES)
+    return index
+
+
+def _hnsw(d: int) -> Any:
+    index: Any = faiss.index_factory(d, f"HNSW{LINKS}_SQfp16")
+    index.hnsw.efConstruction = DEPTH
+    return index
+
+
+class Index:
+    """An index that was built, with the keys that it was built from."""
+
+    def __init__(self, path: Path, keys: Sequence[np.ndarray]) -> None:
+        """Read it into memory; the keys may stay on disk."""
+        self._index = faiss.read_index(str(path))
+        self.exact = Exact(keys, torch.device("cpu"))
+
+    def search(self, queries: Tensor, k: int, first_position: int | None = None) -> Neighbours:
+        """As Exact.search(), approximately. Where fewer than k are found the rest has distance inf and index -1.
+
+        All keys are read once, whatever the number of queries: give thousands, at about 80 kB each for k = 1024.
+        """
+        queries = queries.cpu().float()
+        wanted = min(CANDIDATES[0] * k + CANDIDATES[1], self._index.ntotal)
+        if isinstance(self._index, faiss.IndexHNSW):  # it measures in float16 already
+            wanted = min(k + 1, wanted)
+            self._index.hnsw.efSearch = max(wanted, DEPTH)
+        candidates = torch.from_numpy(self._index.search(queries.numpy(), wanted)[1])
+        if first_position is not None:
+            own = torch.arange(first_position, first_position + len(queries))[:, None]
+            candidates.masked_fill_(candidates == own, -1)
+        return self._measure(queries - self.exact.centre, candidates.sort(1).values, k)
+
+    def _measure(self, queries: Tensor, candidates: Tensor, k: int) -> Neighbours:
+        """The nearest of the candidates, int64 [q, c], ascending; queries centred."""
+        width = candidates.shape[1]
+        distances = torch.full(candidates.shape, torch.inf)
+        lower = torch.searchsorted(candidates, torch.zeros(len(queries), 1, dtype=torch.int64))
+        for start, keys in self.exact.tiles():
+            edge = torch.full((len(queries), 1), start + len(keys))
+            upper = torch.searchsorted(candidates, edge)
+            counts = (upper - lower).squeeze(1)
+            ends = counts.cumsum(0)
+            shift = torch.arange(len(queries)) * width + lower.squeeze(1) - (ends - counts)
+            at = torch.repeat_interleave(shift, counts) + torch.arange(int(ends[-1]))
+            column = candidates.view(-1)[at] - start
+            norms = keys.square().sum(1)
+            distances.view(-1)[at] = norms[column] - 2 * products(queries, keys, ends, column)
+            lower = upper
+        nearest, order = distances.topk(k, largest=False)
+        nearest += queries.square().sum(1, keepdim=True)
+        return Neighbours(nearest.clamp_(min=0), candidates.gather(1, order).where(nearest.isfinite(), -1))
+
+
+def share_of_mass(truth: Neighbours, found: Neighbours, tau: float) -> float:
+    """How much of the kNN mass an approximate search finds, 0 to 1: the mean over queries of
+
+    sum of exp(-(d - d_0) / tau) over the true neighbours that were found / the same over all true neighbours.
+    """
+    weights = torch.exp((truth.distances[:, :1] - truth.distances) / tau)
+    sorted_ids = found.indices.sort(1).values
+    place = torch.searchsorted(sorted_ids, truth.indices).clamp_(max=sorted_ids.shape[1] - 1)
+    hits = sorted_ids.gather(1, place) == truth.indices
+    return float(((weights * hits).sum(1) / weights.sum(1)).mean())

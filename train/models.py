@@ -1,0 +1,213 @@
+"""Models as PyTorch sees them, out of an HF folder or a GGUF: HF teachers, and what a memory is initialised from.
+
+A GGUF is dequantised by transformers, its text tokenized by llama.cpp itself: transformers does not know every
+pre-tokenizer, and a memory must see the tokens that it will see at run time. Knows nothing of corpora and caches.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from memdec_edge.errors import MissingFileError, ModelFileError
+from memdec_edge.files import sha256
+from memdec_edge.gguf.header import Header
+from memdec_edge.llama.model import Model
+from memdec_edge.llama.pairing import MAX_PADDING
+
+from .corpus import Encoder
+
+SAME_MATRIX = 0.2  # relative distance; quantising a matrix in two ways makes 0.04 to 0.1, two trained ones over 1
+_BLOCK_MLP = ("mlp", "feed_forward", "ffn")  # what architectures call it
+
+
+@dataclass(frozen=True)
+class Source:
+    """A causal LM in float32 on the CPU, and its tokenizer."""
+
+    path: Path
+    name: str
+    model: Any  # transformers.PreTrainedModel; never changed: memories are copies
+    tokenizer: Any  # transformers.PreTrainedTokenizerFast
+    encoder: Encoder
+
+    @property
+    def n_vocab(self) -> int:
+        """Rows of the embedding."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+
+def source_files(path: Path) -> dict[str, Path]:
+    """The files that make up a model, by name. Raises MissingFileError."""
+    if path.is_file():
+        return {path.name: path}
+    if not path.is_dir():
+        raise MissingFileError(path, "HF folder or GGUF file")
+    return {file.name: file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")}
+
+
+def load_source(path: Path) -> Source:
+    """Load an HF folder or a GGUF; the last one loaded is kept in memory.
+
+    Raises MissingFileError, and ModelFileError when transformers cannot make a causal LM with a tokenizer of it.
+    """
+    return _load(path, tuple((name, file.stat().st_mtime_ns) for name, file in source_files(path).items()))
+
+
+@lru_cache(maxsize=1)  # a GGUF takes 15 s to read, and cache, training and a control training all want the same
+def _load(path: Path, stamp: tuple[tuple[str, int], ...]) -> Source:
+    is_gguf = path.is_file()
+    where, how = (path.parent, {"gguf_file": path.name}) if is_gguf else (path, {})
+    if is_gguf:
+        with Header(path):  # says what is wrong with it better than transformers does
+            pass
+    try:
+        with quiet():
+            model, found = transformers.AutoModelForCausalLM.from_pretrained(
+                where, dtype=torch.float32, local_files_only=True, output_loading_info=True, **how
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(where, local_files_only=True, **how)
+    except MemoryError:
+        raise
+    except Exception as error:  # of ten kinds: transformers passes on whatever damaged or strange files run into
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ModelFileError(path, f"transformers cannot load it as a causal LM ({reason})") from error
+    if missing := sorted(found["missing_keys"]):  # transformers would leave them random
+        raise ModelFileError(path, f"it has no tensor {missing[0]}; the file is damaged, or config.json is another's")
+    if is_gguf:
+        _tie_again(model)
+        gguf = Model(path, vocab_only=True)
+        _mend_tokenizer(gguf, tokenizer)
+    encoder = gguf_encoder(gguf) if is_gguf else _folder_encoder(path, tokenizer)
+    return Source(path, path.stem if is_gguf else path.resolve().name, model.eval(), tokenizer, encoder)
+
+
+@torch.no_grad()
+def _tie_again(model: Any) -> None:
+    """Make a head that is the embedding in another quantisation the embedding: some GGUFs hold a tied matrix twice.
+
+    The head's numbers stay, which quantisers treat better. A memory is the smaller for it.
+    """
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    if embedding is not head and (embedding - head).norm() < SAME_MATRIX * head.norm():
+        embedding.copy_(head)
+        model.get_output_embeddings().weight = embedding
+        model.config.tie_word_embeddings = True
+
+
+def gguf_encoder(gguf: Model) -> Encoder:
+    """llama.cpp's tokenizer. Raises ModelFileError where it has no EOS."""
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [gguf.tokenize(text, add_special=False, parse_special=False) for text in texts]
+
+    return Encoder(encode, gguf.bos if gguf.add_bos else None, _checked_eos(gguf.path, gguf.eos))
+
+
+def _folder_encoder(path: Path, tokenizer: Any) -> Encoder:
+    def encode(texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+        return ids
+
+    first = tokenizer("a").input_ids[:1]
+    bos = tokenizer.bos_token_id if first == [tokenizer.bos_token_id] else None
+    return Encoder(encode, bos, _checked_eos(path, tokenizer.eos_token_id))
+
+
+def _checked_eos(path: Path, eos: int | None) -> int:
+    if eos is None or eos < 0:
+        raise ModelFileError(path, "its tokenizer has no EOS token, which separates documents; set eos_token")
+    return eos
+
+
+def _mend_tokenizer(gguf: Model, tokenizer: Any) -> None:
+    """Give `tokenizer`, which is saved with the memory, the right pre-tokenizer."""
+    from tokenizers import pre_tokenizers
+
+    if gguf.metadata.get("tokenizer.ggml.pre") == "smollm":  # transformers leaves out that digits stand alone
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from writing logs and progress bars to stderr."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    with redirect_stderr(io.StringIO()):  # its GGUF reader draws a bar of its own
+        yield
+
+
+def blocks_of(model: Any) -> tuple[str, torch.nn.ModuleList]:
+    """Name and modules of a model's transformer blocks. Raises ModelFileError when it has none that we can find."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == model.config.num_hidden_layers:
+            return name, module
+    raise ModelFileError(model.config.name_or_path, f"no list of blocks found in {type(model).__name__}")
+
+
+def last_mlp(model: Any) -> torch.nn.Module:
+    """The MLP of the last block; its input is the key (2508.09874, after 1911.00172, section 5)."""
+    block = blocks_of(model)[1][-1]
+    for name in _BLOCK_MLP:
+        if isinstance(mlp := getattr(block, name, None), torch.nn.Module):
+            return mlp
+    raise ModelFileError(model.config.name_or_path, f"no MLP found in the blocks of {type(model).__name__}")
+
+
+def cast_parameters(model: Any, dtype: torch.dtype) -> None:
+    """Give all parameters another type. Buffers stay: rotary frequencies in bfloat16 would blur far positions."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+@cache
+def work_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it (twice as fast or better there), float32 elsewhere."""
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    has = torch.cpu.get_capabilities() if device == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
+    return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
+
+
+def check_vocabulary(source: Source, teacher: Path) -> None:
+    """Raise ModelFileError unless `source` speaks the vocabulary of the teacher; no weights of that are read."""
+    advice = "a memory starts from a model of the teacher's family"
+    mine, theirs = source.n_vocab, _read_vocabulary(teacher)
+    if abs(mine - len(theirs)) > MAX_PADDING:
+        raise ModelFileError(source.path, f"its vocabulary has {mine} tokens, the teacher's {len(theirs)}; {advice}")
+    for text, i in sorted(source.tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        if i < len(theirs) and theirs[i] != text and not _is_padding(text, i) and not _is_padding(theirs[i], i):
+            difference = f"token {i} is {json.dumps(theirs[i])} there and {json.dumps(text)} here"
+            raise ModelFileError(source.path, f"its vocabulary is not the teacher's: {difference}; {advice}")
+
+
+def _read_vocabulary(path: Path) -> list[str | None]:
+    """Token texts by id, for each row of the embedding; None where a row has no token."""
+    if path.is_file():
+        with Header(path) as header:
+            return [token.decode("utf-8", "replace") for token in header.strings("tokenizer.ggml.tokens")]
+    with quiet():
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        tokens = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True).get_vocab()
+    texts: list[str | None] = [None] * max(config.get_text_config().vocab_size, *(i + 1 for i in tokens.values()))
+    for text, i in tokens.items():
+        texts[i] = text
+    return texts
+
+
+def _is_padding(text: str | None, i: int) -> bool:
+    return text is None or text == f"[PAD{i}]"
+
+
+def digests(files: dict[str, Path], prefix: str) -> dict[str, str]:
+    """SHA-256 of each file, keyed by what a user would call it."""
+    return {f"{prefix} {name}": sha256(file) for name, file in files.items()}

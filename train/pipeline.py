@@ -1,0 +1,112 @@
+"""train(): a cache, a memory that learns from it, and what is to be known of the result.
+
+Knows how the parts are joined, not how any of them works.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from memdec_edge.errors import OptionError
+from memdec_edge.options import TrainOptions
+from memdec_edge.progress import progress
+
+from .artifacts import Stage, open_stage
+from .checkpoint import NOTICE, write_facts
+from .knn.build import enough_memory, fill_cache, interruptible
+from .knn.cache import Cache
+from .loop import LAYOUT, Data, accelerator, fit, settings
+from .loss import check_head
+from .models import check_vocabulary, digests, load_source, source_files
+from .state import remove_kept
+from .student import memory_shape
+from .teacher import open_teacher
+from .validation import FIGURES, Validation
+
+BASE = "base.safetensors"  # what the teacher says of the validation text
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """A finished training. Perplexities are of validation positions; None without a validation split."""
+
+    path: Path  # checkpoint folder
+    steps: int
+    tokens: int  # seen, all steps together
+    best_step: int  # whose weights are published: those that did best on validation text, mixed with the teacher
+    valid_perplexity: float | None  # of the memory alone
+    mixture_perplexity: float | None  # of the teacher, as it was given, and the memory
+    mixture_lambda: float | None  # the weight of the memory that is best there
+    seconds: float  # of this call
+    notice: str = NOTICE  # to be shown to the user
+
+
+def train(options: TrainOptions) -> TrainReport:
+    """Train the memory in options.out, or finish it; a finished one is only checked. Makes the cache if need be;
+    beta = 0 needs only its tokens.
+
+    Raises what build_cache() raises; ModelFileError when the initial model speaks another vocabulary than the teacher,
+    OptionError (--layers, --hidden, --block), StageError, OutputError, NumericsError naming the step whose loss is no
+    number (what was saved last is kept), and Cancelled on Ctrl-C (what was done is kept). What can be refused is
+    refused before the cache is made, and leaves no trace.
+    """
+    began = time.monotonic()
+    processes = accelerator()
+    with enough_memory(options.batch, options.cache), interruptible():
+        cache = Cache(options.cache)
+        stage = _open(options, cache, processes.num_processes)
+        if not stage.begun:
+            _check(options)
+        fill_cache(cache, processes, retrieve=options.beta > 0)
+        if "finished" not in stage.facts:
+            targets = cache.targets() if options.beta > 0 else None
+            validation = Validation(cache.tokens("valid"), options.cache.block)
+            if processes.is_main_process:
+                stage.begin()
+                validation = replace(validation, base=_base_losses(options, stage, validation, processes.device))
+            data = Data(cache.tokens("train"), targets, validation, options.cache.block)
+            fit(options, load_source(options.init or options.cache.teacher), data, stage, processes)
+            stage.reload()
+    finished = stage.facts["finished"]
+    if processes.is_main_process:
+        remove_kept(stage)  # a kill may have come before the training removed it
+        stage.check_recorded()
+        facts = cache.stage.facts
+        share, tau = finished["best_step"] / finished["steps"], facts["tau"] if options.beta > 0 else None
+        epochs, tokens = finished["epochs"] * share, round(finished["tokens"] * share)
+        write_facts(options.out, options, teacher=facts["teacher"], tau=tau, epochs=epochs, tokens=tokens)
+    done = {name: finished[name] for name in ("steps", "tokens", "best_step", *FIGURES)}
+    return TrainReport(options.out, **done, seconds=time.monotonic() - began)
+
+
+def _base_losses(options: TrainOptions, stage: Stage, validation: Validation, device: torch.device) -> Tensor | None:
+    """-log p of validation tokens under the teacher as it was given, which the memory is mixed with."""
+    if not validation.blocks:
+        return None
+    if not (stage.folder / BASE).exists():
+        teacher, batch = open_teacher(options.cache.teacher, "hidden", device), options.cache.batch
+        with progress("validation of the teacher", len(validation.blocks) * validation.block) as done:
+            found = teacher.read(validation.tokens, validation.blocks, validation.block, batch, done, scored=True)
+        stage.write(BASE, {"losses": -found.logprobs})
+    return torch.from_numpy(stage.read(BASE)["losses"])
+
+
+def _open(options: TrainOptions, cache: Cache, processes: int) -> Stage:
+    inputs = {"the kNN cache": cache.stage.identity}
+    inputs |= digests(source_files(options.init or options.cache.teacher), "initial model")
+    return open_stage(options.out, "memory", inputs, settings(options, processes), (*LAYOUT, BASE), options.fresh)
+
+
+def _check(options: TrainOptions) -> None:
+    """Raise unless the initial model can give the memory, sees a whole block and speaks the teacher's vocabulary."""
+    source = load_source(options.init or options.cache.teacher)
+    memory_shape(source, options.layers, options.hidden)
+    check_head(source.model)
+    context = source.model.config.max_position_embeddings
+    if options.cache.block > context:
+        raise OptionError("--block", options.cache.block, f"the initial model's context is {context} tokens")
+    if options.init is not None:
+        check_vocabulary(source, options.cache.teacher)
