@@ -34,9 +34,9 @@ from memdec_edge.options import CacheOptions, ConvertOptions, EvalOptions, LoadO
 from memdec_edge.train import train
 from memdec_edge.train.artifacts import open_stage
 from memdec_edge.train.corpus import Tokens, pack
+from memdec_edge.train.head import predict
 from memdec_edge.train.layers import choose_layers
 from memdec_edge.train.loop import LAYOUT, Data, accelerator, fit, settings
-from memdec_edge.train.loss import predict
 from memdec_edge.train.models import Source, blocks_of, cast_parameters, load_source
 from memdec_edge.train.student import save_copy
 from memdec_edge.train.targets import Support

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from memdec_edge.progress import progress
 
-from .loss import predict
+from .head import predict
 from .models import Source, blocks_of, cast_parameters, work_dtype
 
 POSITIONS = 512  # of the text that decide

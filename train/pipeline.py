@@ -16,10 +16,10 @@ from memdec_edge.progress import progress
 
 from .artifacts import Stage, open_stage
 from .checkpoint import NOTICE, write_facts
+from .head import check_head
 from .knn.build import enough_memory, fill_cache, interruptible
 from .knn.cache import Cache
 from .loop import LAYOUT, Data, accelerator, fit, settings
-from .loss import check_head
 from .models import check_vocabulary, digests, load_source, source_files
 from .state import remove_kept
 from .student import memory_shape

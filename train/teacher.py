@@ -29,7 +29,7 @@ from memdec_edge.llama.tap import Tap
 from memdec_edge.options import LoadOptions
 
 from .corpus import Encoder, Tokens
-from .loss import Predicted, check_head, predict
+from .head import Predicted, check_head, predict
 from .models import cast_parameters, gguf_encoder, last_mlp, load_source, work_dtype
 
 LLAMA_BATCH = 256  # tokens in one pass of llama.cpp, which keeps logits of each: 155 MB at 151,936

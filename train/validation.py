@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .corpus import Tokens
-from .loss import predict
+from .head import predict
 from .teacher import gather_blocks, spread_blocks
 
 POSITIONS = 8192  # scored, at most; `memdec-edge eval` can score them all

@@ -65,7 +65,8 @@ import sys
 from pathlib import Path
 from memdec_edge.errors import MemdecError
 from memdec_edge.options import CacheOptions, TrainOptions
-from memdec_edge.train import cache, train
+from memdec_edge.train import train
+from memdec_edge.train.knn import cache
 cache.SHARD_POSITIONS = 64
 def run(out):
     room = Path(sys.argv[1])

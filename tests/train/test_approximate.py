@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memdec_edge.errors import OutputError
-from memdec_edge.train import index
+from memdec_edge.train.knn import approximate as index
 from memdec_edge.train.knn.approximate import Index, build, choose, share_of_mass
 from memdec_edge.train.knn.exact import Neighbours
 

@@ -10,7 +10,7 @@ import pytest
 
 from memdec_edge.errors import ExistingOutputError, StageError
 from memdec_edge.files import sha256
-from memdec_edge.train import stage as train_stage
+from memdec_edge.train import artifacts as train_stage
 from memdec_edge.train.artifacts import MANIFEST, Arrays, Stage, open_stage
 from tests.support.training import flip
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memdec_edge.train import neighbours
+from memdec_edge.train.knn import exact as neighbours
 from memdec_edge.train.knn.exact import Exact, Neighbours
 
 CPU = torch.device("cpu")

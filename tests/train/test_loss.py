@@ -5,60 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from memdec_edge.errors import ModelFileError
-from memdec_edge.train import loss as loss_module
-from memdec_edge.train.loss import Objective, check_head, predict
+from memdec_edge.train import head
+from memdec_edge.train.head import predict
+from memdec_edge.train.loss import Objective
 from memdec_edge.train.targets import Support
-
-N_VOCAB, BATCH, LENGTH = 160, 3, 20
-SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": N_VOCAB}
-WIDE: dict[str, Any] = {**SHAPE, "num_key_value_heads": 2, "intermediate_size": 64, "pad_token_id": None}
-MODELS = {
-    "llama, tied": transformers.LlamaConfig(**WIDE, tie_word_embeddings=True),
-    "qwen2, untied": transformers.Qwen2Config(**WIDE, tie_word_embeddings=False),
-    "qwen3, tied": transformers.Qwen3Config(**WIDE, head_dim=8, tie_word_embeddings=True),
-    "gpt2, tied": transformers.GPT2Config(
-        n_embd=32, n_layer=2, n_head=4, vocab_size=N_VOCAB, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
-    ),
-    "gpt_neox, untied": transformers.GPTNeoXConfig(**SHAPE, intermediate_size=64),
-    "gemma3, tied": transformers.Gemma3TextConfig(**WIDE, head_dim=8, layer_types=["full_attention"] * 2),
-    "phi, head with a bias": transformers.PhiConfig(**SHAPE, intermediate_size=64),
-}
-
-
-def model_of(name: str, dtype: torch.dtype = torch.float64) -> Any:
-    """A random model whose logits are spread."""
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(MODELS[name], attn_implementation="eager").to(dtype)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.15)
-    return model.train()
-
-
-def batch(seed: int = 0) -> tuple[Tensor, Support, Tensor]:
-    """Token ids; p_kNN with up to 12 tokens at a position, at every seventh none; the same p_kNN dense."""
-    generator = torch.Generator().manual_seed(seed)
-    n = BATCH * LENGTH
-    ids = torch.randint(0, N_VOCAB, (BATCH, LENGTH + 1), generator=generator)
-    knn = torch.rand(n, N_VOCAB, generator=generator, dtype=torch.float64).topk(12)
-    counts = torch.randint(1, 13, (n,), generator=generator)
-    counts[::7] = 0
-    rows, tokens, probs = [], [], []
-    dense = torch.zeros(n, N_VOCAB, dtype=torch.float64)
-    for row in range(n):
-        chosen = knn.indices[row, : counts[row]].sort().values
-        weights = torch.rand(len(chosen), generator=generator) + 0.01
-        rows.append(len(chosen))
-        tokens.append(chosen)
-        probs.append(weights / weights.sum())
-        dense[row, chosen] = probs[-1].double()
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), torch.tensor(rows).cumsum(0)])
-    return ids, Support(offsets, torch.cat(tokens), torch.cat(probs)), dense
+from tests.support.causal import BATCH, LENGTH, MODELS, N_VOCAB, batch, model_of
 
 
 def dense_loss(logits: Tensor, labels: Tensor, knn: Tensor, beta: float) -> Tensor:
@@ -79,11 +33,6 @@ def dense_gradients(model: Any, ids: Tensor, knn: Tensor, beta: float) -> tuple[
 
 def gradients(model: Any) -> dict[str, Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters()}
-
-
-@pytest.fixture(params=[1, 7, BATCH * LENGTH], ids=lambda tokens: f"chunks of {tokens}")
-def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK", request.param * N_VOCAB * 8)
 
 
 @pytest.mark.usefixtures("_chunks")
@@ -109,7 +58,7 @@ def test_loss_and_every_weights_gradient_equal_the_dense_formula(name: str, beta
 
 @pytest.mark.parametrize("name", ["llama, tied", "qwen2, untied"])
 def test_float32_and_bfloat16_are_close_to_float64(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK", 16 * N_VOCAB * 2)
+    monkeypatch.setattr(head, "CHUNK", 16 * N_VOCAB * 2)
     ids, support, knn = batch()
     for dtype, precision in ((torch.float32, 1e-5), (torch.bfloat16, 0.02)):
         model = model_of(name, dtype)
@@ -133,23 +82,6 @@ def test_without_targets_the_loss_is_cross_entropy() -> None:
     )
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert (ce.item(), kl.item()) == (loss.item(), 0)
-
-
-@pytest.mark.usefixtures("_chunks")
-@pytest.mark.parametrize("name", ["qwen2, untied", "phi, head with a bias"])
-def test_a_prediction_is_the_loss_of_the_next_token_and_the_likeliest_ones(name: str) -> None:
-    model, ids = model_of(name), batch()[0]
-    predicted = predict(model, ids, most=3)
-    found = predicted.losses
-    logits = model(input_ids=ids[:, :-1]).logits.flatten(0, 1)
-    assert found.dtype == torch.float32
-    assert not found.requires_grad
-    torch.testing.assert_close(
-        found, torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none").float()
-    )
-    probs, likeliest = logits.softmax(1).sort(descending=True)
-    torch.testing.assert_close(predicted.probs, probs[:, :3].float())
-    assert predicted.ids.tolist() == likeliest[:, :3].tolist()
 
 
 def test_large_logits_stay_finite() -> None:
@@ -184,7 +116,7 @@ class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def test_tokens_times_vocabulary_never_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK", 10 * N_VOCAB * 4)
+    monkeypatch.setattr(head, "CHUNK", 10 * N_VOCAB * 4)
     model = model_of("llama, tied", torch.float32)
     ids, support, knn = batch()
     with Largest() as dense:  # type: ignore[no-untyped-call]
@@ -203,29 +135,3 @@ def test_a_second_backward_is_refused_rather_than_wrong() -> None:
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
-
-
-REFUSED = {
-    "Gemma2ForCausalLM": transformers.Gemma2Config(**WIDE, head_dim=8),  # caps its logits at 30
-    "CohereForCausalLM": transformers.CohereConfig(**WIDE),  # scales them
-    "GraniteForCausalLM": transformers.GraniteConfig(**WIDE, logits_scaling=8.0),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_head_that_is_more_than_a_matrix_is_refused_by_name(name: str) -> None:
-    model = transformers.AutoModelForCausalLM.from_config(REFUSED[name]).train()
-    with pytest.raises(ModelFileError) as caught:
-        check_head(model)
-    assert f"the logits of {name} are more than a matrix on its last hidden state" in str(caught.value)
-    assert model.training
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", MODELS)
-def test_a_head_that_is_a_matrix_passes_and_the_model_stays_as_it_was(name: str, dtype: torch.dtype) -> None:
-    model, ids = model_of(name, dtype), batch()[0]
-    before = model(input_ids=ids).logits
-    check_head(model)
-    assert model.training
-    assert torch.equal(model(input_ids=ids).logits, before)

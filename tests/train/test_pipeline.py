@@ -17,9 +17,9 @@ from memdec_edge.errors import StageError
 from memdec_edge.gguf import metadata
 from memdec_edge.options import KEYS
 from memdec_edge.train import NOTICE, build_cache, train
-from memdec_edge.train import build as train_build
-from memdec_edge.train import cache as train_cache
 from memdec_edge.train.corpus import split_documents
+from memdec_edge.train.knn import build as train_build
+from memdec_edge.train.knn import cache as train_cache
 from memdec_edge.train.knn.cache import Cache
 from memdec_edge.train.loop import learning_rate
 from tests.support.tiny import tiny_gguf
