@@ -26,6 +26,7 @@ class Architecture:
     """One family of decoders. The keys of config.json go by Llama's names, `spelling` has a family's own."""
 
     model: str  # Hugging Face's class, in config.json
+    model_type: str  # Hugging Face's name of the config's class, there too
     gguf: MODEL_ARCH
     outer: tuple[Part, ...]  # outside of the blocks, but for the head
     block: tuple[Part, ...]
@@ -69,7 +70,8 @@ def _block(qkv_bias: bool | str, bias: bool | str = False, order: str = "") -> t
 HEAD_NORMS = (Part("self_attn.q_norm", ("head",)), Part("self_attn.k_norm", ("head",)))
 
 LLAMA = Architecture(
-    "LlamaForCausalLM", MODEL_ARCH.LLAMA, OUTER, _block("attention_bias", "attention_bias", order="rope"), ("silu",),
+    "LlamaForCausalLM", "llama", MODEL_ARCH.LLAMA, OUTER,
+    _block("attention_bias", "attention_bias", order="rope"), ("silu",),
     rope_scaling=("default", "linear", "llama3"),
     defaults={"max_position_embeddings": 2048},
 )  # fmt: skip
@@ -77,12 +79,13 @@ LLAMA = Architecture(
 MISTRAL = replace(
     LLAMA,
     model="MistralForCausalLM",
+    model_type="mistral",
     defaults={"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
     window="lacking",
 )
 
 QWEN2 = Architecture(
-    "Qwen2ForCausalLM", MODEL_ARCH.QWEN2, OUTER, _block(True), ("silu",),
+    "Qwen2ForCausalLM", "qwen2", MODEL_ARCH.QWEN2, OUTER, _block(True), ("silu",),
     defaults={"max_position_embeddings": 32768, "num_key_value_heads": 32},
     fixed={"use_sliding_window": False},
     free_heads=False,
@@ -91,6 +94,7 @@ QWEN2 = Architecture(
 QWEN3 = replace(
     QWEN2,
     model="Qwen3ForCausalLM",
+    model_type="qwen3",
     gguf=MODEL_ARCH.QWEN3,
     block=(*_block(False), *HEAD_NORMS),
     defaults={**QWEN2.defaults, "head_dim": 128},
@@ -99,7 +103,7 @@ QWEN3 = replace(
 )
 
 GEMMA3 = Architecture(
-    "Gemma3ForCausalLM", MODEL_ARCH.GEMMA3, OUTER,
+    "Gemma3ForCausalLM", "gemma3_text", MODEL_ARCH.GEMMA3, OUTER,
     (*_block(False), *HEAD_NORMS,
      Part("pre_feedforward_layernorm", ("hidden",)), Part("post_feedforward_layernorm", ("hidden",))),
     ("gelu_pytorch_tanh",),
@@ -117,7 +121,7 @@ GEMMA3 = Architecture(
 )  # fmt: skip
 
 GPT2 = Architecture(
-    "GPT2LMHeadModel", MODEL_ARCH.GPT2,
+    "GPT2LMHeadModel", "gpt2", MODEL_ARCH.GPT2,
     (Part("wte", ("rows", "hidden")), Part("wpe", ("positions", "hidden")), Part("ln_f", ("hidden",), bias=True)),
     (
         Part("ln_1", ("hidden",), bias=True),
@@ -143,7 +147,7 @@ GPT2 = Architecture(
 )  # fmt: skip
 
 GPT_NEOX = Architecture(
-    "GPTNeoXForCausalLM", MODEL_ARCH.GPTNEOX,
+    "GPTNeoXForCausalLM", "gpt_neox", MODEL_ARCH.GPTNEOX,
     (Part("embed_in", ("rows", "hidden")), Part("final_layer_norm", ("hidden",), bias=True)),
     (
         Part("input_layernorm", ("hidden",), bias=True),

@@ -1,34 +1,34 @@
 """The weights of an HF checkpoint folder: where each tensor lies in safetensors or PyTorch files, and its numbers.
 
-Files are hostile until proven otherwise: a header is checked against the file's size before anything is allocated, and
-pickles are read by torch's weights_only. Tensors are read one at a time, by plain reads: pages of a memory map would
-count towards the process. Knows nothing of GGUF and of what tensors mean.
+Files are hostile until proven otherwise. A header is checked against the file's size before anything is allocated.
+torch's weights_only mode reads pickles. Tensors are read one at a time, by plain reads, since pages of a memory map
+would count towards the process. Knows nothing of GGUF, nor of what a tensor is for.
 """
 
 import json
 import math
 import pickle
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from memdec_edge.errors import MissingExtraError, MissingFileError, ModelFileError
+from memdec_edge.errors import MissingExtraError, ModelFileError
+
+from .folder import weight_files
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # safetensors' names; NumPy has no bfloat16
-NAMES = ("model.safetensors", "pytorch_model.bin")  # what save_pretrained writes; an index stands beside shards
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
-Facts = Mapping[str, Any]
+BLOCK = 1 << 20  # elements that are read or encoded at a time: gguf's quantiser needs 20 bytes for each
 Array = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor in a file: raw little-endian numbers, rows one after the other."""
+    """One tensor in a file: little-endian numbers, one row after the other."""
 
     path: Path
     offset: int  # bytes from the file's start
@@ -36,36 +36,58 @@ class Stored:
     shape: tuple[int, ...]
 
     def read(self) -> Array:
-        """The numbers as they are stored; bfloat16 as its bits (widen() makes numbers of them)."""
+        """The numbers as the file stores them; bfloat16 as its bits (widen() makes numbers of them)."""
+        return self._read(0, math.prod(self.shape)).reshape(self.shape)
+
+    def holds_same(self, other: "Stored") -> bool:
+        """Whether shapes and all numbers are equal; NaN equals nothing."""
+        if self.shape != other.shape:
+            return False
+        size = math.prod(self.shape)
+        for start in range(0, size, BLOCK):
+            count = min(BLOCK, size - start)
+            ours, theirs = widen(self._read(start, count), self.dtype), widen(other._read(start, count), other.dtype)
+            if not np.array_equal(ours, theirs):
+                return False
+        return True
+
+    def _read(self, start: int, count: int) -> Array:
+        """Elements [start, start + count) of the flat tensor. Raises ModelFileError."""
+        dtype = np.dtype(DTYPES[self.dtype])
         try:
-            flat = np.fromfile(self.path, DTYPES[self.dtype], math.prod(self.shape), offset=self.offset)
-            return flat.reshape(self.shape)
-        except (OSError, ValueError) as error:
-            raise ModelFileError(self.path, f"cannot be read ({error}); it is damaged or cut short") from error
+            found = np.fromfile(self.path, dtype, count, offset=self.offset + start * dtype.itemsize)
+        except OSError as error:
+            raise ModelFileError(self.path, f"cannot be read ({error.strerror}); make the file readable") from error
+        if len(found) != count:
+            raise ModelFileError(self.path, f"ends inside a tensor of shape {self.shape}; it is damaged or cut short")
+        return found
 
 
 def widen(array: Array, dtype: str) -> npt.NDArray[np.float32]:
     """Numbers of a dtype of DTYPES as float32."""
     if dtype == "BF16":
         return (array.astype(np.uint32) << 16).view(np.float32)
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which encode() refuses
         return array.astype(np.float32)
 
 
 class Checkpoint:
-    """One folder: its tensors by name.
+    """The tensors of one folder by name.
 
-    `prefix` stands before every name but `head`'s; it is added where the folder holds the bare model. Raises
-    MissingFileError for a folder or file that is not there, ModelFileError for one that cannot be used, and
-    MissingExtraError where PyTorch files are there and PyTorch is not.
+    prefix  stands before every name but `head`'s; it is added where the folder holds the bare model
+    head    name of the head, without ".weight"
+    named   the weights file that config.json names, or ""
+
+    Raises MissingFileError for a file that is not there, and ModelFileError for one that cannot be used. Raises
+    MissingExtraError where the weights are PyTorch files and PyTorch is not installed.
     """
 
-    def __init__(self, folder: Path, prefix: str = "", head: str = "") -> None:
+    def __init__(self, folder: Path, prefix: str = "", head: str = "", named: str = "") -> None:
         self.folder = folder
         found: dict[str, Stored] = {}
-        for path in _weight_files(folder):
-            if not path.is_file():
-                raise MissingFileError(path, "weights file")
+        files, warning = weight_files(folder, named)
+        self.warnings = (warning,) if warning else ()
+        for path in files:
             for name, stored in _safetensors(path) if path.suffix == ".safetensors" else _pickled(path):
                 found[name] = stored
         bare = not any(name.startswith(prefix) for name in found)
@@ -75,25 +97,11 @@ class Checkpoint:
         }
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    for name in NAMES:
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            names = read_json(index).get("weight_map")
-            if not isinstance(names, dict) or not all(isinstance(shard, str) for shard in names.values()):
-                raise ModelFileError(index, "has no weight_map; save the checkpoint again")
-            shards = sorted(set(names.values()))
-            for shard in shards:
-                if Path(shard).name != shard:
-                    raise ModelFileError(index, f"points to {shard!r:.80}, outside of its folder")
-            return [folder / shard for shard in shards]
-        if (folder / name).is_file():
-            return [folder / name]
-    return [folder / NAMES[0]]
-
-
 def _safetensors(path: Path) -> Iterator[tuple[str, Stored]]:
-    """Format: https://github.com/huggingface/safetensors#format; u64 length, JSON, data."""
+    """Each tensor's name and place.
+
+    Format: https://github.com/huggingface/safetensors#format: u64 length, JSON, data.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -113,10 +121,12 @@ def _safetensors(path: Path) -> Iterator[tuple[str, Stored]]:
 
 def _stored(path: Path, name: str, entry: object, data: int, size: int) -> Stored:
     """One entry of a safetensors header; the data start at byte `data` of a file of `size` bytes."""
-    facts = entry if isinstance(entry, dict) else {}
-    dtype, shape, offsets = facts.get("dtype"), _whole(facts.get("shape")), _whole(facts.get("data_offsets"))
+    found = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = found.get("dtype"), _whole(found.get("shape")), _whole(found.get("data_offsets"))
     if isinstance(dtype, str) and dtype not in DTYPES:
-        raise ModelFileError(path, f"{name:.200} is {dtype:.20}; only {', '.join(DTYPES)} can be converted")
+        raise ModelFileError(
+            path, f"{name:.200} is {dtype:.20}; convert takes {', '.join(DTYPES)}; save it as one of them"
+        )
     if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
         raise ModelFileError(path, f"its header says nothing usable about {name!r:.200}; it is damaged")
     begin, end = offsets
@@ -128,14 +138,17 @@ def _stored(path: Path, name: str, entry: object, data: int, size: int) -> Store
 
 
 def _whole(values: object) -> tuple[int, ...] | None:
-    """A list of sizes or offsets; None where it is none."""
+    """Sizes or offsets as a tuple; None where `values` is no list of such numbers."""
     if not isinstance(values, list) or not all(type(value) is int and 0 <= value < 2**63 for value in values):
         return None
     return tuple(values)
 
 
 def _pickled(path: Path) -> Iterator[tuple[str, Stored]]:
-    """A state dict saved by torch.save: unpickled without its numbers, which are read later from where they lie."""
+    """Each tensor's name and place in a state dict of torch.save.
+
+    torch unpickles the dict without its numbers; Stored.read() later takes them from their place in the file.
+    """
     try:
         import torch
         from torch._subclasses.fake_tensor import FakeTensorMode
@@ -161,16 +174,3 @@ def _pickled(path: Path) -> Iterator[tuple[str, Stored]]:
             raise ModelFileError(path, f"{name:.200} ({tensor.dtype}) is not stored as plain numbers; {advice}")
         offset = start + tensor.storage_offset() * tensor.itemsize
         yield name, Stored(path, offset, dtypes[tensor.dtype], tuple(tensor.shape))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises MissingFileError and ModelFileError."""
-    if not path.is_file():
-        raise MissingFileError(path, "file")
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise ModelFileError(path, f"is no JSON ({error})") from error
-    if not isinstance(body, dict):
-        raise ModelFileError(path, f"holds a JSON {type(body).__name__}, not an object")
-    return body

@@ -4,19 +4,17 @@ Knows nothing of tensors and files.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memdec_edge.errors import MissingFileError, ModelFileError
+from memdec_edge.errors import ModelFileError
 
 from .architectures import ARCHITECTURES, Architecture
-from .checkpoint import read_json
+from .folder import Json, read_json
 
 MAX_LAYERS = 512  # llama.cpp's limit
 GEMMA3_27B = 62  # layers of the one Gemma 3 whose attention llama.cpp scales by hidden / heads
-Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,14 @@ class ModelConfig:
     eps: float
     rope_dim: int  # elements of a head that are rotated
     rope_theta: float
-    rope_scaling: Facts  # {} or {"rope_type": "linear" | "llama3", ...}
+    rope_scaling: Json  # {} or {"rope_type": "linear" | "llama3", ...}
     window: int  # positions that a layer with a sliding window sees; 0: there is none
     window_period: int  # every so manyth layer sees everything
     window_theta: float  # rope_theta of the layers with a window
     parallel_residual: bool
     tied: bool  # the head is the embedding
-    biases: frozenset[str]  # entries of config.json that give parts a bias, where they are true
+    biases: frozenset[str]  # the true ones of the entries that give parts a bias
+    weights: str  # the weights file that config.json names; "": one of the usual ones
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -57,7 +56,7 @@ class ModelConfig:
 class _Reader:
     """Entries of config.json by Llama's names, as Hugging Face would read them; errors name them as the file does."""
 
-    def __init__(self, path: Path, body: Facts, architecture: Architecture) -> None:
+    def __init__(self, path: Path, body: Json, architecture: Architecture) -> None:
         self.path, self.architecture = path, architecture
         self.body = {**architecture.defaults, **body}
 
@@ -77,6 +76,20 @@ class _Reader:
             raise self.error(key, value, "it must be a positive whole number")
         return value
 
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false, or ModelFileError."""
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, value, "it must be true or false")
+        return value
+
+    def text(self, key: str) -> str:
+        """A string, "" where there is none, or ModelFileError."""
+        value = self.get(key, "")
+        if not isinstance(value, str):
+            raise self.error(key, value, "it must be a string")
+        return value
+
     def error(self, key: str, value: object, advice: str) -> ModelFileError:
         """What is wrong with an entry."""
         return ModelFileError(self.path, f"{self.spell(key)} is {value!r:.80}; {advice}")
@@ -87,8 +100,6 @@ def read_config(folder: Path) -> ModelConfig:
 
     Raises MissingFileError, and ModelFileError, which names the entry that is wrong or that llama.cpp cannot compute.
     """
-    if not folder.is_dir():
-        raise MissingFileError(folder, "checkpoint folder")
     path = folder / "config.json"
     body = read_json(path)
     architecture = _architecture(path, body)
@@ -115,21 +126,31 @@ def read_config(folder: Path) -> ModelConfig:
         window=window if architecture.window == "layers" else 0,
         window_period=_window_period(read) if architecture.window == "layers" else 0,
         window_theta=_positive(read, "rope_theta", local, 10000.0),
-        parallel_residual=read.get("use_parallel_residual") is not False,
-        tied=read.get("tie_word_embeddings") is True,
-        biases=frozenset(str(part.bias) for part in architecture.block if body.get(str(part.bias)) is True),
+        parallel_residual=read.flag("use_parallel_residual", True),
+        tied=read.flag("tie_word_embeddings"),
+        biases=frozenset(bias for part in architecture.block if isinstance(bias := part.bias, str) and read.flag(bias)),
+        weights=read.text("transformers_weights"),
     )
     _refuse_what_differs(read, config)
     return config
 
 
-def _architecture(path: Path, body: Facts) -> Architecture:
+def _architecture(path: Path, body: Json) -> Architecture:
     names = body.get("architectures") or "not named"
     found = ", ".join(map(str, names)) if isinstance(names, list) else names
     if not isinstance(names, list) or found not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ModelFileError(path, f"the architecture is {found}; what can be converted: {known}")
-    return ARCHITECTURES[found]
+    architecture = ARCHITECTURES[found]
+    if body.get("model_type", architecture.model_type) != architecture.model_type:  # transformers goes by this one
+        kind = body["model_type"]
+        raise ModelFileError(path, f"model_type is {kind!r:.80} and the architecture {found}; make the two agree")
+    if (quantized := body.get("quantization_config")) is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise ModelFileError(
+            path, f"the weights are quantised already ({method!s:.40}); load them, dequantize() and save_pretrained()"
+        )
+    return architecture
 
 
 def _refuse_what_differs(read: "_Reader", config: ModelConfig) -> None:
@@ -161,7 +182,7 @@ def _refuse_what_differs(read: "_Reader", config: ModelConfig) -> None:
             raise read.error("query_pre_attn_scalar", scale, f"llama.cpp's {name} takes {wanted}")
 
 
-def _rope(read: "_Reader") -> tuple[Facts, Facts]:
+def _rope(read: "_Reader") -> tuple[Json, Json]:
     """Rope settings, of layers without and with a window.
 
     transformers 5 keeps them in rope_parameters (by kind of layer where there are several), 4 in rope_theta,
@@ -178,7 +199,7 @@ def _rope(read: "_Reader") -> tuple[Facts, Facts]:
     return {"rope_theta": read.get("rope_theta", 10000.0), **found}, local
 
 
-def _rope_scaling(read: "_Reader", rope: Facts) -> Facts:
+def _rope_scaling(read: "_Reader", rope: Json) -> Json:
     name, known = read.architecture.name, read.architecture.rope_scaling
     kind = rope.get("rope_type", rope.get("type", "default"))
     if not known:
@@ -208,7 +229,7 @@ def _window_period(read: "_Reader") -> int:
     return period
 
 
-def _positive(read: "_Reader", key: str, facts: Facts, default: object = None) -> float:
+def _positive(read: "_Reader", key: str, facts: Json, default: object = None) -> float:
     """A positive number out of `facts`."""
     value = facts.get(key, default)
     number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -17,6 +17,7 @@ from memdec_edge.progress import progress
 from . import tensors, tokenizer
 from .checkpoint import Checkpoint
 from .config import ModelConfig, read_config
+from .folder import refuse_what_is_no_checkpoint
 from .metadata import add_metadata
 from .quantize import EMBEDDING, HEAD, QuantizeReport, make_quantized
 from .verify import Verification, is_wanted, verify
@@ -47,8 +48,10 @@ def convert(options: ConvertOptions) -> ConvertReport:
     """
     if not options.overwrite:
         refuse_existing(options.outfile)
+    refuse_what_is_no_checkpoint(options.checkpoint)
     config = read_config(options.checkpoint)
-    checkpoint = Checkpoint(options.checkpoint, config.architecture.prefix, config.architecture.head)
+    checkpoint = Checkpoint(options.checkpoint, config.architecture.prefix, config.architecture.head, config.weights)
+    config, untied = tensors.settle_tying(config, checkpoint.tensors)
     planned = tensors.plan(config)
     if difference := tensors.compare(planned, checkpoint.tensors, config):
         raise ModelFileError(options.checkpoint, difference)
@@ -59,7 +62,8 @@ def convert(options: ConvertOptions) -> ConvertReport:
     written = tensors.written_type(options.outtype, {stored.dtype for stored in checkpoint.tensors.values()})
     file = GgufFile()
     add_metadata(file, options, config, written, block)
-    warnings = [*block.warnings, *_announce(file, planned, config, len(block.tokens), written)]
+    warnings = [*checkpoint.warnings, *([untied] if untied else []), *block.warnings]
+    warnings += _announce(file, planned, config, len(block.tokens), written)
     if config.n_ctx < config.positions:
         warnings.append(f"llama.cpp's {config.architecture.name} has no sliding window: the context is cut to that of "
                         f"{config.n_ctx} tokens, within which both compute the same")  # fmt: skip

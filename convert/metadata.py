@@ -12,8 +12,8 @@ from memdec_edge.errors import ModelFileError
 from memdec_edge.gguf import metadata
 from memdec_edge.options import ConvertOptions
 
-from .checkpoint import read_json
 from .config import ModelConfig
+from .folder import read_json
 from .tensors import FILE_TYPES
 from .tokenizer import TokenizerBlock
 from .writer import GgufFile, Value

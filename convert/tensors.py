@@ -14,7 +14,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quantize
 
 from .architectures import Part
-from .checkpoint import Array, Stored, widen
+from .checkpoint import BLOCK, Array, Stored, widen
 from .config import ModelConfig
 
 Kind = GGMLQuantizationType
@@ -24,7 +24,6 @@ POSITIONS = "position_embd.weight"  # llama.cpp adds it to activations, in f32
 ROPE_FREQS = "rope_freqs.weight"
 # Buffers of old checkpoints: attention masks, and frequencies computed from rope_theta.
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
-BLOCK = 1 << 20  # elements that are encoded at a time: gguf's quantiser needs 20 bytes for each
 Encoded = npt.NDArray[np.generic]
 
 
@@ -73,6 +72,25 @@ def _plan_part(config: ModelConfig, part: Part, prefix: str) -> Iterator[TensorP
     if part.bias is True or part.bias in config.biases:
         bias = f"{prefix}{part.source}.bias"
         yield TensorPlan(bias, bias, shape[:1], part.order, heads)
+
+
+def settle_tying(config: ModelConfig, stored: dict[str, Stored]) -> tuple[ModelConfig, str]:
+    """The config as transformers understands it with these tensors, and a warning where it departs from config.json.
+
+    A tied model may still have a head of its own in the file (transformers 5.24, PreTrainedModel.tie_weights). Where
+    the head's numbers are the embedding's, the head is left out; where they differ, transformers does not tie the two.
+    Where only the head is there, `stored` gets it as the embedding too.
+    """
+    head = f"{config.architecture.head}.weight"
+    embedding = f"{config.architecture.prefix}{config.architecture.outer[0].source}.weight"
+    if not config.tied or head not in stored:
+        return config, ""
+    if stored.setdefault(embedding, stored[head]).holds_same(stored[head]):
+        return config, ""
+    return replace(config, tied=False), (
+        f"config.json ties head and embedding (tie_word_embeddings), but {head} differs from {embedding}; "
+        "both are written, as transformers uses both"
+    )
 
 
 def compare(planned: list[TensorPlan], stored: Mapping[str, Stored], config: ModelConfig) -> str:

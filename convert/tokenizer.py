@@ -13,7 +13,7 @@ from memdec_edge.errors import ModelFileError
 from memdec_edge.gguf.header import Header
 from memdec_edge.llama.pairing import MAX_PADDING
 
-from .checkpoint import Facts, read_json
+from .folder import Json, read_json
 from .pretokenizer import ADVICE, recognise
 from .probe import Reference
 from .vocabulary import BYTE, BYTE_LEVEL, NORMAL, SENTENCEPIECE, UNUSED, Vocabulary, read, well_formed
@@ -140,7 +140,7 @@ def _compare(folder: Path, base: Path, tokens: list[bytes]) -> None:
                                  "it was trained for")  # fmt: skip
 
 
-def _special_ids(folder: Path, settings: Facts, vocabulary: Vocabulary) -> dict[str, int]:
+def _special_ids(folder: Path, settings: Json, vocabulary: Vocabulary) -> dict[str, int]:
     config = read_json(folder / "config.json")
     ids = {text: number for number, text in vocabulary.texts.items()}
     found = {} if vocabulary.unknown is None else {"unk": vocabulary.unknown}
@@ -157,7 +157,7 @@ def _special_ids(folder: Path, settings: Facts, vocabulary: Vocabulary) -> dict[
     return found
 
 
-def _adds(path: Path, body: Facts | None, settings: Facts, name: str, token: str | None) -> bool:
+def _adds(path: Path, body: Json | None, settings: Json, name: str, token: str | None) -> bool:
     """Whether the tokenizer puts its BOS first or its EOS last by itself; tokenizer_config.json overrules."""
     setting = settings.get(f"add_{name}_token")
     if token is None or isinstance(setting, bool):
@@ -174,7 +174,7 @@ def _adds(path: Path, body: Facts | None, settings: Facts, name: str, token: str
     return False
 
 
-def _chat_template(folder: Path, settings: Facts) -> str:
+def _chat_template(folder: Path, settings: Json) -> str:
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")

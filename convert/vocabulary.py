@@ -17,7 +17,7 @@ from typing import Any
 
 from memdec_edge.errors import MissingExtraError, ModelFileError
 
-from .checkpoint import Facts, read_json
+from .folder import Json, read_json
 from .writer import Value
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types, SentencePiece's too
@@ -81,7 +81,7 @@ def well_formed(path: Path) -> Iterator[None]:
         raise ModelFileError(path, f"is malformed ({error!r:.100}); save the tokenizer again") from error
 
 
-def _from_json(path: Path, body: Facts) -> Vocabulary:
+def _from_json(path: Path, body: Json) -> Vocabulary:
     model = body.get("model")
     listed = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(model, dict) or not isinstance(listed, dict | list):
@@ -150,12 +150,12 @@ def _from_sentencepiece(path: Path) -> Vocabulary:
     )
 
 
-def added_tokens(folder: Path, body: Facts) -> dict[int, Facts]:
+def added_tokens(folder: Path, body: Json) -> dict[int, Json]:
     """Tokens that were added to the vocabulary, by id, as {"content", "special"}; `body`: tokenizer.json, if there."""
     if body:
         return {_whole(item["id"]): item for item in body.get("added_tokens") or []}
     path, settings = folder / "added_tokens.json", folder / "tokenizer_config.json"
-    found: dict[int, Facts] = {}
+    found: dict[int, Json] = {}
     if path.is_file():
         found |= {_whole(number): {"content": text} for text, number in read_json(path).items()}
     if settings.is_file():
@@ -163,7 +163,7 @@ def added_tokens(folder: Path, body: Facts) -> dict[int, Facts]:
     return found
 
 
-def _with_added(vocabulary: Vocabulary, added: dict[int, Facts]) -> Vocabulary:
+def _with_added(vocabulary: Vocabulary, added: dict[int, Json]) -> Vocabulary:
     texts, types = dict(vocabulary.texts), dict(vocabulary.types)
     for number, item in added.items():
         texts[number] = str(item["content"])
@@ -188,7 +188,7 @@ def _unknown(types: dict[int, int], unknown: int | None) -> dict[int, int]:
     return types if unknown is None else types | {_whole(unknown): UNKNOWN}
 
 
-def _charsmap(normalizer: Facts) -> bytes:
+def _charsmap(normalizer: Json) -> bytes:
     """SentencePiece's table of character replacements, where tokenizer.json has one."""
     for step in [normalizer, *(normalizer.get("normalizers") or [])]:
         if step.get("precompiled_charsmap"):

@@ -49,9 +49,9 @@ class MissingFileError(MemdecError):
 
     http_status = 404
 
-    def __init__(self, path: Path | str, what: str) -> None:
+    def __init__(self, path: Path | str, what: str, advice: str = "check the path") -> None:
         self.path, self.what = Path(path), what
-        super().__init__(f"{path}: no such {what}; check the path")
+        super().__init__(f"{path}: no such {what}; {advice}")
 
 
 class ExistingOutputError(MemdecError):

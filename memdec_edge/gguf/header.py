@@ -15,6 +15,7 @@ from pathlib import Path
 from memdec_edge.errors import MissingFileError, ModelFileError
 
 MAGIC = b"GGUF"
+LFS_POINTER = b"version https://git-lfs"  # how the small text begins that stands for a file which Git LFS keeps
 FLOAT32, STRING, ARRAY = 6, 8, 9  # enum gguf_type
 SCALARS = {
     0: struct.Struct("<B"), 1: struct.Struct("<b"), 2: struct.Struct("<H"), 3: struct.Struct("<h"),
