@@ -41,7 +41,7 @@ def label(length: int | None) -> str:
 
 def measure(engine: Engine, args: argparse.Namespace, sampling: SamplingOptions) -> dict[str, Any]:
     """Tokens per second by draft length, milliseconds by rows, acceptance."""
-    shares = list(zip(engine.memories, engine.weights(args.lambda_), strict=True))
+    mixture = engine.mixture(args.lambda_)
     prompts = cut_prompts(engine, read_documents(args.file), args.prompt_tokens, args.repetitions)
     if not prompts:
         raise SystemExit(f"{args.file} is shorter than {args.prompt_tokens} tokens; lower --prompt-tokens")
@@ -50,7 +50,7 @@ def measure(engine: Engine, args: argparse.Namespace, sampling: SamplingOptions)
 
     def turn(length: int | None, prompt: list[int]) -> Run:
         generation = GenerationOptions(args.predict, ignore_eos=True, draft=length)
-        return run(engine, sampling, generation, shares, prompt)
+        return run(engine, sampling, generation, mixture, prompt)
 
     with progress("drafting", len(LENGTHS) * len(prompts), "runs") as advance:
         turn(0, prompts[0])
@@ -75,7 +75,7 @@ def measure(engine: Engine, args: argparse.Namespace, sampling: SamplingOptions)
     tps = {length: median(args.predict / one.gen_seconds for one in found) for length, found in runs.items()}
     return {
         "acceptance": acceptance,
-        "lambda": sum(weight for _, weight in shares),
+        "lambda": sum(mixture.weights),
         "tokens_per_second": {label(length): value for length, value in tps.items()},
         "predicted": {str(g): predicted_tps(cost, acceptance, g) for g in range(ROWS)},
         "base_ms": {str(n): 1e3 * seconds for n, seconds in cost.base.items()},

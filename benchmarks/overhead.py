@@ -98,7 +98,7 @@ def plain_against_bare(base: Path, memory: Path, threads: int, blocks: int) -> d
             engine.policy.overlaps = overlaps
             times: list[tuple[float, float, float]] = []
             with closing(engine.session(text[:PROMPT], sampling, generation)) as session:
-                session.step()  # reads the prompt
+                engine.step([session])  # reads the prompt
                 for bare in (bare_base, bare_memory):
                     bare.start(text[: PROMPT + 1])
                 for block in range(blocks + 1):
@@ -107,7 +107,7 @@ def plain_against_bare(base: Path, memory: Path, threads: int, blocks: int) -> d
                     base_seconds, memory_seconds = bare_base.turn(tokens, at), bare_memory.turn(tokens, at)
                     begin = perf_counter()
                     for _ in range(TURN):
-                        session.step()
+                        engine.step([session])
                     times.append((base_seconds, memory_seconds, perf_counter() - begin))
             times = times[1:]  # the first warms up
             found[f"{chain}, {way}"] = {
@@ -162,10 +162,10 @@ def python_per_round(rounds: int) -> dict[str, float]:
                 times: list[float] = []
                 while len(times) < rounds:
                     with closing(engine.session([1, 2, 3], SamplingOptions(seed=len(times)), generation)) as session:
-                        session.step()
+                        engine.step([session])
                         for _ in range(40):
                             before, begin = inside.seconds, perf_counter()
-                            session.step()
+                            engine.step([session])
                             times.append(perf_counter() - begin - (inside.seconds - before))
                 found["auto" if draft is None else str(draft)] = 1e6 * median(times)
     return found

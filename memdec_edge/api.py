@@ -27,9 +27,12 @@ FinishReason = Literal["stop", "length"]
 class Timings:
     """Tokens and milliseconds of prefill (`prompt`) and decoding (`predicted`), in llama.cpp's names.
 
-    draft_n: tokens that the memories drafted and the mixture judged; draft_n_accepted: those that were right.
+    cache_n: tokens of the prompt that an earlier call had left decoded; prompt_n: the others, which this call decoded.
+    predicted_ms: time of the steps alone, not of the caller between chunks. draft_n: drafted tokens that the mixture
+    verified; draft_n_accepted: those that it accepted.
     """
 
+    cache_n: int
     prompt_n: int
     prompt_ms: float
     predicted_n: int
@@ -65,7 +68,11 @@ class Completion:
 
 
 class LanguageModel:
-    """A base and its memories, ready to generate. Close it, or use it in a with-block."""
+    """A base and its memories, ready to generate. Close it, or use it in a with-block.
+
+    Threads may share it. Their calls take turns, step by step; a stream needs a slot of its own (LoadOptions.n_seq) and
+    raises BusyError while other streams hold all of them.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -88,21 +95,25 @@ class LanguageModel:
         engine = self.engine
         tokens = engine.base.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
         if not tokens:
-            raise OptionError("the prompt", "empty", "give some text to continue")
+            raise OptionError("prompt", "empty", "give some text to continue")
         limit = None if generation.n_predict < 0 else len(tokens) + generation.n_predict
         text = TextStream(generation.stop)
-        with closing(engine.session(tokens, sampling, generation, total=total_lambda, limit=limit)) as session:
+        mixture = engine.mixture(total_lambda)
+        with closing(engine.session(tokens, sampling, generation, mixture=mixture, limit=limit)) as session:
+            cache_n, done = min(session.n_cached, len(tokens) - 1), 0  # the first step decodes the last token
             start = time.perf_counter()
             session.prefill()
-            decoding = time.perf_counter()
-            prompt_ms, done = 1e3 * (decoding - start), 0
+            prompt_ms, predicted_ms = 1e3 * (time.perf_counter() - start), 0.0
 
             def timings() -> Timings:
-                predicted_ms = 1e3 * (time.perf_counter() - decoding)
-                return Timings(len(tokens), prompt_ms, done, predicted_ms, session.n_drafted, session.n_accepted)
+                read, drafted, accepted = len(tokens) - cache_n, session.n_drafted, session.n_accepted
+                return Timings(cache_n, read, prompt_ms, done, predicted_ms, drafted, accepted)
 
             while not session.finished and not text.stopped:
-                for token, log_prob in session.step():
+                start = time.perf_counter()
+                [samples] = engine.step([session])
+                predicted_ms += 1e3 * (time.perf_counter() - start)
+                for token, log_prob in samples:
                     if token in engine.base.eog_tokens:
                         break
                     done += 1
@@ -110,7 +121,7 @@ class LanguageModel:
                     if text.stopped:
                         break
             rest = text.flush()
-            reason = "stop" if text.stopped else session.finished
+            reason: FinishReason = "stop" if text.stopped or session.finished == "stop" else "length"
             yield Chunk(rest, None, None, reason, timings())
 
     def generate(

@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
 
 import llama_cpp
 import pytest
 
-from memdec_edge.api import LanguageModel, open_model
+from memdec_edge.api import LanguageModel, Timings, open_model
 from memdec_edge.errors import ContextError, OptionError
 from memdec_edge.options import GenerationOptions, LoadOptions, SamplingOptions
 from tests.conftest import Family
@@ -87,7 +88,7 @@ def test_ignore_eos_gives_exactly_n_tokens_and_reason_length(tiny: LanguageModel
 
 def test_minus_one_goes_to_the_end_of_the_context(tiny: LanguageModel) -> None:
     done = tiny.generate(PROMPT, SamplingOptions(seed=1), GenerationOptions(-1, ignore_eos=True))
-    assert len(done.tokens) + done.timings.prompt_n == tiny.engine.n_ctx
+    assert len(done.tokens) + done.timings.prompt_n + done.timings.cache_n == tiny.engine.n_ctx
 
 
 def test_an_end_of_generation_token_stops_and_is_not_in_the_tokens(real: LanguageModel) -> None:
@@ -134,7 +135,7 @@ def test_prompts_that_do_not_fit_name_the_numbers(tiny: LanguageModel) -> None:
 
 
 def test_an_empty_prompt_is_refused(tiny: LanguageModel) -> None:
-    with pytest.raises(OptionError, match="the prompt is empty"):
+    with pytest.raises(OptionError, match="prompt is empty"):
         tiny.generate("")
 
 
@@ -143,3 +144,20 @@ def test_a_json_schema_holds_with_a_memory_mixed_in(tiny: LanguageModel) -> None
     done = tiny.generate(PROMPT, SamplingOptions(seed=0, json_schema=schema), GenerationOptions(400))
     assert done.finish_reason == "stop"
     assert json.loads(done.text)["n"] in (1, 2)
+
+
+def test_timings_count_what_was_decoded_and_not_the_callers_time(tiny: LanguageModel) -> None:
+    prompt, limits = (
+        tiny.engine.base.tokenize("A timing of its own, with some words"),
+        GenerationOptions(8, ignore_eos=True),
+    )
+    first = tiny.generate(prompt, SamplingOptions(seed=1), limits).timings
+    assert first.prompt_n + first.cache_n == len(prompt)
+    assert first.prompt_n > 1
+    again = list(tiny.stream(prompt, SamplingOptions(seed=1), limits))
+    assert (again[-1].timings.cache_n, again[-1].timings.prompt_n) == (len(prompt) - 1, 1)
+    waited: list[Timings] = []
+    for chunk in tiny.stream(prompt, SamplingOptions(seed=1), replace(limits, draft=0)):
+        waited.append(chunk.timings)
+        sleep(0.5)  # the caller thinks
+    assert waited[-1].predicted_ms < 500 * (len(waited) - 1)

@@ -17,7 +17,7 @@ from memdec_edge.bench.bandwidth import bandwidth_meter, model_bytes
 from memdec_edge.bench.figures import Drafted, Figures, Speed, drafted, figures, one_after_another, speed
 from memdec_edge.bench.systems import Costs, Run, cut_prompts, row_costs, run, run_llama
 from memdec_edge.documents import GENERAL
-from memdec_edge.engine import Engine, Memory
+from memdec_edge.engine import Engine, Memory, MemoryMixture
 from memdec_edge.engine.drafting import MAX_ROWS
 from memdec_edge.errors import ContextError, CorpusError
 from memdec_edge.llama.context import default_threads
@@ -29,6 +29,7 @@ from memdec_edge.progress import progress
 
 LEARNING = 64  # rounds in which the policy tries each of 8 lengths three times and settles
 
+NO_MEMORY = MemoryMixture.of(())
 System = Callable[[Sequence[int]], Run]
 
 
@@ -93,21 +94,21 @@ def bench(
         engine = opened.enter_context(closing(Engine(base, memories, replace(load, n_seq=1))))
         prompts = _prompts(engine, documents, options)
         load = replace(load, n_ctx=engine.n_ctx, n_seq=1)
-        shares = [pair for pair in zip(engine.memories, engine.weights(total), strict=True) if pair[1] > 0]
+        mixture = engine.mixture(total).running()
         plain = GenerationOptions(options.new_tokens, ignore_eos=True, draft=0)
         llama = opened.enter_context(closing(StockLlama(base, load, sampling)))
         systems: dict[str, System] = {
             "llama": partial(run_llama, llama, sampling, options.new_tokens),
-            "engine": partial(run, engine, sampling, plain, ()),
+            "engine": partial(run, engine, sampling, plain, NO_MEMORY),
         }
-        for memory, _ in shares:
+        for memory in mixture.memories:
             alone = opened.enter_context(closing(Engine(memory.model.path, (), load.of_memories())))
-            systems[f"memory {memory.number}"] = partial(run, alone, sampling, plain, ())
-        if shares:
-            systems["mixture"] = partial(run, engine, sampling, plain, shares)
-            systems["drafted"] = partial(run, engine, sampling, replace(plain, draft=options.draft), shares)
-        table = _take_turns(engine, systems, [memory for memory, _ in shares], prompts, options)
-        return _report(engine, shares, table, load, sampling, options)
+            systems[f"memory {memory.number}"] = partial(run, alone, sampling, plain, NO_MEMORY)
+        if mixture.memories:
+            systems["mixture"] = partial(run, engine, sampling, plain, mixture)
+            systems["drafted"] = partial(run, engine, sampling, replace(plain, draft=options.draft), mixture)
+        table = _take_turns(engine, systems, list(mixture.memories), prompts, options)
+        return _report(engine, mixture, table, load, sampling, options)
 
 
 def _prompts(engine: Engine, documents: Sequence[str] | None, options: BenchOptions) -> list[list[int]]:
@@ -155,7 +156,7 @@ def _take_turns(
 
 def _report(
     engine: Engine,
-    shares: list[tuple[Memory, float]],
+    mixture: MemoryMixture,
     table: Table,
     load: LoadOptions,
     sampling: SamplingOptions,
@@ -163,17 +164,17 @@ def _report(
 ) -> Report:
     costs = Costs.medians(table.costs) if table.costs else None
     bandwidth = max(table.bandwidths, default=None)  # other work only ever takes away
-    sizes = [model_bytes(memory.model.path) for memory, _ in shares]
+    sizes = [model_bytes(memory.model.path) for memory in mixture.memories]
     both = (model_bytes(engine.base.path), sum(sizes))
     theirs, ours = speed(table.runs["llama"], options), figures(table.runs["engine"], options, both, bandwidth)
     fastest = Speed(max(ours.prompt_tps, theirs.prompt_tps), max(ours.gen_tps, theirs.gen_tps))
     alone = [
         figures(table.runs[f"memory {memory.number}"], options, (size, 0), bandwidth)
-        for (memory, _), size in zip(shares, sizes, strict=True)
+        for memory, size in zip(mixture.memories, sizes, strict=True)
     ]
-    mixture = with_drafts = None
-    if shares:
-        mixture = figures(table.runs["mixture"], options, both, bandwidth)
+    plain = with_drafts = None
+    if mixture.memories:
+        plain = figures(table.runs["mixture"], options, both, bandwidth)
         runs = table.runs["drafted"]
         lengths = range(MAX_ROWS) if options.draft is None else [options.draft]
         found = figures(runs, options, both, bandwidth)
@@ -181,17 +182,17 @@ def _report(
     return Report(
         base=fastest,
         memory=one_after_another(alone) if alone else None,
-        mixture=mixture,
+        mixture=plain,
         drafted=with_drafts,
         ratio_to_base=with_drafts.gen_tps / fastest.gen_tps if with_drafts else None,
-        ratio_to_mixture=with_drafts.gen_tps / mixture.gen_tps if with_drafts and mixture else None,
+        ratio_to_mixture=with_drafts.gen_tps / plain.gen_tps if with_drafts and plain else None,
         base_llama_generate=theirs,
         base_engine=ours,
         memories=alone,
-        memory_files=[memory.model.path for memory, _ in shares],
-        lambdas=[weight for _, weight in shares],
+        memory_files=[memory.model.path for memory in mixture.memories],
+        lambdas=list(mixture.weights),
         base_rows_ms={n: 1e3 * seconds for n, seconds in costs.base.items()} if costs else {},
-        memory_step_ms=1e3 * costs.memory if costs and shares else None,
+        memory_step_ms=1e3 * costs.memory if costs and mixture.memories else None,
         base_rows_beside_memory_ms={n: 1e3 * seconds for n, seconds in costs.beside.items()} if costs else {},
         read_bytes_per_second=bandwidth,
         options=options,

@@ -3,14 +3,14 @@
 Knows nothing of repetitions and reports.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from itertools import cycle, islice
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
 
-from memdec_edge.engine import Counters, Engine, Memory
+from memdec_edge.engine import Counters, Engine, Memory, MemoryMixture
 from memdec_edge.engine.drafting import SETTLING
 from memdec_edge.evaluation.perplexity import join_documents
 from memdec_edge.llama.context import Context
@@ -61,25 +61,25 @@ def run(
     engine: Engine,
     sampling: SamplingOptions,
     generation: GenerationOptions,
-    shares: Iterable[tuple[Memory, float]],
+    mixture: MemoryMixture,
     prompt: Sequence[int],
 ) -> Run:
-    """Continue a prompt of at least 2 tokens, from empty caches, with `shares` of the memories; no other session open.
+    """Continue a prompt of at least 2 tokens, from empty caches, with the memories of `mixture`; no other session open.
 
     The prompt's last token belongs to the second phase, which ends with the session: after n_predict tokens where
     end-of-text is ignored.
     """
     limit = len(prompt) + generation.n_predict
-    with closing(engine.session((), sampling, generation, shares=shares, limit=limit)) as session:
+    with closing(engine.session((), sampling, generation, mixture=mixture, limit=limit)) as session:
         session.extend(prompt)
         begin = perf_counter()
         session.prefill()
         for context in session.contexts:
             context.rows(-1)  # waits for a GPU
         prefilled = perf_counter()
-        engine.counters = Counters()
+        engine.rounds.counters = Counters()
         while not session.finished:
-            session.step()
+            engine.step([session])
         return Run(prefilled - begin, perf_counter() - prefilled, engine.counters)
 
 
@@ -112,14 +112,14 @@ def row_costs(engine: Engine, mixed: Sequence[Memory], prompt: Sequence[int], st
             seconds = step()
             base[n] = pass_seconds(engine.context, tokens[start : start + n])
         steps.append(seconds)
-    if engine.division and mixed:
-        engine.context.use_threads(engine.division[0])
+    if engine.rounds.division and mixed:
+        engine.context.use_threads(engine.rounds.division[0])
         for context in memories:
-            context.use_threads(engine.division[1])
+            context.use_threads(engine.rounds.division[1])
         for n in range(1, rows + 1 if engine.policy.overlaps_drafts else 2):
             for _ in range(2 if n > 1 else 2 + SETTLING):
                 begin = perf_counter()
-                running = engine.worker.submit(step)
+                running = engine.rounds.worker.submit(step)
                 pass_seconds(engine.context, tokens[start : start + n])
                 running.result()
                 beside[n] = perf_counter() - begin

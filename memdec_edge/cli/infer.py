@@ -62,10 +62,10 @@ def run(
     text = prompt if prompt is not None else _text_of(file)
     with open_model(model, memories, load) as language_model:
         engine = language_model.engine
-        weights = engine.weights(lambda_)
+        mixture = engine.mixture(lambda_)
         for warning in engine.warnings:
             print(f"Warning: {warning}", file=sys.stderr)
-        for opened, weight in zip(engine.memories, weights, strict=True):
+        for opened, weight in zip(mixture.memories, mixture.weights, strict=True):
             print(f"memory {opened.model.path} at lambda {weight:.3g}", file=sys.stderr)
         if json_:
             done = language_model.generate(text, sampling, generation, lambda_)

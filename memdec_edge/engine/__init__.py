@@ -1,16 +1,19 @@
 """Base and memories as one model.
 
-engine.py    Engine: contexts, memories, admission; decodes for many sessions at a time
-session.py  Session: one timeline with its weights, sampler and place in the contexts
-rounds.py    one round: draft with the memories, verify with the base, roll back
+engine.py    Engine: opens the models, owns the contexts, makes sessions and steps them
+cells.py     admission: which session may hold how many tokens, and in which slot
+session.py   Session: one timeline with its mixture, its sampler and its place in the contexts
+round.py     one round of all sessions: draft with the memories, verify with the base, roll back
+turn.py      what one session does in a round
 drafting.py  how many tokens to draft
 registry.py  memories added, re-weighted and removed while the engine runs
 
 Knows nothing of text, HTTP or terminals.
 """
 
-from memdec_edge.engine.engine import Counters, Engine
-from memdec_edge.engine.registry import Memory
+from memdec_edge.engine.engine import Engine
+from memdec_edge.engine.registry import Memory, MemoryMixture
+from memdec_edge.engine.round import Counters
 from memdec_edge.engine.session import Sample, Session
 
-__all__ = ["Counters", "Engine", "Memory", "Sample", "Session"]
+__all__ = ["Counters", "Engine", "Memory", "MemoryMixture", "Sample", "Session"]

@@ -1,8 +1,8 @@
 """How many tokens to draft: measured costs, measured acceptance, and the length that gives most tokens per second.
 
-A round drafts g tokens with the memories, evaluates the base on g + 1 rows and emits 1 to g + 1 tokens. What some rows
-cost is no curve but a table: on a CPU four can be cheaper than three (llama.cpp has kernels for some shapes and not for
-others), so each length is tried and timed. Knows nothing of models and tokens.
+A round drafts g tokens with the memories, evaluates the base on g + 1 rows and emits 1 to g + 1 tokens. The cost of
+rows is no curve but a table: on a CPU four rows can cost less than three, since llama.cpp has kernels for some shapes
+only. So the policy tries and times each length. Knows nothing of models and tokens.
 """
 
 from collections import defaultdict, deque
@@ -16,9 +16,9 @@ KEPT = 5  # measurements of a cost whose median counts
 TRIALS = 3  # visits of a length before it is judged; the first is not counted
 CONTENDER = 0.85  # lengths that promise this share of the best rate are measured again
 STALE = 64  # every so many rounds
-PATIENCE = 1024  # rounds until others are, then twice as many, for a busy machine may have spoiled their costs,
-SPOILED = 3  # but not if so many times cheaper they could not win
-SETTLING = 2  # rounds after a change of the way of decoding in which threads that waited for the other still spin
+PATIENCE = 1024  # rounds until other lengths are, then twice as many: a busy machine may have spoiled their costs
+SPOILED = 3  # a length that could not win were it so many times cheaper is not measured again
+SETTLING = 2  # rounds after a change of the way of decoding that do not count: waiting threads still spin
 
 
 class Cost:
@@ -32,13 +32,13 @@ class Cost:
         self._recent: deque[float] = deque(maxlen=KEPT)
 
     def add(self, seconds: float, now: int) -> None:
-        """A measurement in round `now`."""
-        if self.visits == 1 or now - self.seen > STALE:  # what was measured long ago, or beside other work, is void
+        """Take a measurement of round `now`."""
+        if self.visits == 1 or now - self.seen > STALE:  # an old measurement may be of a busier machine
             self._recent.clear()
         self.visits += 1
         self.seen = now
         self._recent.append(seconds)
-        self.seconds = sorted(self._recent)[(len(self._recent) - 1) // 2]  # noise only ever adds: the lower of two
+        self.seconds = sorted(self._recent)[(len(self._recent) - 1) // 2]  # noise only adds, so of two the lower
 
 
 class Acceptance:
@@ -48,9 +48,9 @@ class Acceptance:
         self.value = value
         self._seen = seen
 
-    def add(self, accepted: int, refused: bool) -> None:
-        """`accepted` drafted tokens in a row, then one that was refused, or none."""
-        for hit in [1.0] * accepted + [0.0] * refused:
+    def add(self, accepted: int, rejected: bool) -> None:
+        """Count `accepted` drafted tokens in a row, and after them a rejected one if there was one."""
+        for hit in [1.0] * accepted + [0.0] * rejected:
             self._seen += 1
             self.value += max(DECAY, 1 / self._seen) * (hit - self.value)
 
@@ -73,11 +73,13 @@ def expected_tokens(acceptance: float, length: int) -> float:
 
 
 class DraftPolicy:
-    """The table of costs, and the choice. `overlaps`: ways of decoding that may be tried, (False,) or (False, True);
-    overlaps_drafts: in rounds that draft too, which have little to gain where the two ways divide threads differently.
+    """The table of costs, and the choice of a length.
 
-    A base is timed by (rows, overlap), with overlap the memories' last step is in its time; a step of the memories by
-    (who, rows), `who` naming the memories that take part.
+    overlaps: ways of decoding that may be tried, (False,) or (False, True). overlaps_drafts: whether rounds that draft
+    may overlap too; they gain little where the two ways divide threads differently.
+
+    The table times a pass of the base by (rows, overlap); with overlap that time includes the memories' last step. It
+    times a step of the memories by (who, rows), where `who` numbers the memories that take part.
     """
 
     def __init__(self, overlaps: tuple[bool, ...] = (False,)) -> None:
@@ -89,7 +91,7 @@ class DraftPolicy:
         self.memory: defaultdict[tuple[tuple[int, ...], int], Cost] = defaultdict(Cost)
 
     def add_base(self, rows: int, overlap: bool, seconds: float) -> None:
-        """A decode of the base that took `seconds`; not counted just after a change of the way of decoding."""
+        """Time a pass of the base, unless the way of decoding changed just before it."""
         self._rounds_of_way = self._rounds_of_way + 1 if overlap == self._way else 0
         self._way = overlap
         if self._rounds_of_way < SETTLING:
@@ -97,15 +99,15 @@ class DraftPolicy:
         self.base[rows, overlap].add(seconds, self.rounds)
 
     def add_memory(self, who: tuple[int, ...], rows: int, seconds: float) -> None:
-        """A step of all memories in `who` that took `seconds` in all."""
+        """Time a step of all memories in `who` together."""
         self.memory[who, rows].add(seconds, self.rounds)
 
     def choose(self, acceptances: Sequence[float], others: int, who: tuple[int, ...], lengths: Iterable[int]) -> Plan:
-        """The plan of most expected tokens per second for len(acceptances) >= 1 drafting sessions.
+        """The plan with the most expected tokens per second for len(acceptances) >= 1 drafting sessions.
 
         others: rows of sessions that do not draft. lengths: those allowed, 0 among them unless the user asked for one.
-        A plan that was tried less than TRIALS times goes first, unless it could not win were its rows as cheap as the
-        cheapest known; so does one that was not measured for long and could win likewise.
+        A plan with less than TRIALS visits goes first, if it could win with rows as cheap as the cheapest known. So
+        does a plan whose last measurement is old, if it could win.
         """
         self.rounds += 1
         plans = [

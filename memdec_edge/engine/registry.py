@@ -1,13 +1,14 @@
-"""The memories of a running engine: added, re-weighted and removed without touching the base.
+"""The memories of a running engine: added, re-weighted and removed while the base stays as it is.
 
-Each change makes a new version. A memory that is removed while sessions use it takes no new ones and is closed when
-the last of them lets go. Knows nothing of sessions beyond how many use a memory.
+Each change makes a new version. A memory that is removed while sessions use it takes no new ones; the registry closes
+it when the last of them lets go. Knows nothing of sessions but how many use a memory.
 """
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
+from typing import NamedTuple
 
 from memdec_edge.errors import OptionError
 from memdec_edge.gguf.metadata import MemoryMetadata
@@ -15,18 +16,18 @@ from memdec_edge.llama.abort import AbortFlag
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.pairing import require_match
-from memdec_edge.mixture import mixing
-from memdec_edge.mixture.weights import mixture_weights
+from memdec_edge.mixture.mixing import MAX_MEMORIES
+from memdec_edge.mixture.weights import Mixture, mixture_weights
 from memdec_edge.options import LoadOptions, MemoryOptions
 
 
 class Memory:
-    """An open memory: its model, its KV cache, the facts of its GGUF and the weight that the user gave, if any."""
+    """An open memory: its model, its KV cache, its GGUF's metadata and the weight that the user gave, if any."""
 
     def __init__(self, number: int, model: Model, context: Context, options: MemoryOptions, warning: str) -> None:
         self.number = number  # never given twice
         self.model, self.context, self.options = model, context, options
-        self.facts = MemoryMetadata.from_gguf(model.path, model.metadata)
+        self.metadata = MemoryMetadata.from_gguf(model.path, model.metadata)
         self.warning = warning  # of pairing, or empty
         self.users = 0  # sessions that mix it
         self.leaving = False
@@ -37,11 +38,43 @@ class Memory:
         self.model.close()
 
 
+class MemoryMixture(NamedTuple):
+    """Memories with their weights and temperatures: a lambda, resolved."""
+
+    memories: tuple[Memory, ...]
+    mixture: Mixture
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of the memories; the base has the rest."""
+        return self.mixture.weights
+
+    @classmethod
+    def of(cls, weights: Iterable[tuple[Memory, float]]) -> "MemoryMixture":
+        """Each memory with its weight, at the temperature of its file.
+
+        Raises OptionError for weights that make no mixture and for a memory given twice.
+        """
+        pairs = list(weights)
+        for index, (memory, _) in enumerate(pairs):
+            if memory in [other for other, _ in pairs[:index]]:
+                raise OptionError("memory", memory.model.path, "given twice; add up its weights")
+        memories = tuple(memory for memory, _ in pairs)
+        temperatures = tuple(memory.metadata.temperature for memory in memories)
+        return cls(memories, Mixture(tuple(weight for _, weight in pairs), temperatures))
+
+    def running(self) -> "MemoryMixture":
+        """The same without the memories of weight 0, which do not run."""
+        return MemoryMixture.of(
+            (memory, weight) for memory, weight in zip(self.memories, self.weights, strict=True) if weight > 0
+        )
+
+
 class Registry:
     """The memories that new sessions may use, in the order in which they were added.
 
-    `version` counts the changes, for whoever keeps a copy of the list. options: those of memories
-    (LoadOptions.of_memories); n_ctx: cells of each context.
+    `version` counts the changes, for callers that keep a copy of the list. options: those of memories
+    (LoadOptions.of_memories); n_ctx: cells of each context at most.
     """
 
     def __init__(self, base: Model, options: LoadOptions, n_ctx: int, abort: AbortFlag) -> None:
@@ -56,23 +89,23 @@ class Registry:
         return [memory for memory in self.open_memories if not memory.leaving]
 
     def add(self, options: MemoryOptions) -> Memory:
-        """Open a memory beside the others. Errors: open_memory() and attach(); everything then stays as it was."""
-        return self.attach(options, *open_memory(self._base, options.path, self._options))
+        """Open a memory beside the others; after an error everything is as it was.
 
-    def attach(self, options: MemoryOptions, model: Model, warning: str = "") -> Memory:
-        """Add what open_memory() opened, and own it: it is closed if it cannot be added.
-
-        Raises OptionError for one too many or weights that sum to more than 1, ModelFileError for facts that make no
-        sense or a context that cannot be made.
+        Raises MissingFileError, ModelFileError (also for metadata that makes no sense and a context that cannot be
+        made), RoleError, PairingError, and OptionError for one memory too many or weights that sum to more than 1.
         """
+        if len(self.memories) >= MAX_MEMORIES:
+            raise OptionError("memory", options.path, f"at most {MAX_MEMORIES} can be mixed; remove one first")
         with ExitStack() as undo:
+            model = Model(options.path, n_gpu_layers=self._options.n_gpu_layers)
             undo.callback(model.close)
-            if len(self.memories) >= mixing.MAX_MEMORIES:
-                raise OptionError("--memory", options.path, f"at most {mixing.MAX_MEMORIES} can be mixed")
-            context = Context(model, self._options, self._n_ctx, self._abort, n_seq=self._options.n_seq)
+            warning = require_match(self._base, model, force=self._options.force)
+            # A session that uses the memory holds at most what it was trained for, so more cells would stay empty.
+            n_ctx = min(self._n_ctx, model.n_ctx_train * self._options.n_seq)
+            context = Context(model, self._options, n_ctx, self._abort, n_seq=self._options.n_seq)
             undo.callback(context.close)
             memory = Memory(next(self._numbers), model, context, options, warning)
-            weights([*self.memories, memory])
+            resolve([*self.memories, memory])
             undo.pop_all()
         self.open_memories.append(memory)
         self.version += 1
@@ -81,21 +114,21 @@ class Registry:
     def reweight(self, memory: Memory, weight: float | None) -> None:
         """Another lambda for new sessions; None: what the GGUF recommends.
 
-        Raises OptionError for a memory that was removed and for weights that cannot be, and changes nothing.
+        Raises OptionError for a memory that was removed and for weights that make no mixture, and changes nothing.
         """
         if memory not in self.memories:
-            raise OptionError("the memory", memory.model.path, "it was removed; add it again")
+            raise OptionError("memory", memory.model.path, "it was removed; add it again")
         before = memory.options
         memory.options = replace(before, weight=weight)
         try:
-            weights(self.memories)
+            resolve(self.memories)
         except OptionError:
             memory.options = before
             raise
         self.version += 1
 
     def remove(self, memory: Memory) -> None:
-        """Take no new sessions, and close the memory as soon as none uses it."""
+        """Give the memory to no new session, and close it as soon as no session uses it."""
         if memory in self.memories:
             memory.leaving = True
             self.version += 1
@@ -116,27 +149,14 @@ class Registry:
             memory.close()
 
     def close(self) -> None:
-        """Close all, whoever uses them."""
+        """Close all memories, used or not."""
         for memory in self.open_memories:
             memory.close()
         self.open_memories = []
 
 
-def open_memory(base: Model, path: Path | str, options: LoadOptions) -> tuple[Model, str]:
-    """A memory's model, proved to speak the vocabulary of `base`, and a warning for a person, or an empty string.
-
-    options: those of memories. Raises MissingFileError, ModelFileError, RoleError and PairingError; the file is then
-    closed.
-    """
-    model = Model(path, n_gpu_layers=options.n_gpu_layers)
-    try:
-        return model, require_match(base, model, force=options.force)
-    except BaseException:
-        model.close()
-        raise
-
-
-def weights(memories: list[Memory], total: float | None = None) -> list[float]:
-    """A lambda for each memory; `total` is their sum where given (see weights.mixture_weights)."""
-    recommended = [memory.facts.weight for memory in memories]
-    return mixture_weights(recommended, [memory.options.weight for memory in memories], total)
+def resolve(memories: list[Memory], total: float | None = None) -> MemoryMixture:
+    """The mixture of `memories`; `total` is the sum of their weights where given (see weights.mixture_weights)."""
+    recommended = [memory.metadata.weight for memory in memories]
+    weights = mixture_weights(recommended, [memory.options.weight for memory in memories], total)
+    return MemoryMixture.of(zip(memories, weights, strict=True))

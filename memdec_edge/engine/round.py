@@ -1,273 +1,251 @@
-"""One round: the memories draft, the base evaluates their draft in one pass, the mixture decides, caches roll back.
+"""One round: the memories draft, the base evaluates their draft in one pass, the mixture verifies, caches roll back.
 
     tokens      t0 .. t_last | d1 .. dg         a round drafts g >= 0 tokens
-    memories    decode t_last, d1, .. one by one: the row after each samples the next draft and is kept for the mixture
+    memories    decode t_last, d1, .. one by one: the row after each gives the next draft and is kept for the mixture
     base        decodes t_last, d1 .. dg in one batch: g + 1 rows
-    mixture     row j decides on the token after d_j; while it samples what was drafted, the next row decides too
+    mixture     row j gives the token after d_j; while it samples what was drafted, the next row follows
 
-A sample is argmax(logit / T + Gumbel(seed, position, id)) and so is a draft, of the memories' row with the same noise
-(sampling.py): what is emitted does not depend on how much was drafted, and no draw is ever repeated. The memories' row
-after the last drafted token is decoded only when all of the draft was right, since the next round starts with it then.
+A sample is argmax(logit / T + Gumbel(seed, position, id)), and a draft is the same of the memories' row with the same
+noise (mixture/sampling.py). So the text does not depend on how much was drafted, and no draw happens twice. The
+memories decode the last drafted token only when the whole draft was accepted, since the next round starts with it then.
 Plain mixing is the round with g = 0. Knows nothing of admission and of what the tokens mean.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING
 
-from memdec_edge.engine.drafting import MAX_ROWS, Plan
+from memdec_edge.engine.cells import exclusive
+from memdec_edge.engine.drafting import MAX_ROWS, DraftPolicy, Plan
 from memdec_edge.engine.registry import Memory
 from memdec_edge.engine.session import Sample, Session
-from memdec_edge.errors import DecodeError, NumericsError
-from memdec_edge.mixture import mixing, sampling
+from memdec_edge.engine.turn import Turn
+from memdec_edge.errors import DecodeError
+from memdec_edge.llama.context import Context
 from memdec_edge.mixture.mixing import Row
-from memdec_edge.options import MAX_DRAFT
-
-if TYPE_CHECKING:
-    from memdec_edge.engine.engine import Engine
 
 
-class Turn:
-    """What one session does in a round."""
+@dataclass
+class Counters:
+    """What an engine's rounds did since it was opened, prefill left out; seconds of wall time.
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.start = len(session.tokens)
-        # Tokens that may be drafted: a round may emit one more than that.
-        self.room = min(session.limit - self.start - 1, MAX_DRAFT) if session.memories and session.rolls_back else 0
-        self.length = 0  # tokens to draft
-        self.draft: list[int] = []
-        self.guesses = False  # nothing is drafted, but what would have been is compared
-        self.guess: int | None = None
-        self.rows = 0  # of the memories, decoded so far
-        self.base_rows: Row
-        self.samples: list[Sample] = []
-        self.agreed = 0  # drafted tokens that the mixture sampled too
-        self.over = False  # a sample differed from the draft, or ended the text
+    `drafted` counts verified drafted tokens, `accepted` those that the mixture sampled too; lengths: rounds of one
+    session by drafted tokens. `guessed`: rounds that drafted nothing and only compared what would have been drafted;
+    `guessed_right`: those in which the mixture sampled it.
+    """
 
-    @property
-    def newest(self) -> int:
-        """The token that the memories have not seen."""
-        return self.draft[-1] if self.draft else self.session.tokens[-1]
+    rounds: int = 0
+    emitted: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    guessed: int = 0
+    guessed_right: int = 0
+    memory_steps: int = 0  # decodes of all memories that take part
+    base_seconds: float = 0.0
+    memory_seconds: float = 0.0
+    sample_seconds: float = 0.0  # drafting's samples, mixing, verifying
+    total_seconds: float = 0.0
+    lengths: Counter[int] = field(default_factory=Counter)
 
-    def draft_next(self) -> int | None:
-        """What the memories alone sample after their newest row: a draft, or a guess that only measures acceptance.
 
-        None where their row is no distribution: the mixture says so if its text ever comes there.
-        """
-        s = self.session
-        rows = [s.drafted[memory][self.rows - 1] for memory in s.memories]
-        sampler = s.sampler
+class Rounds:
+    """Runs rounds on a base's context and the memories of the sessions, and learns how much to draft.
+
+    division: threads of base and memories while they decode at the same time, 0 for their usual ones; None: they take
+    turns. counters: see Counters; a caller may put new ones in their place.
+    """
+
+    def __init__(self, context: Context, lock: AbstractContextManager[bool]) -> None:
+        self.context, self.lock = context, lock
+        self.policy, self.counters = DraftPolicy(), Counters()
+        self.division: tuple[int, int] | None = None
+        self.worker = ThreadPoolExecutor(1, "memories")  # it has no thread until there is work
+
+    def divide(self, division: tuple[int, int] | None) -> None:
+        """Another division of threads, and with it the ways of decoding that may be tried."""
+        self.division = division
+        self.policy.overlaps = (False,) if division is None else (False, True)
+        self.policy.overlaps_drafts = division == (0, 0)
+
+    @exclusive
+    def step(self, sessions: Sequence[Session]) -> list[list[Sample]]:
+        """One round for all of `sessions`, see Engine.step()."""
+        if any(session.context is not self.context for session in sessions):
+            raise DecodeError("a session of another engine; step it there")
+        turns = {id(session): Turn(session) for session in sessions if not session.finished}
+        active = list(turns.values())
+        if not active:
+            return [[] for _ in sessions]
+        for turn in active:
+            turn.session.prefill()
+        begin = perf_counter()
         try:
-            return sampling.draft(
-                rows, s.weights, s.temperatures, sampler.chain, sampler.seed, self.start + self.rows - 1, s.suppressed,
-                s.row, sampler.scratch,
-            )  # fmt: skip
-        except NumericsError:
-            return None
+            plan = self._plan(active)
+            self._draft(active)
+            self._verify(active, plan.overlap)
+            for turn in active:
+                self._settle(turn)
+        except BaseException:
+            for turn in active:
+                turn.session.rewind(turn.start)
+            raise
+        self.counters.rounds += 1
+        self.counters.total_seconds += perf_counter() - begin
+        for turn in active:
+            if turn.error and len(active) == 1:
+                raise turn.error
+            if turn.error:
+                turn.session.fail(turn.error)
+        return [turns[id(session)].samples if id(session) in turns else [] for session in sessions]
 
-    def decide(self, first: int, end: int) -> None:
-        """Let the mixture of rows [first, end) sample, until a sample differs from the draft."""
-        s, base_rows, drafted = self.session, self.base_rows[first:end], self.draft[first:end]
-        memory_rows = [s.drafted[memory][first:end] for memory in s.memories]
-        if s.sampler.stateful:
-            samples = self._sample_one_by_one(base_rows, memory_rows, drafted)
+    def _plan(self, turns: list[Turn]) -> Plan:
+        """Set how much each turn drafts: what its user asked for, else one length for all others, by measurement."""
+        mixing = [turn for turn in turns if turn.session.memories]
+        if not mixing:
+            return Plan(0)
+        most = self.context.n_batch // len(turns) - 1
+        measured = [turn for turn in mixing if turn.session.generation.draft is None and turn.room]
+        for turn in mixing:
+            turn.length = 0 if turn in measured else min(turn.session.generation.draft or 0, turn.room, most)
+        who = tuple(memory.number for memory in _memories_of(measured or mixing))
+        acceptances = [turn.session.acceptance.value for turn in measured or mixing]
+        others = sum(1 + turn.length for turn in turns if turn not in (measured or mixing))
+        if measured:
+            rows = min((MAX_ROWS - others) // len(measured) - 1, most, *(turn.room for turn in measured))
+            lengths = range(max(rows, 0) + 1)
         else:
-            samples, s.stats = sampling.verify(
-                base_rows, memory_rows, s.weights, s.temperatures, s.sampler.chain, s.sampler.seed, self.start + first,
-                s.suppressed, drafted, s.row, s.sampler.scratch,
-            )  # fmt: skip
-        for token, log_prob in samples:
-            agrees = len(self.samples) < len(self.draft) and token == self.draft[len(self.samples)]
-            self.samples.append(Sample(token, log_prob))
-            self.agreed += agrees
-            if token in s.engine.base.eog_tokens:
-                s.finished, self.over = "stop", True
-                return
-            s.emit(token)
-            self.over = not agrees
+            longest = max(turn.length for turn in mixing)
+            lengths = range(longest, longest + 1)
+        plan = self.policy.choose(acceptances, others, who, lengths)
+        for turn in measured:
+            turn.length = plan.length
+            turn.guesses = turn.length == 0 and len(lengths) > 1
+        return plan
 
-    def _sample_one_by_one(self, base_rows: Row, memory_rows: list[Row], drafted: list[int]) -> list[tuple[int, float]]:
-        """As sampling.verify(), for samplers whose penalties and grammar follow each token."""
-        s, samples = self.session, list[tuple[int, float]]()
-        shares = [max(1 - sum(s.weights), 0.0), *s.weights]  # the scale of the mixed row, see mixing.mix
-        for index, base_row in enumerate(base_rows):
-            s.stats = mixing.mix(base_row, [rows[index] for rows in memory_rows], s.weights, s.temperatures, s.row)
-            token = s.sampler.sample(s.row, len(s.tokens) + index, s.suppressed)
-            offset = sum(share * stat.logsumexp for share, stat in zip(shares, s.stats, strict=True))
-            samples.append((token, float(s.row[token]) - offset))
-            if token in s.engine.base.eog_tokens:
-                break
-            s.sampler.accept(token)
-            if index >= len(drafted) or token != drafted[index]:
-                break
-        return samples
+    def _draft(self, turns: list[Turn]) -> None:
+        """Let the memories run ahead, all sessions side by side."""
+        while drafting := [turn for turn in turns if len(turn.draft) < turn.length]:
+            self._memory_step(drafting)
+            begin = perf_counter()
+            for turn in drafting:
+                token = turn.draft_next()
+                if token is not None:
+                    turn.draft.append(token)
+                if token is None or token in turn.session.base.eog_tokens:
+                    turn.length = len(turn.draft)
+            self.counters.sample_seconds += perf_counter() - begin
 
+    def _memory_step(self, turns: list[Turn], *, threads: int = 0, timed: bool = True) -> None:
+        """Decode each turn's newest token in its memories and keep the rows; threads: see Context.use_threads()."""
+        begin, memories = perf_counter(), _memories_of(turns)
+        for memory in memories:
+            users = [turn for turn in turns if memory in turn.session.memories]
+            memory.context.use_threads(threads)
+            memory.context.decode([(turn.session.slot, (turn.newest,)) for turn in users])
+            for turn, row in zip(users, memory.context.rows(0, len(users)), strict=True):
+                turn.session.drafted[memory][turn.rows] = row
+        for turn in turns:
+            turn.rows += 1
+        self.counters.memory_steps += 1
+        if timed:
+            seconds = perf_counter() - begin
+            self.counters.memory_seconds += seconds
+            self.policy.add_memory(tuple(memory.number for memory in memories), len(turns), seconds)
 
-def step(engine: "Engine", sessions: Sequence[Session]) -> list[list[Sample]]:
-    """See Engine.step()."""
-    if any(session.engine is not engine for session in sessions):
-        raise DecodeError("a session of another engine; step it there")
-    turns = {id(session): Turn(session) for session in sessions if not session.finished}
-    active = list(turns.values())
-    if not active:
-        return [[] for _ in sessions]
-    for turn in active:
-        turn.session.prefill()
-    begin, counters = perf_counter(), engine.counters
-    try:
-        plan = _plan(engine, active)
-        _draft(engine, active)
-        _verify(engine, active, plan.overlap)
-        for turn in active:
-            _settle(engine, turn)
-    except BaseException:
-        for turn in active:
-            turn.session.rewind(turn.start)
-        raise
-    counters.rounds += 1
-    counters.total_seconds += perf_counter() - begin
-    return [turns[id(session)].samples if id(session) in turns else [] for session in sessions]
+    def _verify(self, turns: list[Turn], overlap: bool) -> None:
+        """Evaluate the base on all drafts, beside the memories' last step if `overlap`, and let the mixture sample."""
+        mixing = [turn for turn in turns if turn.session.memories]
+        rows = self._base_pass(turns, mixing if overlap else [])
+        begin, first = perf_counter(), 0
+        for turn in turns:
+            turn.base_rows = rows[first : first + len(turn.draft) + 1]
+            first += len(turn.draft) + 1
+            ready = turn.rows if turn.session.memories else 1
+            if ready:
+                turn.guess = turn.draft_next() if turn.guesses else None
+                turn.verify(0, ready)
+        self.counters.sample_seconds += perf_counter() - begin
+        unread = [turn for turn in mixing if not turn.over]
+        if unread:
+            self._memory_step(unread)
+            begin = perf_counter()
+            for turn in unread:
+                turn.guess = turn.draft_next() if turn.guesses else None
+                turn.verify(len(turn.draft), len(turn.draft) + 1)
+            self.counters.sample_seconds += perf_counter() - begin
 
+    def _base_pass(self, turns: list[Turn], beside: list[Turn]) -> Row:
+        """Logits of the base after the last token of each turn and after each of its drafted tokens, in order.
 
-def _plan(engine: "Engine", turns: list[Turn]) -> Plan:
-    """Set how much each turn drafts: what its user asked for, else one length for all others, by measurement."""
-    mixing = [turn for turn in turns if turn.session.memories]
-    if not mixing:
-        return Plan(0)
-    most = engine.context.n_batch // len(turns) - 1
-    measured = [turn for turn in mixing if turn.session.generation.draft is None and turn.room]
-    for turn in mixing:
-        turn.length = 0 if turn in measured else min(turn.session.generation.draft or 0, turn.room, most)
-    who = tuple(memory.number for memory in _memories_of(measured or mixing))
-    acceptances = [turn.session.acceptance.value for turn in measured or mixing]
-    others = sum(1 + turn.length for turn in turns if turn not in (measured or mixing))
-    if measured:
-        rows = min((MAX_ROWS - others) // len(measured) - 1, most, *(turn.room for turn in measured))
-        lengths = range(max(rows, 0) + 1)
-    else:
-        longest = max(turn.length for turn in mixing)
-        lengths = range(longest, longest + 1)
-    plan = engine.policy.choose(acceptances, others, who, lengths)
-    for turn in measured:
-        turn.length = plan.length
-        turn.guesses = turn.length == 0 and len(lengths) > 1
-    return plan
+        The memories' next step of the turns in `beside` runs at the same time.
+        """
+        running: Future[None] | None = None
+        begin = perf_counter()
+        try:
+            base_threads, memory_threads = (beside and self.division) or (0, 0)
+            self.context.use_threads(base_threads)
+            if beside:
+                running = self.worker.submit(self._memory_step, beside, threads=memory_threads, timed=False)
+            self.context.decode([(turn.session.slot, (turn.session.tokens[-1], *turn.draft)) for turn in turns])
+            n_rows = sum(len(turn.draft) + 1 for turn in turns)
+            rows = self.context.rows(0, n_rows)
+        finally:
+            if running:
+                _wait_for(running)
+        if running:
+            running.result()
+        seconds = perf_counter() - begin
+        self.counters.base_seconds += seconds
+        self.policy.add_base(n_rows, bool(beside), seconds)
+        return rows
+
+    def _settle(self, turn: Turn) -> None:
+        """Roll the caches back to what was emitted, and learn how good the draft was; a turn that failed goes back."""
+        session, counters = turn.session, self.counters
+        if turn.error:
+            session.rewind(turn.start)
+            turn.samples = []
+            return
+        keep = len(session.tokens) - (session.finished != "stop")
+        for context in session.contexts:
+            if len(context.tokens[session.slot]) > keep:
+                context.truncate(keep, session.slot)
+        counters.emitted += len(turn.samples)
+        if not session.memories:
+            return
+        rejected = turn.accepted < len(turn.draft)
+        counters.lengths[len(turn.draft)] += 1
+        counters.drafted += turn.accepted + rejected
+        counters.accepted += turn.accepted
+        session.n_drafted += turn.accepted + rejected
+        session.n_accepted += turn.accepted
+        guessed_right = turn.guess == turn.samples[0].token
+        counters.guessed += turn.guess is not None
+        counters.guessed_right += guessed_right
+        hits = turn.accepted + guessed_right
+        misses = rejected or (turn.guess is not None and not hits)
+        for acceptance in (session.acceptance, self.policy.acceptance):
+            acceptance.add(hits, misses)
 
 
 def _memories_of(turns: list[Turn]) -> list[Memory]:
     """Every memory that the sessions mix, once, the oldest first."""
     if len(turns) == 1:
-        return turns[0].session.memories
+        return list(turns[0].session.memories)
     found = dict.fromkeys(memory for turn in turns for memory in turn.session.memories)
     return sorted(found, key=lambda memory: memory.number)
 
 
-def _draft(engine: "Engine", turns: list[Turn]) -> None:
-    """Let the memories run ahead, all sessions side by side."""
-    while drafting := [turn for turn in turns if len(turn.draft) < turn.length]:
-        _memory_step(engine, drafting)
-        begin = perf_counter()
-        for turn in drafting:
-            token = turn.draft_next()
-            if token is not None:
-                turn.draft.append(token)
-            if token is None or token in engine.base.eog_tokens:
-                turn.length = len(turn.draft)
-        engine.counters.sample_seconds += perf_counter() - begin
-
-
-def _memory_step(engine: "Engine", turns: list[Turn], *, threads: int = 0, timed: bool = True) -> None:
-    """Decode each turn's newest token in its memories and keep the rows; threads: see Context.use_threads()."""
-    begin, memories = perf_counter(), _memories_of(turns)
-    for memory in memories:
-        users = [turn for turn in turns if memory in turn.session.memories]
-        memory.context.use_threads(threads)
-        memory.context.decode([(turn.session.slot, (turn.newest,)) for turn in users])
-        for turn, row in zip(users, memory.context.rows(0, len(users)), strict=True):
-            turn.session.drafted[memory][turn.rows] = row
-    for turn in turns:
-        turn.rows += 1
-    engine.counters.memory_steps += 1
-    if timed:
-        seconds = perf_counter() - begin
-        engine.counters.memory_seconds += seconds
-        engine.policy.add_memory(tuple(memory.number for memory in memories), len(turns), seconds)
-
-
-def _verify(engine: "Engine", turns: list[Turn], overlap: bool) -> None:
-    """Evaluate the base on all drafts at once and let the mixture sample; `overlap`: beside the memories' last step."""
-    mixing = [turn for turn in turns if turn.session.memories]
-    beside: Future[None] | None = None
-    begin = perf_counter()
-    try:
-        base_threads, memory_threads = (overlap and mixing and engine.division) or (0, 0)
-        engine.context.use_threads(base_threads)
-        if overlap and mixing:
-            beside = engine.worker.submit(_memory_step, engine, mixing, threads=memory_threads, timed=False)
-        engine.context.decode([(turn.session.slot, (turn.session.tokens[-1], *turn.draft)) for turn in turns])
-        n_rows = sum(len(turn.draft) + 1 for turn in turns)
-        rows = engine.context.rows(0, n_rows)
-    finally:
-        if beside:
-            _wait_for(beside)
-    if beside:
-        beside.result()
-    decided = perf_counter()
-    engine.counters.base_seconds += decided - begin
-    engine.policy.add_base(n_rows, overlap, decided - begin)
-    first = 0
-    for turn in turns:
-        turn.base_rows = rows[first : first + len(turn.draft) + 1]
-        first += len(turn.draft) + 1
-        ready = turn.rows if turn.session.memories else 1
-        if ready:
-            turn.guess = turn.draft_next() if turn.guesses else None
-            turn.decide(0, ready)
-    engine.counters.sample_seconds += perf_counter() - decided
-    unread = [turn for turn in mixing if not turn.over]
-    if unread:
-        _memory_step(engine, unread)
-        decided = perf_counter()
-        for turn in unread:
-            turn.guess = turn.draft_next() if turn.guesses else None
-            turn.decide(len(turn.draft), len(turn.draft) + 1)
-        engine.counters.sample_seconds += perf_counter() - decided
-
-
-def _wait_for(beside: "Future[None]") -> None:
-    """Wait for the memories, whatever Ctrl-C says: nobody may roll their caches back while they decode."""
+def _wait_for(running: "Future[None]") -> None:
+    """Wait for the memories, whatever Ctrl-C says: their caches must not roll back while they decode."""
     interrupt: BaseException | None = None
-    while not beside.done():
+    while not running.done():
         try:
-            wait([beside])
+            wait([running])
         except BaseException as error:
             interrupt = error
     if interrupt:
         raise interrupt
-
-
-def _settle(engine: "Engine", turn: Turn) -> None:
-    """Roll the caches back to what was emitted, and learn how good the draft was."""
-    session, counters = turn.session, engine.counters
-    keep = len(session.tokens) - (session.finished != "stop")
-    for context in session.contexts:
-        if len(context.tokens[session.slot]) > keep:
-            context.truncate(keep, session.slot)
-    counters.emitted += len(turn.samples)
-    if not session.memories:
-        return
-    refused = turn.agreed < len(turn.draft)
-    counters.lengths[len(turn.draft)] += 1
-    counters.drafted += turn.agreed + refused
-    counters.accepted += turn.agreed
-    session.n_drafted += turn.agreed + refused
-    session.n_accepted += turn.agreed
-    guessed_right = turn.guess == turn.samples[0].token
-    counters.guessed += turn.guess is not None
-    counters.guessed_right += guessed_right
-    hits = turn.agreed + guessed_right
-    misses = refused or (turn.guess is not None and not hits)
-    for acceptance in (session.acceptance, engine.policy.acceptance):
-        acceptance.add(hits, misses)

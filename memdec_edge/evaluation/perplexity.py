@@ -77,10 +77,10 @@ class TokenScores:
 def evaluate(
     engine: Engine, documents: Sequence[str], options: EvalOptions | None = None, total: float | None = None
 ) -> Evaluation:
-    """Score `documents` under base, memories and their mixture with engine.weights(total). Errors: score_tokens()."""
+    """Score `documents` under base, memories and engine.mixture(total). Errors: score_tokens()."""
     options = options or EvalOptions()
     scores = score_tokens(engine, documents, options)
-    weights = engine.weights(total)
+    weights = list(engine.mixture(total).weights)
     shares = weights if sum(weights) else [1.0] * len(weights)
     return Evaluation(
         tokens=len(scores.base),
@@ -99,9 +99,9 @@ def score_tokens(engine: Engine, documents: Sequence[str], options: EvalOptions)
     Raises BusyError while a session is open, OptionError when the window exceeds the context and CorpusError for a
     text of fewer than two tokens.
     """
-    engine.require_idle()
-    if options.window > engine.n_ctx:
-        raise OptionError("--window", options.window, f"the context is {engine.n_ctx} tokens; use at most that")
+    engine.cells.require_idle()
+    if options.window > engine.longest():
+        raise OptionError("--window", options.window, f"the context is {engine.longest()} tokens; use at most that")
     tokens = join_documents(engine, documents)
     if len(tokens) < 2:
         raise CorpusError("the text", f"{len(tokens)} tokens are too few to score; give a longer one")
@@ -110,7 +110,7 @@ def score_tokens(engine: Engine, documents: Sequence[str], options: EvalOptions)
     with progress("perplexity", n_scored * (1 + len(engine.memories))) as advance:
         base = token_log_probs(engine.context, tokens, windows, advance)
         memories = [
-            token_log_probs(memory.context, tokens, windows, advance, engine.base.n_vocab, memory.facts.temperature)
+            token_log_probs(memory.context, tokens, windows, advance, engine.base.n_vocab, memory.metadata.temperature)
             for memory in engine.memories
         ]
     n_bytes = sum(len(engine.base.piece(token)) for window in windows for token in tokens[window.scored : window.end])

@@ -13,7 +13,7 @@ import secrets
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from memdec_edge.errors import NumericsError, OptionError
 from memdec_edge.mixture import sampling
-from memdec_edge.mixture.mixing import Row
+from memdec_edge.mixture.mixing import Row, RowStats, mix
+from memdec_edge.mixture.weights import Mixture
 from memdec_edge.options import SamplingOptions
 
 TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
@@ -67,6 +68,55 @@ class Sampler:
         if self._grammar and not self._allows(token):
             token = self._draw(self._mask(row, suppressed), position, suppressed)
         return token
+
+    def draft(self, rows: Sequence[Row], mixture: Mixture, position: int, suppressed: Ids, out: Row) -> int | None:
+        """The token that the memories alone would sample at `position`, with the noise of sample().
+
+        rows: logits of each memory, float32 [any length]; out: float32 [n_vocab], overwritten. Penalties and grammar
+        are left out. None where the rows make no distribution: the mixture reports that if its text comes there.
+        """
+        try:
+            return sampling.draft(rows, *mixture, self.chain, self.seed, position, suppressed, out, self.scratch)
+        except NumericsError:
+            return None
+
+    def verify(
+        self,
+        base: Row,
+        memories: Sequence[Row],
+        mixture: Mixture,
+        position: int,
+        suppressed: Ids,
+        draft: Sequence[int],
+        out: Row,
+        ends: Container[int],
+    ) -> tuple[list[tuple[int, float]], list[RowStats]]:
+        """Mix and sample row after row, until a sample differs from the draft or the rows end.
+
+        base: logits float32 [n, n_vocab], row j of `position` + j; memories: float32 [n, any length] each; draft: n - 1
+        or n ids; out: float32 [n_vocab], afterwards the last mixed row. Penalties and grammar follow each sample; then
+        an id in `ends` is the last one, of which they are not told.
+
+        Returns (token, log-prob under the mixture in nats) for each row that was mixed, and the statistics of the last
+        of them, the base's first. Raises NumericsError as sample() and mix() do.
+        """
+        if not self.stateful:
+            return sampling.verify(
+                base, memories, *mixture, self.chain, self.seed, position, suppressed, draft, out, self.scratch
+            )
+        samples, stats = list[tuple[int, float]](), list[RowStats]()
+        shares = [max(1 - sum(mixture.weights), 0.0), *mixture.weights]  # the scale of the mixed row, see mixing.mix
+        for index, base_row in enumerate(base):
+            stats = mix(base_row, [rows[index] for rows in memories], *mixture, out)
+            token = self.sample(out, position + index, suppressed)
+            offset = sum(share * stat.logsumexp for share, stat in zip(shares, stats, strict=True))
+            samples.append((token, float(out[token]) - offset))
+            if token in ends:
+                break
+            self.accept(token)
+            if index >= len(draft) or token != draft[index]:
+                break
+        return samples, stats
 
     def _draw(self, row: Row, position: int, suppressed: Ids) -> int:
         if not (self._penalties and self._recent):

@@ -1,10 +1,18 @@
 """How much each of several memories weighs. Pure arithmetic; knows nothing of models."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from memdec_edge.errors import OptionError
 from memdec_edge.mixture.mixing import SLACK
 from memdec_edge.options import DEFAULT_LAMBDA, check_range
+
+
+class Mixture(NamedTuple):
+    """A resolved mixture: one weight and one temperature for each memory; the base has the rest of the weight."""
+
+    weights: tuple[float, ...]  # each in [0, 1], their sum at most 1
+    temperatures: tuple[float, ...]  # they divide the memories' logits
 
 
 def mixture_weights(

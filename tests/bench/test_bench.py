@@ -13,7 +13,7 @@ from memdec_edge.bench import bench
 from memdec_edge.bench.bandwidth import bandwidth_meter, model_bytes
 from memdec_edge.bench.figures import Speed, one_after_another, predicted_tps
 from memdec_edge.bench.systems import Costs, cut_prompts, row_costs, run
-from memdec_edge.engine import Engine
+from memdec_edge.engine import Engine, MemoryMixture
 from memdec_edge.options import BenchOptions, GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
 from tests.cli.test_cli import error_of, last_json, memdec
 from tests.conftest import Family
@@ -146,18 +146,19 @@ def test_prompts_are_cut_from_the_text_at_even_distances(family: Family) -> None
 
 def test_a_run_starts_from_empty_caches_and_counts_all_its_tokens(family: Family) -> None:
     with closing(Engine(family.base, [MemoryOptions(family.memory)], LOAD)) as engine:
-        shares = [(engine.memories[0], 0.6)]
+        mixture = MemoryMixture.of([(engine.memories[0], 0.6)])
         sampling, generation = SamplingOptions(seed=1), GenerationOptions(20, ignore_eos=True, draft=2)
         prompt = list(range(5, 45))
         for _ in range(2):
-            found = run(engine, sampling, generation, shares, prompt)
+            found = run(engine, sampling, generation, mixture, prompt)
             assert found.counters.emitted == 20
             steps = found.counters.memory_steps
-            assert 20 - 1 <= steps <= 20 + found.counters.drafted  # each token once, refused ones besides
+            most = sum(rounds * (length + 1) for length, rounds in found.counters.lengths.items())
+            assert 20 - 1 <= steps <= most  # a round decodes its newest token and each drafted one, none twice
         costs = row_costs(engine, engine.memories, prompt, 50, 4)
         assert list(costs.base) == [1, 2, 3, 4]
-        assert list(costs.beside) == ([1, 2, 3, 4] if engine.division else [])
-        assert run(engine, sampling, generation, (), prompt).counters.memory_steps == 0
+        assert list(costs.beside) == ([1, 2, 3, 4] if engine.rounds.division else [])
+        assert run(engine, sampling, generation, MemoryMixture.of(()), prompt).counters.memory_steps == 0
 
 
 @pytest.mark.parametrize(("acceptance", "length"), [(0.3, 1), (0.8, 5), (1.0, 7), (0.0, 3), (0.6, 0)])

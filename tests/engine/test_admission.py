@@ -35,7 +35,10 @@ def test_slots_that_are_taken_are_named_with_numbers(fresh: Engine) -> None:
     with ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(closing(fresh.session([1], limit=10)))
-        asks: list[Callable[[], Session]] = [partial(fresh.session, [1], limit=10), fresh._sessions[0].fork]
+        asks: list[Callable[[], Session]] = [
+            partial(fresh.session, [1], limit=10),
+            partial(fresh.fork, fresh._sessions[0]),
+        ]
         for ask in asks:
             with pytest.raises(BusyError, match=r"1 slots wanted and 0 of 4 are free; .*LoadOptions.n_seq") as error:
                 ask()
@@ -78,7 +81,7 @@ def test_the_start_that_a_closed_session_left_behind_is_not_decoded_again(
 ) -> None:
     prompt = (prompts(2)[1] * 20)[:200]
     with closing(fresh.session(prompt, GREEDY, limit=210)) as session:
-        first = finish(session)
+        first = finish(fresh, session)
     fresh.session([3], limit=5).close()  # takes another slot
     with ExitStack() as stack:
         again = stack.enter_context(closing(fresh.session([*prompt[:150], 7, 8], GREEDY, limit=170)))
@@ -86,7 +89,7 @@ def test_the_start_that_a_closed_session_left_behind_is_not_decoded_again(
         again.prefill()
         assert [[len(prefix) for decode in decodes for prefix in decode] for decodes in watches] == [[151], [151]]
     with closing(fresh.session(prompt, GREEDY, limit=210)) as session:
-        assert [sample.token for sample in finish(session)] == [sample.token for sample in first]
+        assert [sample.token for sample in finish(fresh, session)] == [sample.token for sample in first]
 
 
 def test_what_a_closed_session_left_is_never_taken_for_a_prompt_of_its_length(fresh: Engine, family: Family) -> None:
@@ -94,7 +97,7 @@ def test_what_a_closed_session_left_is_never_taken_for_a_prompt_of_its_length(fr
     with closing(Plain(family.base, [(family.memory, 0.6)])) as truth:
         for prompt in prompts(12):  # more than there are slots, all of one length, and as long as what was left
             with closing(fresh.session(prompt, GREEDY, generation, limit=20)) as session:
-                sample = session.step()[0]
+                sample = fresh.step([session])[0][0]
                 assert sample.log_prob == pytest.approx(truth.log_probs(prompt)[sample.token], abs=1e-3)
                 session.rewind(len(prompt) - 1)
 
@@ -102,7 +105,7 @@ def test_what_a_closed_session_left_is_never_taken_for_a_prompt_of_its_length(fr
 def test_what_closed_sessions_left_gives_way_to_new_ones(fresh: Engine) -> None:
     for start in range(6):
         with closing(fresh.session([start + 1, *range(1, 360)], GREEDY, limit=380)) as session:
-            finish(session)
+            finish(fresh, session)
         assert max(cells(fresh)) <= 512
     assert len(fresh.context.tokens[session.slot]) >= 360  # the last one stays
 
@@ -122,7 +125,7 @@ def test_a_thousand_short_sessions_through_four_slots_leak_nothing(engine: Engin
             while len(running) > int(random.integers(0, 4)):
                 running.pop(int(random.integers(len(running)))).close()
             if running and random.random() < 0.3:
-                running.append(running[-1].fork(index))
+                running.append(engine.fork(running[-1], index))
             else:
                 prompt = random.integers(1, 400, int(random.integers(1, 20))).tolist()
                 sampling = [USUAL, PENALISED, WORDS][index % 3]
@@ -141,7 +144,7 @@ def test_a_thousand_short_sessions_through_four_slots_leak_nothing(engine: Engin
     before = rss()
     some(1000)
     assert rss() - before < 4 << 20
-    assert sorted(engine._idle) == [0, 1, 2, 3]
+    assert sorted(engine.cells._idle) == [0, 1, 2, 3]
     assert [memory.users for memory in engine.memories] == [0, 0]
     engine.session([1], limit=engine.longest()).close()
 
@@ -159,20 +162,34 @@ def short(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_memory_of_a_shorter_context_sets_the_limit_and_errors_name_it(family: Family, short: Path) -> None:
     with closing(Engine(family.base, [MemoryOptions(short, 0.6)], replace(ONE_THREAD, n_ctx=512))) as engine:
-        assert engine.n_ctx == engine.longest() == 48
-        assert engine.warnings == ["the context is 48 tokens, not 512: the models were trained for that"]
+        assert (engine.n_ctx, engine.longest()) == (512, 48)
+        [warning] = engine.warnings
+        assert warning == f"{short} was trained for 48 tokens: a session that mixes it holds at most that, not 512"
         with pytest.raises(ContextError, match="a prompt of 49 tokens do not fit the context of 48"):
             engine.session([1] * 49)
         generation = GenerationOptions(draft=16, ignore_eos=True)
         with closing(engine.session([1] * 8, WARM, generation)) as session:
-            assert len(finish(session)) == 40
+            assert len(finish(engine, session)) == 40
             assert session.finished == "length"
 
 
 def test_with_several_slots_each_session_keeps_to_what_the_models_were_trained_for(family: Family, short: Path) -> None:
     with closing(Engine(family.base, [MemoryOptions(short, 0.6)], replace(FOUR, n_ctx=0))) as engine:
-        assert (engine.n_ctx, engine.longest()) == (48, 48)
+        assert (engine.n_ctx, engine.longest()) == (512, 48)  # as the base was trained
     with closing(Engine(family.base, [MemoryOptions(short, 0.6)], FOUR)) as engine:
-        assert (engine.n_ctx, engine.longest()) == (4 * 48, 48)
+        assert (engine.n_ctx, engine.longest()) == (1024, 48)
+        assert engine.memories[0].context.n_ctx < 1024  # what four sessions can use of it
         with pytest.raises(ContextError, match="do not fit the context of 48"):
             engine.session([1], limit=49)
+
+
+def test_a_memory_of_a_shorter_context_binds_only_sessions_that_mix_it_and_only_while_it_is_there(
+    family: Family, short: Path
+) -> None:
+    with closing(Engine(family.base, [MemoryOptions(short, 0.6)], replace(ONE_THREAD, n_ctx=512))) as engine:
+        with closing(engine.session([1] * 100, mixture=engine.mixture(0.0))) as session:
+            assert session.limit == 512  # weight 0: it does not run
+        engine.remove(engine.memories[0])
+        assert (engine.longest(), engine.warnings) == (512, [])
+        with closing(engine.session([1] * 100)) as session:
+            assert len(engine.step([session])[0]) == 1

@@ -100,12 +100,12 @@ def test_the_running_acceptance_reaches_the_truth_and_stays_near(truth: float) -
         hits = 0
         while hits < 4 and random.random() < truth:
             hits += 1
-        acceptance.add(hits, refused=hits < 4)
+        acceptance.add(hits, rejected=hits < 4)
         seen.append(acceptance.value)
     assert abs(np.mean(seen[100:]) - truth) < 0.06
-    acceptance.add(0, refused=False)
+    acceptance.add(0, rejected=False)
     assert acceptance.value == seen[-1]
-    acceptance.add(1, refused=False)
+    acceptance.add(1, rejected=False)
     assert acceptance.value == pytest.approx(seen[-1] + DECAY * (1 - seen[-1]))
 
 
@@ -242,7 +242,7 @@ def test_the_engine_measures_how_often_its_memories_are_right(
     with closing(Engine(family.base, [MemoryOptions(family.memory, weight)], ONE_THREAD)) as engine:
         generation = GenerationOptions(ignore_eos=True)
         with closing(engine.session(prompts(1)[0], replace(WARM, seed=5), generation, limit=300)) as session:
-            finish(session)
+            finish(engine, session)
             assert low <= session.acceptance.value <= high
             assert engine.policy.acceptance.value == session.acceptance.value  # what the next one starts from
             assert session.n_accepted <= session.n_drafted == engine.counters.drafted
@@ -252,13 +252,13 @@ def test_without_a_draft_the_guess_keeps_acceptance_up_to_date(family: Family, m
     for overlap in (False, True):
         options = replace(ONE_THREAD, memory_threads=1, threads=1)
         with closing(Engine(family.base, [MemoryOptions(family.memory, 0.999)], options)) as engine:
-            if overlap and not engine.division:
+            if overlap and not engine.rounds.division:
                 pytest.skip("one CPU: nothing decodes side by side")
             monkeypatch.setattr(engine.policy, "choose", lambda *_: Plan(0, overlap))  # noqa: B023
             engine.policy.acceptance.value = 0.1
             generation = GenerationOptions(ignore_eos=True)
             with closing(engine.session(prompts(1)[0], replace(WARM, seed=5), generation, limit=200)) as session:
-                finish(session)
+                finish(engine, session)
                 assert engine.counters.lengths.keys() == {0}
                 assert session.acceptance.value > 0.9
 
@@ -273,7 +273,7 @@ def test_decoding_side_by_side_gives_the_same_text_and_can_be_stopped(
         with closing(
             Engine(family.base, [MemoryOptions(family.memory, 0.6)], replace(ONE_THREAD, threads=1))
         ) as engine:
-            if not engine.division:
+            if not engine.rounds.division:
                 pytest.skip("one CPU: nothing decodes side by side")
             texts = {}
             for draft in (0, 3, 8, None):
@@ -281,7 +281,7 @@ def test_decoding_side_by_side_gives_the_same_text_and_can_be_stopped(
                     monkeypatch.setattr(engine.policy, "overlaps", overlaps)
                     generation = GenerationOptions(draft=draft, ignore_eos=True)
                     with closing(engine.session(prompt, sampling, generation, limit=76)) as session:
-                        texts[draft, overlaps] = finish(session)
+                        texts[draft, overlaps] = finish(engine, session)
             expected = texts[0, (False,)]
             assert all(same(truth, prompt, found, expected, sampling) for found in texts.values())
             monkeypatch.setattr(engine.policy, "overlaps", (True,))
@@ -298,19 +298,19 @@ def test_decoding_side_by_side_gives_the_same_text_and_can_be_stopped(
                     base, memory = session.contexts
                     with watched(monkeypatch, base, stop), watched(monkeypatch, memory, stop):
                         [found] = until_stopped(engine, [session])
-                    assert same(truth, prompt, found + finish(session), expected, sampling)
+                    assert same(truth, prompt, found + finish(engine, session), expected, sampling)
 
 
 def test_ctrl_c_beside_a_decode_of_the_memories_waits_for_it_before_anything_is_rolled_back(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closing(Engine(family.base, [MemoryOptions(family.memory, 0.6)], ONE_THREAD)) as engine:
-        if not engine.division:
+        if not engine.rounds.division:
             pytest.skip("one CPU: nothing decodes side by side")
         monkeypatch.setattr(engine.policy, "overlaps", (True,))
         generation = GenerationOptions(draft=0, ignore_eos=True)
         with closing(engine.session(prompts(1)[0], GREEDY, generation, limit=40)) as session:
-            expected = finish(session)
+            expected = finish(engine, session)
         done: list[bool] = []
 
         def interrupt() -> None:  # on the worker, after the memory's decode; the base is done and waits
@@ -323,7 +323,7 @@ def test_ctrl_c_beside_a_decode_of_the_memories_waits_for_it_before_anything_is_
             session.prefill()
             with watched(monkeypatch, session.contexts[1], after=interrupt):
                 with pytest.raises((KeyboardInterrupt, Cancelled)):
-                    session.step()
+                    engine.step([session])[0]
                 assert done
             with closing(Plain(family.base, [(family.memory, 0.6)])) as truth:
-                assert same(truth, prompts(1)[0], finish(session), expected, GREEDY)
+                assert same(truth, prompts(1)[0], finish(engine, session), expected, GREEDY)

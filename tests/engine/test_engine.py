@@ -48,9 +48,9 @@ def test_mixed_log_probs_are_those_of_pytorch(family: Family, engine: Engine, we
     memory = torch_log_probs(family.memory_checkpoint, TOKENS)[-1]
     with np.errstate(divide="ignore"):
         expected = np.logaddexp(np.log1p(-weight) + base, np.log(weight) + memory)
-    with closing(engine.session(TOKENS, total=weight)) as session:
+    with closing(engine.session(TOKENS, mixture=engine.mixture(weight))) as session:
         np.testing.assert_allclose(log_softmax(session.logits()), expected, atol=1e-3)
-        [sample] = session.step()
+        [sample] = engine.step([session])[0]
     assert sample.log_prob == pytest.approx(expected[sample.token], abs=1e-3)
 
 
@@ -67,7 +67,7 @@ def test_two_memories_mix_with_their_weights_and_padding_is_left_out(family: Fam
 
 def test_lambda_zero_and_one_are_the_raw_rows_bit_for_bit(engine: Engine) -> None:
     for weight, context in ((0.0, engine.context), (1.0, engine.memories[0].context)):
-        with closing(engine.session(TOKENS, total=weight)) as session:
+        with closing(engine.session(TOKENS, mixture=engine.mixture(weight))) as session:
             assert session.logits().tobytes() == context.rows(-1).tobytes()
 
 
@@ -101,7 +101,7 @@ def test_the_recommendation_and_temperature_of_the_gguf_are_used(family: Family,
     memory = torch_log_probs(family.memory_checkpoint, TOKENS)[-1] / 2
     memory -= np.log(np.exp(memory).sum())
     with closing(Engine(family.base, [MemoryOptions(path)], OPTIONS)) as engine:
-        assert engine.weights() == [0.25]
+        assert engine.mixture().weights == (0.25,)
         row = log_softmax(engine.session(TOKENS).logits())
     np.testing.assert_allclose(row, np.log(0.75 * np.exp(base) + 0.25 * np.exp(memory)), atol=1e-3)
 
@@ -139,11 +139,11 @@ def test_ids_outside_the_vocabulary_are_refused_before_any_work(engine: Engine, 
 
 def test_a_session_without_tokens_has_nothing_to_decode(engine: Engine) -> None:
     with closing(engine.session()) as session:
-        for work in (session.logits, session.step):
+        for work in (session.logits, lambda: engine.step([session])):
             with pytest.raises(DecodeError, match="nothing to decode"):
                 work()
         session.extend(TOKENS)
-        assert len(session.step()) >= 1
+        assert len(engine.step([session])[0]) >= 1
 
 
 def test_a_cancel_stops_the_session_at_hand_and_not_the_next(engine: Engine) -> None:
@@ -167,13 +167,13 @@ def test_tokens_that_a_memory_lacks_are_neither_fed_nor_sampled(family: Family) 
             assert session.suppressed.tolist() == list(range(400, 400 + PADDING))
             with pytest.raises(DecodeError, match="outside the vocabulary of 400 tokens"):
                 session.extend([400])
-        with closing(engine.session([400], total=0.0)) as session:
+        with closing(engine.session([400], mixture=engine.mixture(0.0))) as session:
             assert session.unknown_tokens == range(400 + PADDING, 400 + PADDING)
-            session.step()
+            engine.step([session])[0]
 
 
 def test_more_memories_than_can_be_mixed_are_refused(family: Family) -> None:
-    with pytest.raises(OptionError, match="--memory is given 17 times: at most 16"):
+    with pytest.raises(OptionError, match="memory is given 17 times: at most 16"):
         Engine(family.base, [MemoryOptions(family.memory, 0.01)] * 17, OPTIONS)
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from memdec_edge.api import open_model
-from memdec_edge.engine import Engine
+from memdec_edge.engine import Engine, MemoryMixture
 from memdec_edge.errors import BusyError, DecodeError, OptionError
 from memdec_edge.evaluation.perplexity import score_tokens
 from memdec_edge.options import EvalOptions, GenerationOptions, MemoryOptions
@@ -45,7 +45,11 @@ def test_a_closed_engine_takes_no_session_and_a_closed_memory_decodes_nothing(fa
         engine.reweight(memory, 0.1)
     session = engine.session([1, 2], WARM)
     engine.close()
-    for again in (lambda: engine.session([1, 2], WARM), session.step, lambda: engine.add(memory.options)):
+    for again in (
+        lambda: engine.session([1, 2], WARM),
+        lambda: engine.step([session]),
+        lambda: engine.add(memory.options),
+    ):
         with pytest.raises(DecodeError, match="is closed"):
             again()
 
@@ -53,17 +57,23 @@ def test_a_closed_engine_takes_no_session_and_a_closed_memory_decodes_nothing(fa
 def test_a_closed_session_does_nothing_more_and_lets_go_of_its_memories_once(engine: Engine) -> None:
     memory = engine.memories[0]
     closed, other = engine.session([1, 2, 3], WARM, limit=60), engine.session([1, 2, 3], WARM, limit=60)
-    closed.step()
+    engine.step([closed])[0]
     closed.close()
     closed.close()
     tokens = list(closed.tokens)
-    calls = (closed.step, closed.logits, closed.fork, lambda: closed.rewind(1), lambda: closed.mix([]))
+    calls = (
+        lambda: engine.step([closed]),
+        closed.logits,
+        lambda: engine.fork(closed),
+        lambda: closed.rewind(1),
+        lambda: closed.mix(MemoryMixture.of([])),
+    )
     for call in calls:
         with pytest.raises(DecodeError, match="the session is closed"):
             call()
     assert closed.tokens == tokens
     engine.remove(memory)
-    assert other.step()
+    assert engine.step([other])[0]
     assert memory.users == 1
     other.close()
 
@@ -78,7 +88,7 @@ def test_a_session_is_stepped_by_its_own_engine_only(family: Family, engine: Eng
 
 def test_a_fork_of_a_prompt_that_was_not_read_yet_shares_it(engine: Engine) -> None:
     first = engine.session(list(range(1, 151)), WARM, GenerationOptions(ignore_eos=True), limit=162)
-    second = first.fork(seed=3)
+    second = engine.fork(first, seed=3)
     while not (first.finished and second.finished):
         engine.step([first, second])
     assert len(first.tokens) == len(second.tokens) == 162
@@ -87,14 +97,14 @@ def test_a_fork_of_a_prompt_that_was_not_read_yet_shares_it(engine: Engine) -> N
 
 def test_a_fork_goes_back_into_the_shared_start_only_where_it_finds_cells(engine: Engine) -> None:
     first = engine.session(list(range(1, 151)), WARM, GenerationOptions(ignore_eos=True), limit=162)
-    second = first.fork(seed=3)
+    second = engine.fork(first, seed=3)
     with pytest.raises(BusyError, match="140 cells wanted and 82 of 256 are free"):
         second.rewind(10)
     assert len(second.tokens) == 150
     first.close()
     second.rewind(10)
     while not second.finished:
-        second.step()
+        engine.step([second])[0]
 
 
 def test_an_evaluation_waits_until_no_session_is_open(engine: Engine) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memdec_edge.engine import Engine, Sample
+from memdec_edge.engine import Engine, MemoryMixture, Sample
 from memdec_edge.errors import BusyError, Cancelled
 from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
 from tests.conftest import Family
@@ -48,11 +48,11 @@ def test_a_base_that_cannot_roll_back_is_mixed_plainly_and_gives_the_same_text(
                 for draft in (0, 4, None):
                     generation = GenerationOptions(draft=draft, ignore_eos=True)
                     with closing(engine.session(prompt, sampling, generation, limit=80)) as session:
-                        texts.append(finish(session))
+                        texts.append(finish(engine, session))
                         assert len(texts[-1]) == 40
                         assert (session.n_drafted > 0) == (can and draft != 0)
                         session.rewind(60)
-                        assert same(truth, prompt, texts[-1][:20] + finish(session), texts[0], sampling)
+                        assert same(truth, prompt, texts[-1][:20] + finish(engine, session), texts[0], sampling)
                 assert all(same(truth, prompt, text, texts[0], sampling) for text in texts[1:])
             row = truth.logits(prompt, [], sampling)
             row[0] = -np.inf  # --ignore-eos
@@ -72,14 +72,15 @@ def test_a_memory_that_cannot_roll_back_is_mixed_plainly_and_gives_the_same_text
         for draft in (0, 4):
             generation = GenerationOptions(draft=draft, ignore_eos=True)
             with closing(engine.session(prompt, sampling, generation, limit=70)) as session:
-                texts.append(finish(session))
+                texts.append(finish(engine, session))
                 assert session.n_drafted == 0
         assert same(truth, prompt, texts[1], texts[0], sampling)
         generation = GenerationOptions(draft=4, ignore_eos=True)  # and without it, drafting goes on beside it
         with ExitStack() as stack:
+            second = MemoryMixture.of([(engine.memories[1], 0.6)])
             plainly = stack.enter_context(closing(engine.session(prompt, sampling, generation, limit=70)))
             drafting = stack.enter_context(
-                closing(engine.session(prompt, sampling, generation, shares=[(engine.memories[1], 0.6)], limit=70))
+                closing(engine.session(prompt, sampling, generation, mixture=second, limit=70))
             )
             found: list[Sample] = []
             while not plainly.finished:
@@ -94,13 +95,13 @@ def test_a_fork_or_a_stop_on_a_base_that_cannot_roll_back_changes_nothing(family
     with closing(Plain(odd, [(family.memory, 0.6)])) as truth:
         with closing(Engine(odd, [MemoryOptions(family.memory, 0.6)], options)) as engine:
             with closing(engine.session(prompt, sampling, generation, limit=70)) as session:
-                expected = finish(session)
+                expected = finish(engine, session)
             with closing(engine.session(prompt, sampling, generation, limit=70)) as session:
-                found = session.step() + session.step()
+                found = engine.step([session])[0] + engine.step([session])[0]
                 engine.cancel()
                 with pytest.raises(Cancelled):
-                    session.step()
-                with closing(session.fork()) as twin:
+                    engine.step([session])[0]
+                with closing(engine.fork(session)) as twin:
                     twins = list(found)
                     while not session.finished:
                         for kept, samples in zip((found, twins), engine.step([session, twin]), strict=True):
@@ -113,7 +114,7 @@ def test_forks_that_cannot_keep_sharing_cells_reserve_their_own(family: Family, 
     with closing(Engine(odd, (), replace(ONE_THREAD, n_seq=3, n_ctx=512))) as engine:
         with closing(engine.session([5] * 250, GREEDY, GenerationOptions(ignore_eos=True), limit=256)) as session:
             session.prefill()
-            with closing(session.fork()) as twin:
+            with closing(engine.fork(session)) as twin:
                 for each in (session, twin):
                     each.rewind(249)
                     each.extend([7])
@@ -123,4 +124,4 @@ def test_forks_that_cannot_keep_sharing_cells_reserve_their_own(family: Family, 
                     engine.session([1], limit=1)
         with closing(engine.session([5] * 250, GREEDY, limit=257)) as session:
             with pytest.raises(BusyError, match="257 cells wanted and 255 of 512 are free"):
-                session.fork()
+                engine.fork(session)

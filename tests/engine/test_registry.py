@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from memdec_edge.engine import Engine, Memory
+from memdec_edge.engine import Engine, Memory, MemoryMixture
 from memdec_edge.errors import (
     BusyError,
     ContextError,
@@ -51,21 +51,22 @@ def test_a_running_session_that_takes_a_new_memory_gives_what_a_fresh_engine_wit
     family: Family, engine: Engine, sampling: SamplingOptions
 ) -> None:
     with closing(engine.session(PROMPT, sampling, GENERATION, limit=60)) as session:
-        begun = session.step() + session.step()
+        begun = engine.step([session])[0] + engine.step([session])[0]
         with closing(engine.session(PROMPT, sampling, GENERATION, limit=60)) as other:
             added = engine.add(MemoryOptions(family.padded, 0.3))
             assert (engine.registry.version, engine.memories[1]) == (2, added)
-            assert other.memories == engine.memories[:1]
-        session.mix([(engine.memories[0], 0.5), (added, 0.3)])
-        rest = finish(session)
+            assert list(other.memories) == engine.memories[:1]
+        session.mix(MemoryMixture.of([(engine.memories[0], 0.5), (added, 0.3)]))
+        rest = finish(engine, session)
     text = [*PROMPT, *(sample.token for sample in begun)]
     both = [MemoryOptions(family.memory, 0.5), MemoryOptions(family.padded, 0.3)]
     with closing(Engine(family.base, both, OPTIONS)) as fresh:
         with closing(fresh.session(PROMPT, sampling, GENERATION, limit=60)) as session:
-            session.mix([(fresh.memories[0], 0.5)])
-            assert [sample.token for sample in session.step() + session.step()] == text[len(PROMPT) :]
-            session.mix(zip(fresh.memories, (0.5, 0.3), strict=True))
-            expected = finish(session)
+            session.mix(MemoryMixture.of([(fresh.memories[0], 0.5)]))
+            twice = fresh.step([session])[0] + fresh.step([session])[0]
+            assert [sample.token for sample in twice] == text[len(PROMPT) :]
+            session.mix(MemoryMixture.of(zip(fresh.memories, (0.5, 0.3), strict=True)))
+            expected = finish(fresh, session)
     with closing(Plain(family.base, [(family.memory, 0.5), (family.padded, 0.3)])) as truth:
         assert same(truth, text, rest, expected, sampling)
         row = truth.log_probs(text)
@@ -75,11 +76,11 @@ def test_a_running_session_that_takes_a_new_memory_gives_what_a_fresh_engine_wit
 def test_new_sessions_mix_what_was_added_and_nothing_moves_for_the_others(family: Family, engine: Engine) -> None:
     with ExitStack() as stack:
         first = stack.enter_context(closing(engine.session(PROMPT, SAMPLING, GENERATION, limit=60)))
-        expected = finish(stack.enter_context(closing(engine.session(PROMPT, SAMPLING, GENERATION, limit=60))))
-        found = first.step()
+        expected = finish(engine, stack.enter_context(closing(engine.session(PROMPT, SAMPLING, GENERATION, limit=60))))
+        found = engine.step([first])[0]
         added = engine.add(MemoryOptions(family.padded, 0.3))
         second = stack.enter_context(closing(engine.session(PROMPT, SAMPLING, GENERATION, limit=60)))
-        assert second.memories == [first.memories[0], added]
+        assert second.memories == (first.memories[0], added)
         while not first.finished:
             found += engine.step([first, second])[0]
         with closing(Plain(family.base, [(family.memory, 0.5)])) as truth:
@@ -91,14 +92,14 @@ def test_a_memory_that_left_a_session_and_came_back_reads_only_what_it_missed(
 ) -> None:
     [memory] = engine.memories
     with closing(engine.session(PROMPT, SAMPLING, GenerationOptions(draft=0, ignore_eos=True), limit=90)) as session:
-        session.step()
+        engine.step([session])[0]
         with watched(monkeypatch, memory.context) as decodes:
-            session.mix([])
+            session.mix(MemoryMixture.of([]))
             for _ in range(6):
-                session.step()
+                engine.step([session])[0]
             assert decodes == []
-            session.mix([(memory, 0.2)])
-            session.step()
+            session.mix(MemoryMixture.of([(memory, 0.2)]))
+            engine.step([session])[0]
             assert [len(prefixes) for prefixes in decodes] == [6, 1]
 
 
@@ -106,37 +107,37 @@ def test_a_memory_that_came_back_forgets_what_was_taken_back_meanwhile(engine: E
     [memory], other = engine.memories, prompts(2)[1]
     with closing(engine.session(PROMPT, SAMPLING, GENERATION)) as session:
         session.prefill()
-        session.mix([])
+        session.mix(MemoryMixture.of([]))
         session.rewind(4)
         session.extend(other[4:])  # as long as before
-        session.mix([(memory, 0.5)])
-        token, log_prob = session.step()[0]
+        session.mix(MemoryMixture.of([(memory, 0.5)]))
+        token, log_prob = engine.step([session])[0][0]
     with closing(Plain(family.base, [(family.memory, 0.5)])) as truth:
         assert log_prob == pytest.approx(truth.log_probs([*PROMPT[:4], *other[4:]])[token], abs=1e-3)
 
 
 def test_a_memory_that_forks_take_one_by_one_needs_cells_for_each(family: Family, engine: Engine) -> None:
     added = engine.add(MemoryOptions(family.padded, 0.3))
-    shares = [(engine.memories[0], 0.5)]
-    with closing(engine.session([5] * 300, SAMPLING, GENERATION, shares=shares, limit=320)) as origin:
+    half = MemoryMixture.of([(engine.memories[0], 0.5)])
+    with closing(engine.session([5] * 300, SAMPLING, GENERATION, mixture=half, limit=320)) as origin:
         origin.prefill()
-        with closing(origin.fork(2)) as twin:
+        with closing(engine.fork(origin, 2)) as twin:
             for session in (origin, twin):
                 with pytest.raises(BusyError, match="300 cells wanted and 172 of 512 are free"):
-                    session.mix([(added, 0.5)])
-                assert session.memories == engine.memories[:1]
+                    session.mix(MemoryMixture.of([(added, 0.5)]))
+                assert list(session.memories) == engine.memories[:1]
             engine.step([origin, twin])
-        origin.mix([(added, 0.5)])  # alone it may
-        assert len(finish(origin)) >= 10
+        origin.mix(MemoryMixture.of([(added, 0.5)]))  # alone it may
+        assert len(finish(engine, origin)) >= 10
 
 
 def test_forks_hold_nothing_of_those_who_had_their_slot_before(family: Family, engine: Engine) -> None:
     added = engine.add(MemoryOptions(family.padded, 0.3))
-    shares = [(engine.memories[0], 0.5)]
-    with closing(engine.session([9], limit=200, shares=shares)) as origin:
+    half = MemoryMixture.of([(engine.memories[0], 0.5)])
+    with closing(engine.session([9], limit=200, mixture=half)) as origin:
         with closing(engine.session([7] * 200, limit=200)) as other:
             other.prefill()
-        with closing(engine.session([1], limit=1)), closing(origin.fork()) as twin:  # the first takes the last slot
+        with closing(engine.session([1], limit=1)), closing(engine.fork(origin)) as twin:  # the first takes the last
             assert twin.slot == other.slot
             assert added.context.tokens[twin.slot] == []
 
@@ -147,24 +148,24 @@ def test_forks_hold_nothing_of_those_who_had_their_slot_before(family: Family, e
 def test_a_removed_memory_serves_its_sessions_to_their_end_and_is_then_closed(family: Family, engine: Engine) -> None:
     [memory] = engine.memories
     with closing(engine.session(PROMPT, SAMPLING, GENERATION, limit=60)) as session:
-        expected = finish(session)
+        expected = finish(engine, session)
     with closing(engine.session(PROMPT, SAMPLING, GENERATION, limit=60)) as session:
-        found = session.step()
+        found = engine.step([session])[0]
         engine.remove(memory)
         assert (engine.registry.version, engine.memories, is_open(memory)) == (2, [], True)
         with closing(engine.session(PROMPT, SAMPLING, GENERATION, limit=60)) as other:
-            assert other.memories == []
-            with closing(session.fork()) as twin:
-                assert twin.memories == [memory]
-                found += finish(session)
+            assert other.memories == ()
+            with closing(engine.fork(session)) as twin:
+                assert twin.memories == (memory,)
+                found += finish(engine, session)
                 session.close()
                 assert is_open(memory)
-                rest = finish(twin)
+                rest = finish(engine, twin)
                 assert [sample.token for sample in rest] == [sample.token for sample in found[-len(rest) :]]
             assert not is_open(memory)
             with pytest.raises(OptionError, match=r"memdec-tiny\.gguf: it was removed; add it again"):
-                other.mix([(memory, 0.5)])
-            assert len(finish(other)) == 60 - len(PROMPT)
+                other.mix(MemoryMixture.of([(memory, 0.5)]))
+            assert len(finish(engine, other)) == 60 - len(PROMPT)
     with closing(Plain(family.base, [(family.memory, 0.5)])) as truth:
         assert same(truth, PROMPT, found, expected, SAMPLING)
     assert engine.registry.open_memories == []
@@ -176,7 +177,7 @@ def test_a_removed_memory_that_nobody_uses_is_closed_at_once_and_may_come_back(f
     engine.remove(memory)
     assert (is_open(memory), engine.registry.version) == (False, 2)
     with pytest.raises(OptionError, match="it was removed"):
-        engine.session(PROMPT, shares=[(memory, 0.5)])
+        engine.session(PROMPT, mixture=MemoryMixture.of([(memory, 0.5)]))
     again = engine.add(MemoryOptions(family.memory, 0.5))
     assert again.number != memory.number
     engine.session(PROMPT).close()
@@ -185,22 +186,22 @@ def test_a_removed_memory_that_nobody_uses_is_closed_at_once_and_may_come_back(f
 def test_a_session_that_mixes_something_else_lets_a_removed_memory_go(family: Family, engine: Engine) -> None:
     [memory] = engine.memories
     with closing(engine.session(PROMPT, SAMPLING, GENERATION, limit=60)) as session:
-        session.step()
+        engine.step([session])[0]
         engine.remove(memory)
-        session.mix([(memory, 0.1)])
+        session.mix(MemoryMixture.of([(memory, 0.1)]))
         assert is_open(memory)
-        session.mix([])
+        session.mix(MemoryMixture.of([]))
         assert not is_open(memory)
-        finish(session)
+        finish(engine, session)
 
 
 def test_a_new_weight_is_for_new_sessions(engine: Engine) -> None:
     [memory] = engine.memories
     with closing(engine.session(PROMPT, SAMPLING)) as first:
         engine.reweight(memory, 0.25)
-        assert (first.weights, engine.weights(), engine.registry.version) == ([0.5], [0.25], 2)
+        assert (first.mixture.weights, engine.mixture().weights, engine.registry.version) == ((0.5,), (0.25,), 2)
         engine.reweight(memory, None)
-        assert (engine.weights(), engine.registry.version) == ([0.6], 3)
+        assert (engine.mixture().weights, engine.registry.version) == ((0.6,), 3)
 
 
 # --- what goes wrong ------------------------------------------------------------------------------------------------
@@ -246,13 +247,13 @@ def test_a_memory_that_cannot_be_added_leaves_everything_as_it_was(
     message: str,
 ) -> None:
     with closing(engine.session(PROMPT, SAMPLING, GENERATION, limit=60)) as session:
-        expected = finish(session)
+        expected = finish(engine, session)
     with closing(engine.session(PROMPT, SAMPLING, GENERATION, limit=60)) as session:
-        found, memories = session.step(), engine.memories
+        found, memories = engine.step([session])[0], engine.memories
         with pytest.raises(error, match=message):
             engine.add(culprit(family, tmp_path))
         assert (engine.registry.version, engine.memories, engine.registry.open_memories) == (1, memories, memories)
-        found += finish(session)
+        found += finish(engine, session)
     with closing(Plain(family.base, [(family.memory, 0.5)])) as truth:
         assert same(truth, PROMPT, found, expected, SAMPLING)
 
@@ -263,7 +264,7 @@ def test_a_seventeenth_memory_is_refused(family: Family) -> None:
             engine.add(MemoryOptions(family.memory, 0.05))
         assert (len(engine.registry.open_memories), engine.registry.version) == (16, 16)
         with closing(engine.session(PROMPT, SAMPLING, GENERATION, limit=30)) as session:
-            assert len(finish(session)) == 30 - len(PROMPT)
+            assert len(finish(engine, session)) == 30 - len(PROMPT)
         engine.remove(engine.memories[3])
         engine.add(MemoryOptions(family.padded, 0.05))
 
@@ -273,18 +274,18 @@ def test_weights_that_cannot_be_change_nothing(engine: Engine, family: Family) -
     engine.add(MemoryOptions(family.padded, 0.4))
     with pytest.raises(OptionError, match=r"0\.7 \+ 0\.4 = 1\.1"):
         engine.reweight(memory, 0.7)
-    assert (engine.weights(), engine.registry.version) == ([0.5, 0.4], 2)
+    assert (engine.mixture().weights, engine.registry.version) == ((0.5, 0.4), 2)
     with closing(engine.session(PROMPT, SAMPLING, GENERATION)) as session:
         for shares in ([(memory, 1.5)], [(memory, -0.5)], [(memory, 0.6), (engine.memories[1], 0.5)]):
             with pytest.raises(OptionError):
-                session.mix(shares)
+                session.mix(MemoryMixture.of(shares))
         with pytest.raises(OptionError, match="given twice; add up its weights"):
-            session.mix([(memory, 0.2), (memory, 0.3)])
-        assert (session.memories, session.weights) == (engine.memories, [0.5, 0.4])
+            session.mix(MemoryMixture.of([(memory, 0.2), (memory, 0.3)]))
+        assert (list(session.memories), session.mixture.weights) == (engine.memories, (0.5, 0.4))
         assert [each.users for each in engine.memories] == [1, 1]
-        session.step()
+        engine.step([session])[0]
     with pytest.raises(OptionError):
-        engine.session(PROMPT, shares=[(memory, 1.5)])
+        engine.session(PROMPT, mixture=MemoryMixture.of([(memory, 1.5)]))
     assert [each.users for each in engine.memories] == [0, 0]
     for _ in range(3):
         engine.session([1], limit=3).close()
@@ -298,18 +299,19 @@ def test_a_memory_of_a_shorter_context_bounds_only_those_that_mix_it(
     with closing(engine.session([5] * 20, SAMPLING, GENERATION, limit=100)) as session:
         added = engine.add(MemoryOptions(path, 0.4))
         assert (engine.longest(), engine.longest(engine.memories[:1])) == (48, 512)
-        session.mix([(added, 0.4)])
-        assert len(finish(session)) == 28
+        session.mix(MemoryMixture.of([(added, 0.4)]))
+        assert len(finish(engine, session)) == 28
         session.rewind(30)
-        session.mix([])
-        assert len(finish(session)) == 70  # the limit that it was let in with holds again
-    with closing(engine.session([5] * 49, SAMPLING, shares=[(engine.memories[0], 0.5)], limit=100)) as session:
+        session.mix(MemoryMixture.of([]))
+        assert len(finish(engine, session)) == 70  # the limit that it was let in with holds again
+    half = MemoryMixture.of([(engine.memories[0], 0.5)])
+    with closing(engine.session([5] * 49, SAMPLING, mixture=half, limit=100)) as session:
         with pytest.raises(ContextError, match="a prompt of 49 tokens do not fit the context of 48"):
-            session.mix([(added, 0.4)])
-        assert (session.memories, session.limit) == (engine.memories[:1], 100)
+            session.mix(MemoryMixture.of([(added, 0.4)]))
+        assert (list(session.memories), session.limit) == (engine.memories[:1], 100)
         session.rewind(48)
-        session.mix([(added, 0.4)])
-        assert (session.finished, session.step()) == ("length", [])
+        session.mix(MemoryMixture.of([(added, 0.4)]))
+        assert (session.finished, engine.step([session])[0]) == ("length", [])
     with pytest.raises(ContextError, match="do not fit the context of 48"):
         engine.session([5], limit=49)
 
@@ -317,7 +319,7 @@ def test_a_memory_of_a_shorter_context_bounds_only_those_that_mix_it(
 def test_a_memory_that_lacks_a_token_of_the_text_is_not_taken(family: Family) -> None:
     with closing(Engine(family.padded, (), replace(OPTIONS, force=True))) as engine:
         added = engine.add(MemoryOptions(family.memory, 0.5))
-        with closing(engine.session([1, 399 + PADDING, 2], shares=[])) as session:
+        with closing(engine.session([1, 399 + PADDING, 2], mixture=MemoryMixture.of([]))) as session:
             with pytest.raises(DecodeError, match="outside the vocabulary of 400 tokens"):
-                session.mix([(added, 0.5)])
-            session.step()
+                session.mix(MemoryMixture.of([(added, 0.5)]))
+            engine.step([session])[0]

@@ -57,7 +57,7 @@ def run(
 ) -> list[Sample]:
     generation = GenerationOptions(draft=draft, ignore_eos=not eos)
     with closing(engine.session(prompt, sampling, generation, limit=len(prompt) + count)) as session:
-        return finish(session)
+        return finish(engine, session)
 
 
 def one_text_at_every_length(engine: Engine, truth: Plain, sampling: SamplingOptions, number: int, eos: bool) -> None:
@@ -97,15 +97,15 @@ def test_end_of_generation_tokens_end_the_text_at_every_draft_length(family: Fam
         for seed, prompt in enumerate(prompts(25)):
             sampling = replace(WARM, seed=seed, temperature=2.0)  # hot, so that 0 comes up among 400 tokens
             with closing(engine.session(prompt, sampling, GenerationOptions(draft=0), limit=250)) as session:
-                expected = finish(session)
+                expected = finish(engine, session)
                 assert session.tokens == [*prompt, *(sample.token for sample in expected if sample.token != eog)]
                 assert (session.finished == "stop") == (expected[-1].token == eog)
                 ended += session.finished == "stop"
-                assert session.step() == []
+                assert engine.step([session])[0] == []
             for draft in (3, 16):
                 with closing(engine.session(prompt, sampling, GenerationOptions(draft=draft), limit=250)) as session:
                     before = engine.counters.accepted
-                    assert same(truth, prompt, finish(session), expected, sampling)
+                    assert same(truth, prompt, finish(engine, session), expected, sampling)
                     right += engine.counters.accepted - before
                     for context in session.contexts:
                         assert context.tokens[session.slot] == session.tokens[: len(context.tokens[session.slot])]
@@ -149,7 +149,7 @@ def test_on_quantised_models_every_token_is_the_sample_of_the_row_computed_for_i
         with closing(engine.session(prompts(1)[0], sampling, generation, limit=100)) as session:
             while not session.finished:
                 start = len(session.tokens)
-                samples = session.step()
+                samples = engine.step([session])[0]
                 memory_rows = session.drafted[session.memories[0]]
                 for index, sample in enumerate(samples):
                     row = mixed([rows_of_base[-1][index], memory_rows[index]], [0.4, 0.6])[1].astype(np.float32)
@@ -175,7 +175,7 @@ def test_no_token_is_evaluated_twice_and_a_round_is_one_pass_of_the_base(
         of_base, of_memory = (stack.enter_context(watched(monkeypatch, context)) for context in session.contexts)
         session.prefill()
         start = len(of_base), len(of_memory)
-        finish(session)
+        finish(engine, session)
         rounds = engine.counters.rounds - rounds
         assert len(of_base) - start[0] == rounds
         assert all(len(prefixes) == 1 for prefixes in of_memory[start[1] :])
@@ -201,17 +201,17 @@ def test_at_the_context_s_end_nothing_is_drafted_beyond_it(
         with closing(engine.session(prompt, GREEDY, GenerationOptions(draft=draft, ignore_eos=True))) as session:
             with ExitStack() as stack:
                 watches = [stack.enter_context(watched(monkeypatch, context)) for context in session.contexts]
-                assert same(truth, prompt, finish(session), expected, GREEDY)
+                assert same(truth, prompt, finish(engine, session), expected, GREEDY)
             assert max(len(prefix) for decodes in watches for decode in decodes for prefix in decode) == 511
             assert (len(session.tokens), session.finished) == (512, "length")
-            assert session.step() == []
+            assert engine.step([session])[0] == []
 
 
 @pytest.mark.parametrize("length", [511, 512])
 def test_a_prompt_that_fills_the_context_leaves_room_for_what_is_left(engine: Engine, length: int) -> None:
     generation = GenerationOptions(draft=8, ignore_eos=True)
     with closing(engine.session((prompts(50)[1] * 50)[:length], GREEDY, generation)) as session:
-        assert len(finish(session)) == 512 - length
+        assert len(finish(engine, session)) == 512 - length
         assert session.finished == "length"
 
 
@@ -243,4 +243,4 @@ def test_a_round_that_was_stopped_anywhere_leaves_no_trace(
                 for context in session.contexts:
                     stack.enter_context(watched(monkeypatch, context, **{how.split()[1]: stop}))
                 [samples] = until_stopped(engine, [session])
-            assert same(truth, prompt, samples + finish(session), expected, sampling)
+            assert same(truth, prompt, samples + finish(engine, session), expected, sampling)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from memdec_edge.engine import Engine, Sample, Session
-from memdec_edge.errors import BusyError
+from memdec_edge.engine import Engine, MemoryMixture, Sample, Session
+from memdec_edge.errors import BusyError, NumericsError
 from memdec_edge.options import GenerationOptions, SamplingOptions
 from tests.conftest import Family
 from tests.support.plain import (
@@ -36,7 +36,7 @@ def begin(engine: Engine, index: int, prompt: list[int]) -> Session:
         prompt,
         replace(sampling, seed=index),
         GenerationOptions(draft=draft, ignore_eos=True),
-        shares=zip(engine.memories, weights, strict=True),
+        mixture=MemoryMixture.of(zip(engine.memories, weights, strict=True)),
         limit=len(prompt) + count,
     )
 
@@ -52,7 +52,7 @@ def alone(engine: Engine) -> list[list[Sample]]:
     found = []
     for index, prompt in enumerate(prompts(4)):
         with closing(begin(engine, index, prompt)) as session:
-            found.append(finish(session))
+            found.append(finish(engine, session))
     return found
 
 
@@ -83,9 +83,9 @@ def test_side_by_side_each_session_emits_what_it_emits_alone(
 
 def test_a_session_may_pause_while_others_run(engine: Engine, family: Family, alone: list[list[Sample]]) -> None:
     with closing(begin(engine, 0, prompts(4)[0])) as first, closing(begin(engine, 1, prompts(4)[1])) as second:
-        found = first.step() + first.step()
-        finish(second)
-        found += finish(first)
+        found = engine.step([first])[0] + engine.step([first])[0]
+        finish(engine, second)
+        found += finish(engine, first)
     with truth_of(family, 0) as truth:
         assert same(truth, prompts(4)[0], found, alone[0], replace(WARM, seed=0))
 
@@ -94,13 +94,13 @@ def test_a_long_prompt_is_read_while_others_run_and_changes_nothing(
     engine: Engine, family: Family, alone: list[list[Sample]]
 ) -> None:
     with closing(begin(engine, 0, prompts(4)[0])) as first:
-        found = first.step()
+        found = engine.step([first])[0]
         with closing(engine.session((prompts(9)[8] * 40)[:300], GREEDY, limit=310)) as long:
             samples, others = engine.step([first, long])
             assert others
             found += samples
             long.prefill()
-            found += finish(first)
+            found += finish(engine, first)
     with truth_of(family, 0) as truth:
         assert same(truth, prompts(4)[0], found, alone[0], replace(WARM, seed=0))
 
@@ -115,7 +115,7 @@ def test_a_prompt_read_in_pieces_between_the_steps_of_another_gives_what_it_give
             left = []
             for _ in range(4):
                 left.append(long.prefill(70))
-                assert other.step()
+                assert fresh.step([other])[0]
             assert left == [129, 59, 0, 0]
             assert [len(context.tokens[long.slot]) for context in long.contexts] == [199, 199]
             np.testing.assert_allclose(long.logits(), whole.logits(), atol=1e-3)
@@ -141,7 +141,7 @@ def test_a_stop_leaves_all_sessions_of_the_round_where_they_stood(
                     kept += samples
             for index, session in enumerate(sessions):
                 with truth_of(family, index) as truth:
-                    samples = found[index] + finish(session)
+                    samples = found[index] + finish(engine, session)
                     assert same(truth, prompts(4)[index], samples, alone[index], replace(CHOICES[index][1], seed=index))
 
 
@@ -154,14 +154,14 @@ def test_after_a_rewind_the_same_text_comes_again(fresh: Engine, family: Family,
     generation = GenerationOptions(draft=4, ignore_eos=True)
     with closing(Plain(family.base, [(family.memory, 0.6)])) as truth:
         with closing(fresh.session(prompt, sampling, generation, limit=len(prompt) + 50)) as session:
-            first = finish(session)
+            first = finish(fresh, session)
             for length in (50, 49, 30, 31, 1, 0):
                 session.rewind(len(prompt) + length)
                 assert session.tokens == [*prompt, *(sample.token for sample in first[:length])]
                 assert session.finished == ("length" if length == 50 else None)
-                assert same(truth, prompt, first[:length] + finish(session), first, sampling)
+                assert same(truth, prompt, first[:length] + finish(fresh, session), first, sampling)
             session.rewind(5)
-            assert len(finish(session)) == len(prompt) + 50 - 5
+            assert len(finish(fresh, session)) == len(prompt) + 50 - 5
 
 
 def test_what_somebody_else_says_after_a_rewind_counts_and_penalties_forget_what_was_taken_back(
@@ -170,18 +170,41 @@ def test_what_somebody_else_says_after_a_rewind_counts_and_penalties_forget_what
     prompt, said = prompts(2)
     sampling, generation = replace(PENALISED, seed=2), GenerationOptions(draft=3, ignore_eos=True)
     with closing(fresh.session([*prompt, *said], sampling, generation, limit=64)) as session:
-        expected = finish(session)
+        expected = finish(fresh, session)
     with closing(fresh.session(prompt, sampling, generation, limit=64)) as session:
-        finish(session)
+        finish(fresh, session)
         session.rewind(len(prompt))
         session.extend(said)
-        found = finish(session)
+        found = finish(fresh, session)
     with closing(Plain(family.base, [(family.memory, 0.6)])) as truth:
         assert same(truth, [*prompt, *said], found, expected, sampling)
 
 
 @pytest.mark.parametrize("sampling", [WARM, PENALISED, WORDS], ids=["warm", "penalised", "grammar"])
 @pytest.mark.parametrize("first_out", ["origin", "fork"])
+def test_a_grammar_without_a_way_on_ends_its_session_and_the_others_go_on(fresh: Engine) -> None:
+    stuck, endless = replace(WARM, grammar='root ::= "ab"'), GenerationOptions(ignore_eos=True, draft=2)
+    with ExitStack() as stack:
+        bad = stack.enter_context(closing(fresh.session([5, 6, 7], stuck, endless, limit=60)))
+        good = stack.enter_context(closing(fresh.session([5, 6, 7], WARM, endless, limit=20)))
+        while not bad.finished and not good.finished:
+            fresh.step([bad, good])
+        assert (bad.finished, good.finished) == ("error", None)
+        assert isinstance(bad.error, NumericsError)
+        assert "the grammar allows no further token" in str(bad.error)
+        assert fresh.base.piece(bad.tokens[-1]).endswith(b"b")
+        assert fresh.step([bad, good])[0] == []
+        assert len(finish(fresh, good)) > 0
+        bad.rewind(2)  # gone back, it may go on
+        assert bad.finished is None
+        assert bad.tokens == [5, 6]
+    with (
+        closing(fresh.session([5, 6, 7], stuck, endless, limit=60)) as alone,
+        pytest.raises(NumericsError, match="no further"),
+    ):
+        finish(fresh, alone)
+
+
 def test_a_fork_goes_on_like_its_origin_and_with_another_seed_differently(
     fresh: Engine, family: Family, sampling: SamplingOptions, first_out: str
 ) -> None:
@@ -190,8 +213,8 @@ def test_a_fork_goes_on_like_its_origin_and_with_another_seed_differently(
     with ExitStack() as stack:
         truth = stack.enter_context(closing(Plain(family.base, [(family.memory, 0.6)])))
         origin = stack.enter_context(closing(fresh.session(prompt, sampling, generation, limit=60)))
-        begun = origin.step() + origin.step() + origin.step()
-        twin, other = (stack.enter_context(closing(origin.fork(seed))) for seed in (None, 6))
+        begun = fresh.step([origin])[0] + fresh.step([origin])[0] + fresh.step([origin])[0]
+        twin, other = (stack.enter_context(closing(fresh.fork(origin, seed))) for seed in (None, 6))
         assert twin.tokens == other.tokens == origin.tokens
         continuations: list[list[Sample]] = [[], [], []]
         for _ in range(3):
@@ -200,7 +223,7 @@ def test_a_fork_goes_on_like_its_origin_and_with_another_seed_differently(
         (origin if first_out == "origin" else twin).close()
         for samples, session in zip(continuations, (origin, twin, other), strict=True):
             if session is not (origin if first_out == "origin" else twin):
-                samples += finish(session)
+                samples += finish(fresh, session)
         shorter, longer = sorted(continuations[:2], key=len)
         assert len(shorter) >= 3
         assert same(truth, origin.tokens[: len(prompt) + len(begun)], shorter, longer[: len(shorter)], sampling)
@@ -208,7 +231,7 @@ def test_a_fork_goes_on_like_its_origin_and_with_another_seed_differently(
         assert [sample.token for sample in continuations[2]] != [sample.token for sample in longer]
     with closing(fresh.session(prompt, sampling, generation, limit=60)) as plainly:
         with closing(Plain(family.base, [(family.memory, 0.6)])) as truth:
-            assert same(truth, prompt, begun + longer, finish(plainly), sampling)
+            assert same(truth, prompt, begun + longer, finish(fresh, plainly), sampling)
     cells(fresh)
 
 
@@ -219,15 +242,15 @@ def test_forks_share_cells_and_admission_counts_them_once(fresh: Engine, monkeyp
         origin = stack.enter_context(closing(fresh.session(prompt, WARM, generation, limit=464)))
         origin.prefill()
         decodes = stack.enter_context(watched(monkeypatch, fresh.context))
-        forks = [stack.enter_context(closing(origin.fork(seed))) for seed in (1, 2)]
+        forks = [stack.enter_context(closing(fresh.fork(origin, seed))) for seed in (1, 2)]
         assert decodes == []
         with pytest.raises(BusyError) as error:  # 440 + 3 * 24 = 512
-            origin.fork(3)
+            fresh.fork(origin, 3)
         assert (error.value.kind, error.value.wanted, error.value.free, error.value.total) == ("cells", 24, 0, 512)
         while not origin.finished:
             fresh.step([origin, *forks])
         for fork in forks:
-            finish(fork)
+            finish(fresh, fork)
         assert all(len(session.tokens) == 464 for session in (origin, *forks))
         assert len({tuple(session.tokens) for session in (origin, *forks)}) == 3
         origin.close()

@@ -39,11 +39,11 @@ def prompts(number: int, length: int = 12) -> list[list[int]]:
     return [random.integers(1, 400, length).tolist() for _ in range(number)]
 
 
-def finish(session: engines.Session) -> list[engines.Sample]:
+def finish(engine: engines.Engine, session: engines.Session) -> list[engines.Sample]:
     """Step until the end; every sample."""
     samples: list[engines.Sample] = []
     while not session.finished:
-        samples += session.step()
+        samples += engine.step([session])[0]
     return samples
 
 
