@@ -147,10 +147,8 @@ def test_a_json_schema_holds_with_a_memory_mixed_in(tiny: LanguageModel) -> None
 
 
 def test_timings_count_what_was_decoded_and_not_the_callers_time(tiny: LanguageModel) -> None:
-    prompt, limits = (
-        tiny.engine.base.tokenize("A timing of its own, with some words"),
-        GenerationOptions(8, ignore_eos=True),
-    )
+    prompt = tiny.engine.base.tokenize("A timing of its own, with some words")
+    limits = GenerationOptions(8, ignore_eos=True)
     first = tiny.generate(prompt, SamplingOptions(seed=1), limits).timings
     assert first.prompt_n + first.cache_n == len(prompt)
     assert first.prompt_n > 1

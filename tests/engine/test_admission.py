@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memdec_edge.engine import Engine, Session
+from memdec_edge.engine import Engine, MemoryMixture, Session
 from memdec_edge.errors import BusyError, Cancelled, ContextError, OptionError
 from memdec_edge.options import GenerationOptions, MemoryOptions
 from tests.conftest import Family
@@ -187,7 +187,7 @@ def test_a_memory_of_a_shorter_context_binds_only_sessions_that_mix_it_and_only_
     family: Family, short: Path
 ) -> None:
     with closing(Engine(family.base, [MemoryOptions(short, 0.6)], replace(ONE_THREAD, n_ctx=512))) as engine:
-        with closing(engine.session([1] * 100, mixture=engine.mixture(0.0))) as session:
+        with closing(engine.session([1] * 100, mixture=MemoryMixture.of([(engine.memories[0], 0.0)]))) as session:
             assert session.limit == 512  # weight 0: it does not run
         engine.remove(engine.memories[0])
         assert (engine.longest(), engine.warnings) == (512, [])

@@ -182,29 +182,6 @@ def test_what_somebody_else_says_after_a_rewind_counts_and_penalties_forget_what
 
 @pytest.mark.parametrize("sampling", [WARM, PENALISED, WORDS], ids=["warm", "penalised", "grammar"])
 @pytest.mark.parametrize("first_out", ["origin", "fork"])
-def test_a_grammar_without_a_way_on_ends_its_session_and_the_others_go_on(fresh: Engine) -> None:
-    stuck, endless = replace(WARM, grammar='root ::= "ab"'), GenerationOptions(ignore_eos=True, draft=2)
-    with ExitStack() as stack:
-        bad = stack.enter_context(closing(fresh.session([5, 6, 7], stuck, endless, limit=60)))
-        good = stack.enter_context(closing(fresh.session([5, 6, 7], WARM, endless, limit=20)))
-        while not bad.finished and not good.finished:
-            fresh.step([bad, good])
-        assert (bad.finished, good.finished) == ("error", None)
-        assert isinstance(bad.error, NumericsError)
-        assert "the grammar allows no further token" in str(bad.error)
-        assert fresh.base.piece(bad.tokens[-1]).endswith(b"b")
-        assert fresh.step([bad, good])[0] == []
-        assert len(finish(fresh, good)) > 0
-        bad.rewind(2)  # gone back, it may go on
-        assert bad.finished is None
-        assert bad.tokens == [5, 6]
-    with (
-        closing(fresh.session([5, 6, 7], stuck, endless, limit=60)) as alone,
-        pytest.raises(NumericsError, match="no further"),
-    ):
-        finish(fresh, alone)
-
-
 def test_a_fork_goes_on_like_its_origin_and_with_another_seed_differently(
     fresh: Engine, family: Family, sampling: SamplingOptions, first_out: str
 ) -> None:
@@ -257,3 +234,26 @@ def test_forks_share_cells_and_admission_counts_them_once(fresh: Engine, monkeyp
         forks[0].close()
         with closing(fresh.session([5] * 20, limit=512 - 464)):
             pass
+
+
+def test_a_grammar_without_a_way_on_ends_its_session_and_the_others_go_on(fresh: Engine) -> None:
+    stuck, endless = replace(WARM, grammar='root ::= "ab"'), GenerationOptions(ignore_eos=True, draft=2)
+    with ExitStack() as stack:
+        bad = stack.enter_context(closing(fresh.session([5, 6, 7], stuck, endless, limit=60)))
+        good = stack.enter_context(closing(fresh.session([5, 6, 7], WARM, endless, limit=20)))
+        while not bad.finished and not good.finished:
+            fresh.step([bad, good])
+        assert (bad.finished, good.finished) == ("error", None)
+        assert isinstance(bad.error, NumericsError)
+        assert "the grammar allows no further token" in str(bad.error)
+        assert fresh.base.piece(bad.tokens[-1]).endswith(b"b")
+        assert fresh.step([bad, good])[0] == []
+        assert len(finish(fresh, good)) > 0
+        bad.rewind(2)  # gone back, it may go on
+        assert bad.finished is None
+        assert bad.tokens == [5, 6]
+    with (
+        closing(fresh.session([5, 6, 7], stuck, endless, limit=60)) as alone,
+        pytest.raises(NumericsError, match="no further"),
+    ):
+        finish(fresh, alone)
