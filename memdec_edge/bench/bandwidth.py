@@ -1,4 +1,4 @@
-"""What a pass of a model reads, and how fast this machine reads memory: the limit of decoding on a CPU.
+"""How many bytes a pass of a model reads, and how fast this machine reads memory: the limit of decoding on a CPU.
 
 Knows nothing of decoding.
 """
@@ -19,7 +19,7 @@ BUFFER = 256 << 20  # bytes, more than any cache holds
 def model_bytes(path: Path) -> int:
     """Bytes of the tensors that a pass reads whole: all but an embedding that is only looked up.
 
-    Of a mixture of experts a token reads less. Raises as Header does.
+    A token of a mixture of experts reads less. Errors: see Header.
     """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 

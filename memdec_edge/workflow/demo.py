@@ -1,8 +1,10 @@
 """The demo: real text becomes a memory, the memory answers, and the figures say what it is worth.
 
-corpus -> kNN cache -> memory, and a control trained with beta = 0 for the same steps -> GGUF -> lambda tuned on the
-validation split -> perplexity on held-out text, general text, three continuations, speed. Every stage is kept in one
-folder: run again, it goes on, or shows the finished result. The one module that uses both training and conversion.
+    corpus -> kNN cache -> memory, and a control trained with beta = 0 for the same steps -> GGUF
+    -> lambda tuned on the validation split -> perplexity of held-out and general text, three continuations, speed
+
+One folder keeps every stage: a second run goes on, or shows the finished result. Knows how the stages are joined, not
+how any of them works.
 """
 
 import hashlib
@@ -42,12 +44,12 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of everything; tokens unless said otherwise."""
+    """The sizes of a demo, in tokens where nothing else is said."""
 
     train: int
     valid_chars: int
     test_chars: int
-    adapt: float  # epochs of the teacher
+    finetune: float  # epochs of the teacher
     epochs: float  # of memory and control
     k: int
     tune: int  # scored to choose lambda
@@ -78,14 +80,14 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
 
 
 def _settings(options: DemoOptions) -> str:
-    """A digest of everything that decides the result: other settings get another folder."""
+    """A digest of all settings that decide the result: other settings get another folder."""
     recipe = TrainOptions.beta, TrainOptions.lr, CacheOptions.target, CacheOptions.key, BLOCK, BATCH, SEED
     chosen = repr((QUICK if options.quick else FULL, recipe, PROMPTS[options.domain]))
     return hashlib.sha256(chosen.encode()).hexdigest()[:8]
 
 
 def demo_home() -> Path:
-    """Where results live: MEMDEC_HOME, else the platform's user cache folder."""
+    """The folder of results: MEMDEC_HOME, else the platform's user cache folder."""
     if home := os.environ.get("MEMDEC_HOME"):
         return Path(home)
     if find_spec("platformdirs") is None:
@@ -96,7 +98,7 @@ def demo_home() -> Path:
 
 
 def demo_base() -> Path:
-    """SmolLM2-135M-Instruct Q4_1, out of its package."""
+    """The path of SmolLM2-135M-Instruct Q4_1 in its package."""
     package, name = BASE
     spec = find_spec(package)  # does not import it
     if spec is None or not spec.submodule_search_locations:
@@ -105,7 +107,7 @@ def demo_base() -> Path:
 
 
 def _make(options: DemoOptions, folder: Path) -> dict[str, Any]:
-    """Every stage, each of which is skipped or continued where it was done before."""
+    """Run every stage; one that an earlier run did is skipped or continued."""
     start = time.monotonic()
     budget, base = QUICK if options.quick else FULL, demo_base()
     corpus = folder / "corpus"
@@ -163,7 +165,7 @@ def _make(options: DemoOptions, folder: Path) -> dict[str, Any]:
 def _train(
     options: DemoOptions, budget: Budget, base: Path, corpus: Path, folder: Path, name: str, beta: float
 ) -> Path:
-    """Train one model on the shared kNN cache and convert it; return the GGUF."""
+    """Train one model on the shared kNN cache, convert it, and return the path of the GGUF."""
     from memdec_edge.convert import convert
     from memdec_edge.train import train
     from memdec_edge.train.models import load_source
@@ -180,7 +182,7 @@ def _train(
         teacher=teacher,
         corpus=corpus,
         out=folder / "cache",
-        finetune_teacher=budget.adapt,
+        finetune_teacher=budget.finetune,
         k=budget.k,
         block=BLOCK,
         max_tokens=budget.train,
@@ -205,7 +207,7 @@ def _train(
 
 
 def _scores(base: Path, memory: Path, control: Path, load: LoadOptions, documents: list[str], most: int) -> Any:
-    """Log-probs of base, memory and control on a text, from one pass of each."""
+    """The log-probs of base, memory and control on a text, from one pass of each."""
     from memdec_edge.engine import Engine
     from memdec_edge.evaluation.perplexity import score_tokens
 
@@ -221,7 +223,7 @@ def _best(sweep: dict[float, float]) -> float:
 def _continue(
     options: DemoOptions, base: Path, memory: Path, n_tokens: int
 ) -> tuple[list[dict[str, str]], dict[str, float]]:
-    """Each prompt continued by the base and by the mixture; median tokens per second of both."""
+    """Each prompt's continuations by base and mixture, and the median tokens per second of both."""
     from memdec_edge.api import open_model
 
     texts: list[dict[str, str]] = []
@@ -238,7 +240,7 @@ def _continue(
 
 
 def _show(found: dict[str, Any], folder: Path) -> None:
-    """The result for a person, on stdout: first whether the kNN target was worth it."""
+    """Print the result for a person: first whether imitating the retriever was worth it."""
     perplexity, details = found["perplexity"], found["details"]
     error, sizes = details["standard_error"], details["bytes"]
     better = "better" if perplexity["mixture"] < perplexity["control"] else "worse"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from memdec_edge.engine import Engine
 from memdec_edge.errors import CorpusError, OptionError
-from memdec_edge.evaluation.perplexity import evaluate, mix, sample, slide
+from memdec_edge.evaluation.perplexity import Window, evaluate, mix, perplexity, slide, thin
 from memdec_edge.options import EvalOptions, MemoryOptions
 from tests.conftest import Family
 from tests.engine.test_engine import torch_log_probs
@@ -89,12 +89,28 @@ def test_windows_score_every_token_but_the_first_once(n_tokens: int, window: int
 @given(st.integers(2, 3000), st.integers(1, 500))
 def test_samples_keep_to_their_size_and_order(n_tokens: int, most: int) -> None:
     windows = slide(n_tokens, 64, 32)
-    chosen = sample(windows, most)
+    chosen = thin(windows, most)
     assert chosen == sorted(set(chosen), key=lambda w: w.end)
-    assert len(chosen) == 1 or sum(w.end - w.scored for w in chosen) <= most
+    assert 1 <= sum(w.end - w.scored for w in chosen) <= most
 
 
 def test_impossible_tokens_stay_impossible_only_where_no_model_gives_them_mass() -> None:
     impossible, certain = np.array([-np.inf, -np.inf]), np.array([0.0, -np.inf])
     np.testing.assert_allclose(mix([impossible, certain], [0.5, 0.5]), [math.log(0.5), -np.inf])
     np.testing.assert_array_equal(mix([impossible, certain], [0.0, 1.0]), certain)
+
+
+def test_the_standard_error_is_that_of_the_bootstrap_even_where_the_last_window_is_short() -> None:
+    random = np.random.default_rng(3)
+    counts = np.array([512] * 20 + [2])
+    ends = np.cumsum(counts) + 1
+    windows = [Window(0, int(end - count), int(end)) for count, end in zip(counts, ends, strict=True)]
+    levels = random.normal(-3, 0.2, len(counts))
+    levels[-1] = -12.0  # two tokens that nearly nothing predicts
+    log_probs = np.repeat(levels, counts) + random.normal(0, 1, counts.sum())
+    value, error = perplexity(log_probs, windows)
+    sums = np.add.reduceat(log_probs, ends - 1 - counts)
+    drawn = random.integers(0, len(counts), (4000, len(counts)))
+    bootstrap = np.exp(-sums[drawn].sum(1) / counts[drawn].sum(1)).std()
+    assert value == pytest.approx(math.exp(-log_probs.mean()))
+    assert error == pytest.approx(bootstrap, rel=0.1)
