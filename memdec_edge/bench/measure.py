@@ -21,7 +21,7 @@ from memdec_edge.engine import Engine, Memory, MemoryMixture
 from memdec_edge.engine.drafting import MAX_ROWS
 from memdec_edge.errors import ContextError, CorpusError
 from memdec_edge.llama.context import default_threads
-from memdec_edge.llama.model import has_gpu
+from memdec_edge.llama.library import has_gpu
 from memdec_edge.llama.stock import StockLlama
 from memdec_edge.mixture import mixing
 from memdec_edge.options import BenchOptions, GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions

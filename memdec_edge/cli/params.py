@@ -176,6 +176,6 @@ def check_lambda(value: float | None) -> None:
 def set_verbose(verbose: bool) -> None:
     """Of llama.cpp, where --verbose was given."""
     if verbose:
-        from memdec_edge.llama.model import set_verbose
+        from memdec_edge.llama.library import set_verbose
 
         set_verbose(True)

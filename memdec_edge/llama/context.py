@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from memdec_edge.errors import Cancelled, ContextError, DecodeError, ModelFileError
 from memdec_edge.llama.abort import AbortFlag
-from memdec_edge.llama.model import Model, forget_reasons, reason
+from memdec_edge.llama.library import forget_reasons, reason
+from memdec_edge.llama.model import Model
 from memdec_edge.llama.tap import Tap
 from memdec_edge.mixture.mixing import Row
 from memdec_edge.options import CACHE_TYPES, LoadOptions

@@ -1,86 +1,42 @@
 """llama.cpp's models: open a GGUF, read its metadata, tokenize, close; and its quantiser.
 
-This module and context.py are the only ones that call llama.cpp's model and context API (sampling.py calls its sampler
-API). They guard every call that would abort the process: sizes, token ids and vocabularies are checked here. Knows
-nothing of decoding and mixing.
+This module and context.py are the only ones that call llama.cpp's model and context API. They check beforehand what
+would end the process: sizes, token ids, vocabularies, long runs of characters. Knows nothing of decoding and mixing.
 """
 
 import ctypes
 import os
 import sys
-from collections import deque
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 
 from memdec_edge.errors import CorpusError, DecodeError, ModelFileError
-from memdec_edge.gguf.header import Header
+from memdec_edge.gguf.header import Header, Scalar
 from memdec_edge.gguf.vocab_guard import refuse_what_aborts
+from memdec_edge.llama import library
+from memdec_edge.llama.stack import call_with_stack, refuse_long_runs
 
 VOCAB_TYPE_NONE = 0  # enum llama_vocab_type; tokenizing without a vocabulary aborts the process
 QUANT_ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}  # llama-quantize's
-TELLING = ("error loading model", "failed to quantize", "invalid")  # in lines of llama.cpp's log that give a reason
-LOG_ERROR = 4  # enum ggml_log_level; llama-cpp-python's own table is off by one
-
-_log: deque[str] = deque(maxlen=40)  # llama.cpp's last errors: the reasons of the errors raised here
-_verbose = False
-
-
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
-def _on_log(level: int, text: bytes, user_data: Any) -> None:
-    line = text.decode("utf-8", "replace")
-    if _verbose:
-        sys.stderr.write(line)
-    if level == LOG_ERROR and line.strip():
-        _log.append(line.strip())
-
-
-@cache
-def _start() -> None:
-    """Before the first model: take over llama.cpp's log, start its backends."""
-    llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
-
-
-def set_verbose(verbose: bool) -> None:
-    """Show llama.cpp's log on stderr, or keep it silent (the default)."""
-    global _verbose
-    _verbose = verbose
-
-
-def has_gpu() -> bool:
-    """Whether llama-cpp-python was built for a GPU and one is there."""
-    _start()
-    return bool(llama_cpp.llama_supports_gpu_offload())
-
-
-def forget_reasons() -> None:
-    """Before a call whose failure reason() is to explain."""
-    _log.clear()
-
-
-def reason(fallback: str) -> str:
-    """The most telling line of llama.cpp's log since it was last cleared, without its function names."""
-    telling = [line for line in _log if any(mark in line for mark in TELLING)] or list(_log)
-    if not telling:
-        return fallback
-    line = telling[0]
-    for mark in (
-        "error loading model: ",
-        "failed to quantize: ",
-        "llama_init_from_model: ",
-        "gguf_init_from_file_ptr: ",
-    ):
-        line = line.split(mark)[-1]
-    return " ".join(line.split())
+MAX_BYTES = 2**31 - 1  # of a text: llama.cpp counts them in 32 bits
+PIECE_BYTES = 256  # most pieces are shorter
+ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")  # names of tokens that end generation
 
 
 class Model:
     """A GGUF file: its vocabulary and metadata, and its weights unless `vocab_only`.
 
+    Several threads may tokenize, and ask for pieces and metadata, at the same time; close() must come after them.
     Raises MissingFileError, and ModelFileError when llama.cpp cannot load the file or it is no text decoder.
+
+    metadata: every single value of the header, with the type that the file gives it (arrays are left out).
+    n_embd, n_layer, n_ctx_train: of the weights, 0 where vocab_only.
+    bos, eos: ids that begin and end a document, -1 where the file has none; add_bos, add_eos: whether tokenize() adds
+    them. llama.cpp takes token 11 or 2 for one that a file leaves out. Such an id counts only where the vocabulary
+    calls the token a control token, as SentencePiece's <s> and </s>.
     """
 
     def __init__(self, path: Path | str, *, vocab_only: bool = False, n_gpu_layers: int = 0) -> None:
@@ -88,14 +44,15 @@ class Model:
         self._handle = None
         with Header(self.path) as header:
             refuse_what_aborts(header)
-        _start()
+            self.metadata: dict[str, Scalar] = header.scalars()
+        library.start()
         params = llama_cpp.llama_model_default_params()
         params.vocab_only = vocab_only
         params.n_gpu_layers = n_gpu_layers
-        forget_reasons()
+        library.forget_reasons()
         self._handle = llama_cpp.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._handle:
-            raise ModelFileError(self.path, f"llama.cpp cannot load it ({reason('no reason given')})")
+            raise ModelFileError(self.path, f"llama.cpp cannot load it ({library.reason('no reason given')})")
         self._vocab = llama_cpp.llama_model_get_vocab(self._handle)
         if llama_cpp.llama_vocab_type(self._vocab) == VOCAB_TYPE_NONE:
             self.close()
@@ -108,13 +65,17 @@ class Model:
             raise ModelFileError(self.path, "its context_length is no positive number; the file is damaged")
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(self._handle)
-        self.n_embd: int = llama_cpp.llama_model_n_embd(self._handle)  # as n_ctx_train and n_layer 0 where vocab_only
+        self.n_embd: int = llama_cpp.llama_model_n_embd(self._handle)
         self.n_layer: int = llama_cpp.llama_model_n_layer(self._handle)
-        self.add_bos: bool = llama_cpp.llama_vocab_get_add_bos(self._vocab)
-        self.add_eos: bool = llama_cpp.llama_vocab_get_add_eos(self._vocab)
-        self.bos: int = llama_cpp.llama_vocab_bos(self._vocab)  # -1: none
-        self.eos: int = llama_cpp.llama_vocab_eos(self._vocab)
-        self._piece_buffer = ctypes.create_string_buffer(256)
+        self.bos = self._known(llama_cpp.llama_vocab_bos(self._vocab), "bos")
+        self.eos = self._known(llama_cpp.llama_vocab_eos(self._vocab), "eos")
+        adds = (
+            llama_cpp.llama_vocab_get_add_bos(self._vocab),
+            llama_cpp.llama_vocab_get_add_eos(self._vocab),
+        )
+        self.add_bos: bool = adds[0] and self.bos >= 0
+        self.add_eos: bool = adds[1] and self.eos >= 0
+        self._adds_by_itself = adds == (self.add_bos, self.add_eos)  # else llama.cpp would add a token that is none
 
     @property
     def handle(self) -> Any:
@@ -131,62 +92,90 @@ class Model:
         return self._vocab
 
     @cached_property
-    def metadata(self) -> dict[str, str]:
-        """Every scalar key of the GGUF as llama.cpp prints it (arrays are left out)."""
-        found: dict[str, str] = {}
-        for index in range(llama_cpp.llama_model_meta_count(self.handle)):
-            key = self._meta_string(llama_cpp.llama_model_meta_key_by_index, index)
-            found[key] = self._meta_string(llama_cpp.llama_model_meta_val_str_by_index, index)
-        return found
-
-    def _meta_string(self, read: Any, index: int) -> str:
-        size = read(self.handle, index, ctypes.create_string_buffer(1), 1)
-        buffer = ctypes.create_string_buffer(max(size, 0) + 1)
-        read(self.handle, index, buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace")
-
-    @cached_property
     def eog_tokens(self) -> frozenset[int]:
         """Ids that end generation (end of text, end of turn)."""
         is_eog = llama_cpp.llama_vocab_is_eog
-        return frozenset(token for token in range(self.n_vocab) if is_eog(self.vocab, token))
+        found = (token for token in range(self.n_vocab) if is_eog(self.vocab, token))
+        return frozenset(token for token in found if self._known(token, *ENDS) >= 0)
+
+    def is_control(self, token: int) -> bool:
+        """Return whether a token id in [0, n_vocab) is a control token, which stands for no text."""
+        self._check(token)
+        return bool(llama_cpp.llama_vocab_is_control(self.vocab, token))
 
     def token_text(self, token: int) -> bytes:
-        """The vocabulary's own spelling of a token id in [0, n_vocab)."""
-        if not 0 <= token < self.n_vocab:
-            raise DecodeError(f"token {token} is outside the vocabulary of {self.path} ({self.n_vocab} tokens)")
+        """Return the vocabulary's own spelling of a token id in [0, n_vocab)."""
+        self._check(token)
         return llama_cpp.llama_vocab_get_text(self.vocab, token) or b""
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
-        """Token ids of `text`; BOS and EOS as the vocabulary says, special tokens by name where `parse_special`."""
+        """Return the token ids of `text`.
+
+        add_special: begin with `bos` and end with `eos` where the vocabulary asks for that (add_bos, add_eos).
+        parse_special: read the names of control tokens (`<|im_end|>`) as those tokens, as a prompt wants it; False
+        takes them for plain text, as the text of documents and of strangers wants it.
+
+        Raises CorpusError for text that is no UTF-8 and for runs of over a million characters without a break, which
+        stack.py explains, and MemoryLimitError where the system gives no stack for a long text.
+        """
         try:
             data = text.encode("utf-8")
         except UnicodeEncodeError as error:  # lone surrogates: bytes of the command line that were not UTF-8
             raise CorpusError("the text", f"not UTF-8 at character {error.start}; convert it to UTF-8") from error
-        size = len(data) + 8
-        while True:  # twice at most: a negative count says how many there are
-            buffer = (llama_cpp.llama_token * size)()
-            count = llama_cpp.llama_tokenize(self.vocab, data, len(data), buffer, size, add_special, parse_special)
-            if count >= 0:
-                return list(buffer[:count])
-            size = -count
+        if len(data) > MAX_BYTES:
+            raise CorpusError("the text", f"{len(data):,} bytes, more than {MAX_BYTES:,}; divide it")
+        refuse_long_runs(text, str(self.metadata.get("tokenizer.ggml.pre", "default")))
+        vocab, by_itself = self.vocab, add_special and self._adds_by_itself
+        ids = call_with_stack(lambda: _tokenize(vocab, data, by_itself, parse_special), len(text))
+        if add_special and not by_itself:
+            return [self.bos] * self.add_bos + ids + [self.eos] * self.add_eos
+        return ids
+
+    def prompt_warning(self, tokens: list[int]) -> str:
+        """Return a warning for a person where a prompt begins with BOS twice, added and typed; else an empty string."""
+        if self.add_bos and tokens[:2] == [self.bos, self.bos]:
+            name = self.token_text(self.bos).decode("utf-8", "replace")
+            return f"the prompt begins with {name} twice: the model adds one by itself; leave out the one that is typed"
+        return ""
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """UTF-8 bytes of one token, possibly an incomplete character; special tokens are empty unless asked for."""
+        """Return the UTF-8 bytes of one token, possibly an incomplete character; control tokens have none by default.
+
+        special: give control tokens by their names.
+        """
+        self._check(token)
+        size = PIECE_BYTES
+        while True:  # twice at most: a negative count says how many bytes there are
+            buffer = ctypes.create_string_buffer(size)
+            count = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, size, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+    def _check(self, token: int) -> None:
         if not 0 <= token < self.n_vocab:
             raise DecodeError(f"token {token} is outside the vocabulary of {self.path} ({self.n_vocab} tokens)")
-        buffer = self._piece_buffer
-        count = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
-        if count < 0:
-            self._piece_buffer = ctypes.create_string_buffer(-count)
-            return self.piece(token, special=special)
-        return buffer.raw[:count]
+
+    def _known(self, token: int, *names: str) -> int:
+        """Return `token` where the file gives it one of these names or calls it a control token, else -1."""
+        named = any(self.metadata.get(f"tokenizer.ggml.{name}_token_id") == token for name in names)
+        return token if token >= 0 and (named or self.is_control(token)) else -1
 
     def close(self) -> None:
         """Free the weights. Contexts must be closed first."""
         if self._handle:
             llama_cpp.llama_model_free(self._handle)
             self._handle = None
+
+
+def _tokenize(vocab: Any, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
+    size = len(data) + 8
+    while True:  # twice at most: a negative count says how many there are
+        buffer = (llama_cpp.llama_token * size)()
+        count = llama_cpp.llama_tokenize(vocab, data, len(data), buffer, size, add_special, parse_special)
+        if count >= 0:
+            return list(buffer[:count])
+        size = -count
 
 
 def run_quantizer(source: str, target: str, outtype: str, embedding: str, head: str, allow_requantize: str) -> None:
@@ -197,7 +186,7 @@ def run_quantizer(source: str, target: str, outtype: str, embedding: str, head: 
     """
     from gguf.constants import GGMLQuantizationType
 
-    _start()
+    library.start()
     params = llama_cpp.llama_model_quantize_default_params()
     name = QUANT_ALIASES.get(outtype, outtype).upper()
     params.ftype = getattr(llama_cpp, "LLAMA_FTYPE_ALL_F32" if outtype == "f32" else f"LLAMA_FTYPE_MOSTLY_{name}")
@@ -208,5 +197,5 @@ def run_quantizer(source: str, target: str, outtype: str, embedding: str, head: 
         params.output_tensor_type = GGMLQuantizationType[head.upper()]
     failed = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), params)
     if failed:
-        print(reason("no reason given"))
+        print(library.reason("no reason given"))
     sys.exit(failed)

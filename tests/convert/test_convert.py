@@ -131,7 +131,7 @@ def test_what_training_noted_goes_into_the_file(checkpoint: Path, family: Family
     assert (meta["general.name"], meta["general.license"]) == ("Tiny medicine", "cc-by-4.0")
     assert meta["general.base_model.0.name"] == family.base_checkpoint.name
     assert (facts.domain, facts.weight) == ("medicine", 1.0)
-    assert facts.train == {"beta": "0.500000", "tokens": "5000000000"}
+    assert facts.train == {"beta": "0.5", "tokens": "5000000000"}
     fields = GGUFReader(out).fields
     assert fields["general.datasets"].contents() == ["one", "two"]
     assert fields["general.tags"].contents() == ["memory-decoder", "memdec-edge"]

@@ -5,10 +5,11 @@ import math
 import shutil
 import struct
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import pytest
 from gguf import GGUFReader
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +20,6 @@ from memdec_edge.errors import MissingFileError, ModelFileError
 from memdec_edge.gguf import metadata
 from memdec_edge.gguf.header import Header
 from memdec_edge.gguf.metadata import GATE, LAMBDA, PPL_BASE, TEMPERATURE, MemoryMetadata
-from memdec_edge.llama.model import Model
 from tests.conftest import PADDING, Family
 
 FUZZ = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -32,11 +32,9 @@ def memory(family: Family, tmp_path: Path) -> Path:
 
 
 def llama_metadata(path: Path) -> dict[str, str]:
-    model = Model(path, vocab_only=True)
-    try:
+    """What llama.cpp reads, as it prints it."""
+    with closing(llama_cpp.Llama(str(path), vocab_only=True, verbose=False)) as model:
         return dict(model.metadata)
-    finally:
-        model.close()
 
 
 def test_read_gives_what_the_reference_reader_gives(family: Family) -> None:

@@ -5,6 +5,7 @@ Knows nothing of what a test does with them.
 """
 
 import json
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -194,3 +195,22 @@ def edit_tensors(checkpoint: Path, add: dict[str, np.ndarray] | None = None, rem
     tensors = load_file(checkpoint / "model.safetensors") | (add or {})
     tensors.pop(remove, None)
     save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_gguf(source: Path, target: Path, changes: dict[str, Any]) -> Path:
+    """Write `source` with other keys, and the same tensors, to `target` and return that; None leaves a key out."""
+    from memdec_edge.convert.writer import pack_entry
+    from memdec_edge.gguf.header import Header
+
+    with Header(source) as header:
+        whole = source.read_bytes()
+        entries = {key: header.raw(entry.entry, entry.end) for key, entry in header.entries.items()}
+        table = max(entry.end for entry in header.entries.values())
+        end = table + sum(24 + len(tensor.name.encode()) + 8 * len(tensor.shape) for tensor in header.tensors)
+    for key, value in changes.items():
+        entries.pop(key, None)
+        if value is not None:
+            entries[key] = pack_entry(key, value)
+    head = whole[:16] + struct.pack("<Q", len(entries)) + b"".join(entries.values()) + whole[table:end]
+    target.write_bytes(head + bytes(-len(head) % 32) + whole[end + -end % 32 :])
+    return target
