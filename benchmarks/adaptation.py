@@ -8,7 +8,7 @@ the epoch where it mixes best; what differs is that the control is mixed. Epoch,
 come from validation text; the test split is scored once, when all is chosen, and the result kept: run again, it is
 shown.
 
-Tokens, steps and minutes are all that were spent, those of the memory's adapted teacher and of epochs after the best
+Tokens, steps and minutes are all that were spent, those of the memory's fine-tuned teacher and of epochs after the best
 one among them.
 
 Writes DIR/adaptation.csv (a row for each way), DIR/general.csv (domain and general text over lambda), DIR/general.png,
@@ -151,7 +151,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     minutes |= {name: sum(each) * threads / 60 for name, each in seconds.items()}
     minutes["memory"] += making
     valid = {name: bench.probs(bench.out / name if name in recipes else base, "valid") for name in ("base", *recipes)}
-    temperatures = Cache(bench.datastore).stage.facts["tau"] * 2.0 ** np.arange(-2, 3)
+    temperatures = Cache(bench.datastore).stage.manifest["tau"] * 2.0 ** np.arange(-2, 3)
     sweeps = {float(tau): mixed(bench.retrieved("valid", float(tau)), valid["base"]) for tau in temperatures}
     tau = min(sweeps, key=lambda value: min(sweeps[value].values()))
     lambdas = {name: best_of(mixed(valid[name], valid["base"])) for name in recipes} | {"kNN-LM": best_of(sweeps[tau])}

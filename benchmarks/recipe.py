@@ -27,7 +27,7 @@ from memdec_edge.train import build_cache, train
 
 # name -> what differs from the base recipe, which is what `train` does by itself: of the cache (target, key, k, tau as
 # a factor, finetune_teacher) or of the training (TrainOptions, rate as a factor). "start": the memory starts from the
-# adapted teacher, whose epochs count as its own. "then": a second half of the epochs, from what the first one made.
+# fine-tuned teacher, whose epochs count as its own. "then": a second half of the epochs, from what the first one made.
 PAPER = {"target": "knn", "finetune_teacher": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "beta 0 (control)": {"beta": 0.0},

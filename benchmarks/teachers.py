@@ -21,7 +21,7 @@ import torch
 from memdec_edge.options import KEYS
 from memdec_edge.train.corpus import Tokens, pack, split_documents
 from memdec_edge.train.knn.exact import Exact
-from memdec_edge.train.knn.gate import fit_trust
+from memdec_edge.train.knn.gate import fit_gate
 from memdec_edge.train.models import load_source
 from memdec_edge.train.student import save_copy
 from memdec_edge.train.teacher import Teacher, gather_blocks, n_blocks, open_teacher
@@ -41,7 +41,7 @@ def neighbours(teacher: Teacher, train: Tokens, valid: Tokens) -> tuple[np.ndarr
     distances, indices = (part.numpy() for part in Exact([keys], CPU).search(torch.from_numpy(asked.keys), K))
     labels = gather_blocks(valid, questions, BLOCK)[:, 1:].reshape(-1, 1).numpy()
     hits = train[indices + 1] == labels
-    auto, paper = (fit_trust(distances, hits, asked.logprobs, tau) for tau in (None, PAPER_TAU))
+    auto, paper = (fit_gate(distances, hits, asked.logprobs, tau) for tau in (None, PAPER_TAU))
     return indices, {
         "tokens_per_second": round(speed, 1),
         "median_distance": float(np.median(distances)),

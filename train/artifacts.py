@@ -3,7 +3,7 @@
 A shard is one safetensors file that carries the digest of its own arrays and the identity of its stage; it appears
 under its name only when it is whole (files.atomic_path). So a killed run is continued by making the shards that are
 not there, several processes may make different shards, and a torn or flipped one is noticed when it is read. The
-digests of other files stand in the manifest, under the fact "files".
+digests of other files stand in the manifest, under "files".
 
 open_stage() only looks; begin() takes the folder, after all checks that may refuse the work. Knows nothing of what the
 arrays mean.
@@ -45,10 +45,10 @@ class Stage:
         self.reload()
 
     def reload(self) -> None:
-        """Read the facts again: another process may have written them."""
+        """Read the manifest again: another process may have written them."""
         manifest = _read_manifest(self.folder)
         self.begun = manifest is not None and not _difference(manifest, self.made_from)
-        self.facts: dict[str, Any] = manifest["facts"] if manifest and self.begun else {}
+        self.manifest: dict[str, Any] = manifest["facts"] if manifest and self.begun else {}
 
     def begin(self) -> None:
         """Take the folder: remove what is to be redone, write the manifest, remove what killed processes left."""
@@ -63,22 +63,24 @@ class Stage:
 
     def redo(self) -> None:
         """Let begin() start anew."""
-        self.begun, self.facts = False, {}
+        self.begun, self.manifest = False, {}
 
-    def record(self, **facts: Any) -> None:
-        """Add facts (anything JSON can hold) to the manifest."""
-        self.facts |= facts
-        body = {**self.made_from, "facts": self.facts}
+    def record(self, **entries: Any) -> None:
+        """Add entries (anything JSON can hold) to the manifest."""
+        self.manifest |= entries
+        body = {**self.made_from, "facts": self.manifest}
         write_text(self.folder / MANIFEST, json.dumps(body, indent=1, sort_keys=True) + "\n")
 
-    def write(self, name: str, arrays: Arrays, **facts: str) -> None:
+    def write(self, name: str, arrays: Arrays, **metadata: str) -> None:
         """Write a shard atomically. Raises OutputError."""
         path = self.folder / name
         self._proven.discard(name)
-        metadata = {**facts, "sha256": _digest(arrays, facts), "stage": self.identity}
+        proof = {"sha256": _digest(arrays, metadata), "stage": self.identity}
         try:
             with atomic_path(path) as part:
-                save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, part, metadata=metadata)
+                save_file(
+                    {key: np.ascontiguousarray(value) for key, value in arrays.items()}, part, {**metadata, **proof}
+                )
         except SafetensorError as error:  # how safetensors passes on what the operating system says
             raise OutputError(path, str(error)) from error
 
@@ -87,39 +89,39 @@ class Stage:
 
         Raises StageError when it is torn, was changed, or belongs to another stage.
         """
-        return self.read_with_facts(name)[0]
+        return self.read_with_metadata(name)[0]
 
-    def read_with_facts(self, name: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
-        """The arrays of a shard, and the facts that were written with it. Raises as read() does."""
+    def read_with_metadata(self, name: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+        """The arrays of a shard, and the metadata that were written with it. Raises as read() does."""
         path = self.folder / name
         try:
-            arrays, facts = _map(path)
+            arrays, metadata = _map(path)
         except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise StageError(path, f"damaged ({error})", REMAKE) from error
-        digest, identity = facts.pop("sha256", ""), facts.pop("stage", "")
-        if name not in self._proven and digest != _digest(arrays, facts):
+        digest, identity = metadata.pop("sha256", ""), metadata.pop("stage", "")
+        if name not in self._proven and digest != _digest(arrays, metadata):
             raise StageError(path, "damaged (its content does not match its digest)", REMAKE)
         if identity != self.identity:
             raise StageError(path, "belongs to a run with other inputs or options")
         self._proven.add(name)
-        return arrays, facts
+        return arrays, metadata
 
     def check(self, name: str) -> Path:
-        """The path of a file that the fact "files" names. Raises StageError when it is missing or was changed."""
+        """The path of a file that the manifest's "files" names. Raises StageError when it is missing or was changed."""
         path = self.folder / name
-        if not path.is_file() or (name not in self._proven and sha256(path) != self.facts["files"].get(name)):
+        if not path.is_file() or (name not in self._proven and sha256(path) != self.manifest["files"].get(name)):
             raise StageError(path, "missing, or changed since it was written")
         self._proven.add(name)
         return path
 
     def check_recorded(self) -> None:
-        """check() each file that the fact "files" names."""
-        for name in self.facts.get("files", ()):
+        """check() each file that the manifest's "files" names."""
+        for name in self.manifest.get("files", ()):
             self.check(name)
 
     def is_whole(self) -> bool:
         """Whether all recorded files are there and unchanged, and all shards that are there can be read."""
-        recorded = self.facts.get("files", {})
+        recorded = self.manifest.get("files", {})
         try:
             self.check_recorded()
             for path in self._made():
@@ -225,19 +227,19 @@ def _map(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     memory = np.memmap(path, np.uint8, mode="c")  # copy on write: torch warns of arrays that cannot be written
     start = 8 + int.from_bytes(memory[:8].tobytes(), "little")
     header = json.loads(memory[8:start].tobytes())
-    facts: dict[str, str] = header.pop("__metadata__")
+    metadata: dict[str, str] = header.pop("__metadata__")
     arrays: dict[str, npt.NDArray[Any]] = {}
     if start + max(entry["data_offsets"][1] for entry in header.values()) != len(memory):
         raise ValueError("its length is not the one that its header says")
     for name, entry in header.items():
         low, high = entry["data_offsets"]
         arrays[name] = memory[start + low : start + high].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    return arrays, facts
+    return arrays, metadata
 
 
-def _digest(arrays: Arrays, facts: Mapping[str, str]) -> str:
-    """SHA-256 over the facts, and names, types, shapes and bytes of the arrays."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+def _digest(arrays: Arrays, metadata: Mapping[str, str]) -> str:
+    """SHA-256 over the metadata, and names, types, shapes and bytes of the arrays."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())

@@ -42,15 +42,14 @@ def split_documents(path: Path, valid: float, test: float, seed: int) -> dict[st
     if not documents:
         raise CorpusError(path, NO_TEXT)
     total = len(documents)
-    shares: dict[str, float] = {"valid": valid, "test": test}
-    for split, share in shares.items():
-        if split in named or share == 0:
-            continue
+    shares = {split: share for split, share in (("valid", valid), ("test", test)) if share and split not in named}
+    for later, (split, share) in zip(reversed(range(len(shares))), shares.items(), strict=True):
         if len(documents) == 1:
             documents[0], tail = _cut(documents[0], share)
             splits[split] = [tail] if tail.strip() else []
         else:
-            count = min(max(1, round(share * total)), len(documents) - 1)
+            most = max(1, len(documents) - 1 - later)  # a document each for the splits that are still to be made
+            count = min(max(1, round(share * total)), most)
             splits[split], documents = documents[:count], documents[count:]
     splits["train"] = documents
     return splits

@@ -39,11 +39,11 @@ def choose_layers(source: Source, layers: int, ids: Tensor, device: torch.device
         if types:
             model.config.layer_types = [types[i] for i in kept]
         found = float(predict(model, ids.to(device)).losses.mean())
-        done(1)
+        advance(1)
         return found
 
     kept = list(range(len(blocks)))
-    with progress("choosing layers", sum(range(layers + 1, len(kept) + 1)), "passes") as done:
+    with progress("choosing layers", sum(range(layers + 1, len(kept) + 1)), "passes") as advance:
         while len(kept) > layers:
             kept.remove(min(kept, key=lambda gone: loss([i for i in kept if i != gone])))
     return kept

@@ -80,13 +80,13 @@ def fit(options: TrainOptions, source: Source, data: Data, stage: Stage, acceler
     Raises OutputError, StageError for a damaged state, NumericsError naming the step whose loss is no number (what was
     saved last is kept), and KeyboardInterrupt (what was done is kept).
     """
-    if "finished" in stage.facts:
+    if "finished" in stage.manifest:
         if accelerator.is_main_process:
             remove_kept(stage)  # a kill may have come before the training did
         return
     if accelerator.is_main_process:
         stage.begin()
-        if options.layers and not options.hidden and not options.from_scratch and "layers" not in stage.facts:
+        if options.layers and not options.hidden and not options.from_scratch and "layers" not in stage.manifest:
             ids = gather_blocks(data.train, spread_blocks(data.train, data.block, POSITIONS), data.block)
             stage.record(layers=choose_layers(source, options.layers, ids, accelerator.device))
     accelerator.wait_for_everyone()
@@ -114,7 +114,7 @@ class _Run:
         self.blocks_per_step = options.batch * options.accumulate * accelerator.num_processes
         self.steps = options.steps or max(1, math.ceil(options.epochs * self.blocks / self.blocks_per_step))
 
-        shape = stage.facts.get("layers", options.layers), options.hidden, options.seed
+        shape = stage.manifest.get("layers", options.layers), options.hidden, options.seed
         self.model = make_memory(source, *shape, fresh=options.from_scratch).to(accelerator.device)
         self.weights = {name: weight.detach() for name, weight in self.model.named_parameters()}
         cast_parameters(self.model, work_dtype(accelerator.device.type))  # self.weights stays float32

@@ -61,7 +61,7 @@ def train(options: TrainOptions) -> TrainReport:
         if not stage.begun:
             _check(options)
         fill_cache(cache, processes, retrieve=options.beta > 0)
-        if "finished" not in stage.facts:
+        if "finished" not in stage.manifest:
             targets = cache.targets() if options.beta > 0 else None
             validation = Validation(cache.tokens("valid"), options.cache.block)
             if processes.is_main_process:
@@ -70,14 +70,14 @@ def train(options: TrainOptions) -> TrainReport:
             data = Data(cache.tokens("train"), targets, validation, options.cache.block)
             fit(options, load_source(options.init or options.cache.teacher), data, stage, processes)
             stage.reload()
-    finished = stage.facts["finished"]
+    finished = stage.manifest["finished"]
     if processes.is_main_process:
         remove_kept(stage)  # a kill may have come before the training removed it
         stage.check_recorded()
-        facts = cache.stage.facts
-        share, tau = finished["best_step"] / finished["steps"], facts["tau"] if options.beta > 0 else None
+        manifest = cache.stage.manifest
+        share, tau = finished["best_step"] / finished["steps"], manifest["tau"] if options.beta > 0 else None
         epochs, tokens = finished["epochs"] * share, round(finished["tokens"] * share)
-        write_facts(options.out, options, teacher=facts["teacher"], tau=tau, epochs=epochs, tokens=tokens)
+        write_facts(options.out, options, teacher=manifest["teacher"], tau=tau, epochs=epochs, tokens=tokens)
     done = {name: finished[name] for name in ("steps", "tokens", "best_step", *FIGURES)}
     return TrainReport(options.out, **done, seconds=time.monotonic() - began)
 
@@ -88,8 +88,8 @@ def _base_losses(options: TrainOptions, stage: Stage, validation: Validation, de
         return None
     if not (stage.folder / BASE).exists():
         teacher, batch = open_teacher(options.cache.teacher, "hidden", device), options.cache.batch
-        with progress("validation of the teacher", len(validation.blocks) * validation.block) as done:
-            found = teacher.read(validation.tokens, validation.blocks, validation.block, batch, done, scored=True)
+        with progress("validation of the teacher", len(validation.blocks) * validation.block) as advance:
+            found = teacher.read(validation.tokens, validation.blocks, validation.block, batch, advance, scored=True)
         stage.write(BASE, {"losses": -found.logprobs})
     return torch.from_numpy(stage.read(BASE)["losses"])
 

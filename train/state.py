@@ -39,9 +39,9 @@ def load_state(stage: Stage, weights: dict[str, Tensor], optimizer: torch.optim.
     """Read a saved state into `weights` and `optimizer`; return its step, 0 when there is none. Raises StageError."""
     if not (stage.folder / STATE).exists():
         return 0
-    arrays, facts = stage.read_with_facts(STATE)
-    step = int(facts["step"])
-    if facts["best_step"] != "0" and not (stage.folder / BEST).exists():
+    arrays, metadata = stage.read_with_metadata(STATE)
+    step = int(metadata["step"])
+    if metadata["best_step"] != "0" and not (stage.folder / BEST).exists():
         raise StageError(stage.folder / BEST, "missing, and its weights may be the best ones", WITHOUT_BEST)
     for name, weight in weights.items():
         weight.copy_(torch.from_numpy(arrays[f"weight.{name}"]))
@@ -63,7 +63,7 @@ def best_figures(stage: Stage) -> dict[str, float]:
     """What is known of the best weights so far; {} when there are none. Raises StageError."""
     if not (stage.folder / BEST).exists():
         return {}
-    figures: dict[str, float] = json.loads(stage.read_with_facts(BEST)[1]["figures"])
+    figures: dict[str, float] = json.loads(stage.read_with_metadata(BEST)[1]["figures"])
     return figures
 
 

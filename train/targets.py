@@ -3,7 +3,7 @@
     p_kNN(y) = sum of exp(-d_j^2 / tau) over neighbours j whose next token is y, normalised    (1911.00172, section 2)
 
 knn     p_kNN itself (2508.09874)
-knn-lm  trust * p_kNN + (1 - trust) * p_teacher; train/knn/gate.py gives the trust at each position:
+knn-lm  gate * p_kNN + (1 - gate) * p_teacher; train/knn/gate.py says how much the retriever counts at a position:
         imitating p_kNN where no neighbour is close teaches noise (benchmarks/LOG.md)
 
 A target shard is CSR: offsets uint32 [n + 1], ids uint16 or uint32 [pairs] ascending in a row, probs float16 [pairs].
@@ -36,13 +36,13 @@ def kernel(distances: Array, tau: float) -> Array:
     return _normalised(weights)
 
 
-def blend(weights: Array, values: Array, ids: Array, probs: Array, trust: Array) -> tuple[Array, Array]:
+def blend(weights: Array, values: Array, ids: Array, probs: Array, gate: Array) -> tuple[Array, Array]:
     """Weights and values as kernel() and aggregate() have them, with the teacher's likeliest tokens as k' more of each.
 
-    ids  uint32 [n, k'], probs  float16 [n, k'], taken to be all that the teacher predicts; trust  float64 [n]
+    ids  uint32 [n, k'], probs  float16 [n, k'], taken to be all that the teacher predicts; gate  float64 [n]
     """
     own = _normalised(probs.astype(np.float64))
-    weights = np.concatenate([trust[:, None] * weights, (1 - trust[:, None]) * own], 1)
+    weights = np.concatenate([gate[:, None] * weights, (1 - gate[:, None]) * own], 1)
     return weights, np.concatenate([values, ids], 1)
 
 

@@ -12,7 +12,7 @@ not overlap and start at multiples of `block`; a tail shorter than a block is le
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.tap import Tap
 from memdec_edge.options import LoadOptions
+from memdec_edge.progress import Advance
 
 from .corpus import Encoder, Tokens
 from .head import Predicted, check_head, predict
@@ -85,13 +86,13 @@ class Teacher(ABC):
         blocks: Sequence[int],
         block: int,
         batch: int,
-        done: Callable[[int], None],
+        advance: Advance,
         *,
         scored: bool = False,
         most: int = 0,
     ) -> Reading:
         """Keys of every position of the blocks, and where asked for log-probs and the `most` likeliest next tokens;
-        `batch` blocks in one pass. `done` is told the tokens done.
+        `batch` blocks in one pass. `advance` is told how many tokens of each pass.
 
         Raises NumericsError where a key is NaN or beyond float16.
         """
@@ -116,12 +117,12 @@ class Teacher(ABC):
                 found.logprobs[rows] = -predicted.losses.cpu()
             if most:
                 found.ids[rows], found.probs[rows] = predicted.ids.cpu(), predicted.probs.to(torch.float16).cpu()
-            done(len(keys))
+            advance(len(keys))
         return found
 
 
 class TorchTeacher(Teacher):
-    """A teacher on a device, in the device's fastest trustworthy type."""
+    """A teacher on a device, in the device's fastest type that keeps the accuracy."""
 
     def __init__(self, path: Path, kind: str, device: torch.device) -> None:
         source = load_source(path)

@@ -10,7 +10,7 @@ import pytest
 
 from memdec_edge.errors import ExistingOutputError, StageError
 from memdec_edge.files import sha256
-from memdec_edge.train import artifacts as train_stage
+from memdec_edge.train import artifacts
 from memdec_edge.train.artifacts import MANIFEST, Arrays, Stage, open_stage
 from tests.support.training import flip
 
@@ -31,7 +31,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-def test_shards_and_facts_come_back(tmp_path: Path) -> None:
+def test_shards_and_manifest_entries_come_back(tmp_path: Path) -> None:
     stage = begun(tmp_path / "stage")
     arrays: dict[str, np.ndarray] = {
         "keys": np.arange(6, dtype=np.float16).reshape(2, 3),
@@ -41,9 +41,9 @@ def test_shards_and_facts_come_back(tmp_path: Path) -> None:
     stage.write("sub/a.safetensors", arrays, step="7")
     stage.record(tau=1.5)
     again = opened(tmp_path / "stage")
-    found, facts = again.read_with_facts("sub/a.safetensors")
-    assert again.facts == {"tau": 1.5}
-    assert facts["step"] == "7"
+    found, metadata = again.read_with_metadata("sub/a.safetensors")
+    assert again.manifest == {"tau": 1.5}
+    assert metadata["step"] == "7"
     for name, array in arrays.items():
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
@@ -109,7 +109,7 @@ def test_fresh_keeps_what_nobody_changed(tmp_path: Path) -> None:
     stage = begun(tmp_path)
     stage.write("keys/a.safetensors", {"x": np.zeros(1)})
     stage.record(tau=1.5)
-    assert begun(tmp_path, fresh=True).facts == {"tau": 1.5}
+    assert begun(tmp_path, fresh=True).manifest == {"tau": 1.5}
     assert names(tmp_path) == ["keys", "keys/a.safetensors", MANIFEST]
 
 
@@ -120,7 +120,7 @@ def test_fresh_redoes_what_is_damaged(tmp_path: Path, damaged: str) -> None:
     (tmp_path / "notes.txt").write_text("one")
     stage.record(files={"notes.txt": sha256(tmp_path / "notes.txt")})
     flip(tmp_path / damaged)
-    assert begun(tmp_path, fresh=True).facts == {}
+    assert begun(tmp_path, fresh=True).manifest == {}
     assert names(tmp_path) == [MANIFEST]
 
 
@@ -189,14 +189,14 @@ def test_a_shard_is_hashed_once_in_a_run(tmp_path: Path, monkeypatch: pytest.Mon
     begun(tmp_path).write("a.safetensors", {"x": np.arange(3)})
     stage = opened(tmp_path)
     hashed: list[object] = []
-    digest = train_stage._digest
+    digest = artifacts._digest
 
-    def counting(arrays: Arrays, facts: dict[str, str]) -> str:
+    def counting(arrays: Arrays, metadata: dict[str, str]) -> str:
         hashed.append(arrays)
-        found: str = digest(arrays, facts)
+        found: str = digest(arrays, metadata)
         return found
 
-    monkeypatch.setattr(train_stage, "_digest", counting)
+    monkeypatch.setattr(artifacts, "_digest", counting)
     for _ in range(3):
         assert stage.read("a.safetensors")["x"].tolist() == [0, 1, 2]
     assert len(hashed) == 1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from memdec_edge.documents import split_files
@@ -68,6 +68,7 @@ def test_splits_that_the_folder_names_are_used(tmp_path: Path) -> None:
     }
 
 
+@example(count=3, valid=0.5, test=0.25, seed=0)
 @given(count=st.integers(3, 60), valid=st.floats(0, 0.5), test=st.floats(0, 0.4), seed=st.integers(0, 99))
 def test_a_split_by_document_loses_and_doubles_nothing(
     tmp_path_factory: pytest.TempPathFactory, count: int, valid: float, test: float, seed: int

@@ -93,25 +93,25 @@ def test_a_whole_number_is_the_same_option_as_text_and_as_python_has_it(room: Pa
     assert build_cache(cache_options(room, finetune_teacher=1, out=tmp_path / "cache")).bytes > 0
 
 
-def test_a_gguf_teacher_gives_knn_lm_targets_without_being_adapted(room: Path, tmp_path: Path) -> None:
+def test_a_gguf_teacher_gives_knn_lm_targets_without_fine_tuning_it(room: Path, tmp_path: Path) -> None:
     gguf = tiny_gguf(tmp_path / "teacher.gguf", room / "teacher")
     reports = [
         build_cache(cache_options(room, target="knn-lm", teacher=teacher, out=tmp_path / name))
         for name, teacher in (("gguf", gguf), ("folder", room / "teacher"))
     ]
-    assert reports[0].trust == pytest.approx(reports[1].trust, abs=0.1)
+    assert reports[0].gate == pytest.approx(reports[1].gate, abs=0.1)
     shards = [load_file(tmp_path / name / "keys" / "00000.safetensors") for name in ("gguf", "folder")]
     assert (shards[0]["ids"] == shards[1]["ids"])[:, 0].mean() > 0.9
     np.testing.assert_allclose(shards[0]["probs"], shards[1]["probs"], atol=0.05)
 
 
-def test_knn_lm_targets_are_retriever_and_teacher_mixed_by_trust(room: Path, tmp_path: Path) -> None:
+def test_knn_lm_targets_are_retriever_and_teacher_mixed_by_the_gate(room: Path, tmp_path: Path) -> None:
     report = build_cache(cache_options(room, target="knn-lm", top_mass=1.0, out=tmp_path / "cache"))
     alone = build_cache(cache_options(room, top_mass=1.0, out=tmp_path / "alone"))
-    facts = json.loads((tmp_path / "cache" / "manifest.json").read_text())["facts"]
-    assert (report.tau, report.trust, report.knn_perplexity) == (alone.tau, alone.trust, alone.knn_perplexity)
-    assert report.trust is not None
-    assert 0 < report.trust < 1
+    manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())["facts"]
+    assert (report.tau, report.gate, report.knn_perplexity) == (alone.tau, alone.gate, alone.knn_perplexity)
+    assert report.gate is not None
+    assert 0 < report.gate < 1
     model = transformers.AutoModelForCausalLM.from_pretrained(room / "teacher", dtype=torch.float32)
     tokens = np.load(tmp_path / "cache" / "tokens" / "train.npy").astype(np.int64)
     keys, mixed = (load_file(tmp_path / "cache" / kind / "00000.safetensors") for kind in ("keys", "targets"))
@@ -129,9 +129,10 @@ def test_knn_lm_targets_are_retriever_and_teacher_mixed_by_trust(room: Path, tmp
     for row in range(BLOCK):
         distances = ((exact - exact[row]) ** 2).sum(1)
         distances[row] = np.inf
-        trust = 1 / (1 + np.exp(facts["trust"]["slope"] * distances.min() - facts["trust"]["intercept"]))
+        fitted = manifest["trust"]
+        gate = 1 / (1 + np.exp(fitted["slope"] * distances.min() - fitted["intercept"]))
         likeliest = np.sort(own[row])[-train_build.OWN :]
-        truth = trust * dense(retrieved, row) + (1 - trust) * np.where(
+        truth = gate * dense(retrieved, row) + (1 - gate) * np.where(
             own[row] >= likeliest[0], own[row] / likeliest.sum(), 0
         )
         assert np.abs(dense(mixed, row) - truth).sum() < 0.12  # bfloat16, and one id in or out
@@ -175,7 +176,7 @@ def test_special_tokens_in_the_text_are_text(room: Path, tmp_path: Path) -> None
     assert tokens.tolist().count(0) == 1  # EOS at the end
 
 
-def test_a_trained_memory_is_an_ordinary_checkpoint_with_its_facts(
+def test_a_trained_memory_is_an_ordinary_checkpoint_with_its_metadata(
     room: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     options = train_options(room, tmp_path / "memory", domain="old words", license="CC0-1.0", beta=0.5)
@@ -257,12 +258,12 @@ def test_a_temperature_that_is_worse_than_the_automatic_one_is_said(
     said = capsys.readouterr().err.splitlines()[-1]
     assert report.knn_perplexity > 1.02 * best.knn_perplexity
     assert said == (
-        f"--knn-temp 500 gives the retriever a validation perplexity of {report.knn_perplexity:.2f}; "
-        f"{best.tau:g}, which --knn-temp auto would choose, {best.knn_perplexity:.2f}"
+        f"at the given knn_temp of 500 the retriever's validation perplexity is {report.knn_perplexity:.2f}; "
+        f"auto would choose {best.tau:g} and reach {best.knn_perplexity:.2f}"
     )
 
 
-def test_an_adapted_teacher_is_a_better_one_and_the_memory_starts_from_the_plain_one(
+def test_a_fine_tuned_teacher_is_a_better_one_and_the_memory_starts_from_the_plain_one(
     room: Path, tmp_path: Path
 ) -> None:
     options = cache_options(room, finetune_teacher=2.75, out=tmp_path / "cache")
@@ -323,8 +324,8 @@ def test_the_weights_that_did_best_on_validation_text_are_published(room: Path, 
     assert report.best_step == mixed.index(min(mixed)) + 1 < 60  # it learns the text by heart, and that is no use
     again = train(train_options(room, tmp_path / "again", init=tmp_path / "memory", steps=1, lr=0.0))
     assert again.valid_perplexity == report.valid_perplexity
-    facts = json.loads((tmp_path / "memory" / "memdec.json").read_text())
-    assert facts["memdec_edge.train.tokens"] == report.best_step * 2 * BLOCK
+    found = json.loads((tmp_path / "memory" / "memdec.json").read_text())
+    assert found["memdec_edge.train.tokens"] == report.best_step * 2 * BLOCK
     assert not (tmp_path / "memory" / "best.safetensors").exists()
 
 

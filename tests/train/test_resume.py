@@ -98,7 +98,7 @@ def test_two_processes_train_the_memory_that_one_does(room: Path, tmp_path: Path
     assert other[-1]["loss"] < 0.8 * other[0]["loss"]
 
 
-def test_two_processes_adapt_a_teacher_and_one_goes_on_with_their_cache(room: Path, tmp_path: Path) -> None:
+def test_two_processes_fine_tune_a_teacher_and_one_goes_on_with_their_cache(room: Path, tmp_path: Path) -> None:
     two = tmp_path / "two.py"
     two.write_text(ONCE.replace("finetune_teacher=0.0", "finetune_teacher=0.5").replace("steps=120", "steps=2"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -109,7 +109,7 @@ def test_two_processes_adapt_a_teacher_and_one_goes_on_with_their_cache(room: Pa
     report = build_cache(
         CacheOptions(room / "teacher", room / "corpus", tmp_path / "cache", k=6, block=16, finetune_teacher=0.5)
     )
-    assert report.trust is not None
+    assert report.gate is not None
     assert weights.stat().st_mtime_ns == before
 
 

@@ -98,12 +98,12 @@ def test_a_knn_lm_target_is_the_mixture_of_retriever_and_teacher(seed: int, n: i
     distances, values = neighbours(seed, n, k)
     random = np.random.default_rng(seed)
     ids = np.array([random.permutation(N_VOCAB)[:own] for _ in range(n)], np.uint32)
-    probs, trust = random.uniform(0.01, 1, (n, own)).astype(np.float16), random.uniform(0, 1, n)
-    csr = aggregate(*blend(kernel(distances, 5.0), values, ids, probs, trust), 1.0, N_VOCAB)
-    truth = trust[:, None] * dense(distances, values, 5.0)
+    probs, gate = random.uniform(0.01, 1, (n, own)).astype(np.float16), random.uniform(0, 1, n)
+    csr = aggregate(*blend(kernel(distances, 5.0), values, ids, probs, gate), 1.0, N_VOCAB)
+    truth = gate[:, None] * dense(distances, values, 5.0)
     for row in range(n):
         for token, share in zip(ids[row], probs[row].astype(float) / probs[row].astype(float).sum(), strict=True):
-            truth[row, token] += (1 - trust[row]) * share
+            truth[row, token] += (1 - gate[row]) * share
         pairs = slice(csr["offsets"][row], csr["offsets"][row + 1])
         found = np.zeros(N_VOCAB)
         found[csr["ids"][pairs]] = csr["probs"][pairs]

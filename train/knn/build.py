@@ -1,4 +1,4 @@
-"""Making a kNN cache: tokens, perhaps an adapted teacher, keys, perhaps an index, a temperature, targets.
+"""Making a kNN cache: tokens, perhaps a fine-tuned teacher, keys, perhaps an index, a temperature, targets.
 
 Each file is made if it is not there, so a killed run is continued by running it again. Under `accelerate launch` the
 processes share the shards among them. Knows nothing of memories.
@@ -28,10 +28,10 @@ from ..targets import ROW_BYTES, aggregate, blend, join, kernel
 from ..teacher import Teacher, n_blocks, open_teacher
 from ..validation import Validation
 from .cache import HELD_OUT, TEACHER, Cache, CacheReport
-from .gate import Trust
-from .retriever import build_index, judge, open_searcher
+from .fit import build_index, fit_retriever, open_searcher, stored_gate
 
-TEACHER_RATE = 1e-4  # of learning, where a teacher is adapted
+TEACHER_RATE = 1e-4  # of learning, where a teacher is fine-tuned
+FINETUNED = "adapted teacher"  # its kind of stage, as manifests on disk have it
 OWN = 24  # likeliest tokens of a teacher that stand for its prediction
 SEARCHED = 16384  # positions at a time: at k = 1024 their neighbours take 200 MB
 AGAIN = "what was finished is kept: run the same command again to go on"
@@ -85,7 +85,7 @@ def fill_cache(cache: Cache, state: Accelerator, *, retrieve: bool = True) -> No
     main = state.is_main_process
     state.wait_for_everyone()  # nobody writes before everybody has looked
     if main:
-        if "tokens" in cache.stage.facts:
+        if "tokens" in cache.stage.manifest:
             cache.stage.begin()
         else:
             _write_tokens(cache, open_teacher(cache.options.teacher, cache.options.key, state.device), retrieve)
@@ -99,7 +99,7 @@ def fill_cache(cache: Cache, state: Accelerator, *, retrieve: bool = True) -> No
     _write_keys(cache, state)
     if main:
         build_index(cache, state.device)
-        judge(cache, state.device)
+        fit_retriever(cache, state.device)
     _meet(cache, state)
     _write_targets(cache, state)
     state.wait_for_everyone()
@@ -152,7 +152,7 @@ def _check_blocks(options: CacheOptions, context: int, train: Tokens) -> None:
 
 
 def _check_neighbours(options: CacheOptions, train: Tokens, valid: Tokens) -> None:
-    """Raise OptionError (--target, --k, --knn-temp) unless there are so many neighbours, and text to fit trust on."""
+    """Raise OptionError (--target, --k, --knn-temp) unless there are so many neighbours, and text to fit a gate on."""
     keys = n_blocks(train, options.block) * options.block
     if options.k > keys - 1:
         raise OptionError("--k", options.k, f"the datastore has {keys} keys, so a key has {keys - 1} neighbours")
@@ -166,13 +166,13 @@ def _check_neighbours(options: CacheOptions, train: Tokens, valid: Tokens) -> No
 
 def _announce(cache: Cache) -> bool:
     """Print the disk space that the shards still to be made need; False when there are none."""
-    options, facts = cache.options, cache.stage.facts
+    options, manifest = cache.options, cache.stage.manifest
     positions = {kind: sum(map(len, cache.missing(kind).values())) * options.block for kind in ("keys", "targets")}
     if not any(positions.values()):
         return False
     own = OWN * 6 if options.target == "knn-lm" else 0  # an id and a probability
-    keys = positions["keys"] * (facts["width"] * 2 + own)
-    row = options.k * (4 if facts["n_vocab"] <= 1 << 16 else 6)
+    keys = positions["keys"] * (manifest["width"] * 2 + own)
+    row = options.k * (4 if manifest["n_vocab"] <= 1 << 16 else 6)
     targets = positions["targets"] * (4 + (row if options.top_mass == 1 else min(row, ROW_BYTES)))
     free = shutil.disk_usage(cache.stage.folder).free
     print(
@@ -185,20 +185,20 @@ def _announce(cache: Cache) -> bool:
 
 def _finetune_teacher(cache: Cache, state: Accelerator) -> None:
     """A copy of the teacher, trained on the corpus as a memory without a retriever would be (beta 0)."""
-    if cache.adapted:
+    if cache.finetuned:
         return
     options, out = cache.options, cache.stage.folder / TEACHER
     training = TrainOptions(
         options, out, epochs=options.finetune_teacher, lr=TEACHER_RATE, batch=options.batch, beta=0.0, seed=options.seed
     )
     chosen, inputs = settings(training, state.num_processes), {"the kNN cache": cache.stage.identity}
-    stage = open_stage(out, "adapted teacher", inputs, chosen, LAYOUT, options.fresh)
+    stage = open_stage(out, FINETUNED, inputs, chosen, LAYOUT, options.fresh)
     data = Data(cache.tokens("train"), None, Validation(cache.tokens("valid"), options.block), options.block)
     fit(training, load_source(options.teacher), data, stage, state)
     stage.reload()
     if state.is_main_process:  # from here on its files are the cache's: keys of two teachers never meet
-        made = {f"{TEACHER}/{name}": digest for name, digest in stage.facts["files"].items()}
-        cache.stage.record(files={**cache.stage.facts["files"], **made})
+        made = {f"{TEACHER}/{name}": digest for name, digest in stage.manifest["files"].items()}
+        cache.stage.record(files={**cache.stage.manifest["files"], **made})
     _meet(cache, state)
 
 
@@ -210,23 +210,23 @@ def _write_keys(cache: Cache, state: Accelerator) -> None:
     if mine:
         teacher = open_teacher(cache.teacher, options.key, state.device)
         most = OWN if options.target == "knn-lm" else 0
-        with progress("keys", sum(len(blocks) for _, blocks in mine) * options.block) as done:
+        with progress("keys", sum(len(blocks) for _, blocks in mine) * options.block) as advance:
             for name, blocks in mine:
-                found = teacher.read(tokens, blocks, options.block, options.batch, done, most=most)
+                found = teacher.read(tokens, blocks, options.block, options.batch, advance, most=most)
                 own = {"ids": found.ids, "probs": found.probs} if most else {}
                 cache.stage.write(name, {"keys": found.keys, **own})
     state.wait_for_everyone()
 
 
 def _write_targets(cache: Cache, state: Accelerator) -> None:
-    options, tokens, facts = cache.options, cache.tokens("train"), cache.stage.facts
+    options, tokens, manifest = cache.options, cache.tokens("train"), cache.stage.manifest
     mine = list(cache.missing("targets").items())
     state.wait_for_everyone()  # nobody writes before everybody has looked
     mine = mine[state.process_index :: state.num_processes]
     if not mine:
         return
     searcher = open_searcher(cache, state.device)
-    with progress("neighbours", sum(len(blocks) for _, blocks in mine) * options.block) as done:
+    with progress("neighbours", sum(len(blocks) for _, blocks in mine) * options.block) as advance:
         for name, blocks in mine:
             read = cache.stage.read(name.replace("targets", "keys"))  # a shard of each kind covers the same
             keys, first, parts = read["keys"], blocks[0] * options.block, []
@@ -234,10 +234,10 @@ def _write_targets(cache: Cache, state: Accelerator) -> None:
                 queries = torch.from_numpy(keys[low : low + SEARCHED]).to(state.device)
                 found = searcher.search(queries, options.k, first_position=first + low)
                 distances, indices = (part.cpu().numpy() for part in found)
-                weights, values = kernel(distances, facts["tau"]), tokens[indices + 1]
+                weights, values = kernel(distances, manifest["tau"]), tokens[indices + 1]
                 if options.target == "knn-lm":
                     ids, probs = (read[name][low : low + len(queries)] for name in ("ids", "probs"))
-                    weights, values = blend(weights, values, ids, probs, Trust(**facts["trust"]).at(distances[:, 0]))
-                parts.append(aggregate(weights, values, options.top_mass, facts["n_vocab"]))
-                done(len(queries))
+                    weights, values = blend(weights, values, ids, probs, stored_gate(cache).at(distances[:, 0]))
+                parts.append(aggregate(weights, values, options.top_mass, manifest["n_vocab"]))
+                advance(len(queries))
             cache.stage.write(name, join(parts))

@@ -2,12 +2,12 @@
 
     tokens/{train,valid}.npy          the packed splits, uint32
     test.jsonl                        held-out documents, where the corpus names no test split of its own
-    teacher/                          a teacher adapted to the corpus, where that was asked for
+    teacher/                          a copy of the teacher, fine-tuned on the corpus, where that was asked for
     keys/N.safetensors                the datastore, float16; for --target knn-lm what the teacher itself predicts, too
     index.faiss                       what finds neighbours in one too large for exact search
     validation.safetensors            neighbours of validation positions, their distances, the teacher's log-probs
     targets/N.safetensors             what a memory is to predict at the training positions
-    manifest.json                     what all this was made from, and the facts of CacheReport
+    manifest.json                     what all this was made from, and the figures of CacheReport
 
 Knows where things are and whether they are there and whole; train/knn/build.py makes them.
 """
@@ -50,8 +50,8 @@ class CacheReport:
     nearest_distance: float | None
     kth_distance: float | None
     teacher_perplexity: float | None
-    knn_perplexity: float | None  # of teacher and p_kNN, mixed by trust
-    trust: float | None  # mean weight of p_kNN in that mixture
+    knn_perplexity: float | None  # of teacher and p_kNN, mixed by the gate
+    gate: float | None  # mean weight of p_kNN in that mixture
     search: str  # "exact", or the kind of index
     recall: float | None  # share of the exact kNN mass that the index finds, on a sample; None: exact
     bytes: int  # on disk
@@ -92,20 +92,20 @@ class Cache:
 
     @property
     def teacher(self) -> Path:
-        """The model whose keys these are. Raises StageError where it was adapted and has changed since."""
-        for name in self.adapted:
+        """The model whose keys these are. Raises StageError where it was fine-tuned and has changed since."""
+        for name in self.finetuned:
             self.stage.check(name)
-        return self.stage.folder / TEACHER if self.adapted else self.options.teacher
+        return self.stage.folder / TEACHER if self.finetuned else self.options.teacher
 
     @property
-    def adapted(self) -> list[str]:
-        """The files of the adapted teacher; none before it is made, or where none was asked for."""
-        return [name for name in self.stage.facts["files"] if name.startswith(f"{TEACHER}/")]
+    def finetuned(self) -> list[str]:
+        """The files of the fine-tuned teacher; none before it is made, or where none was asked for."""
+        return [name for name in self.stage.manifest["files"] if name.startswith(f"{TEACHER}/")]
 
     @property
     def held_out(self) -> Path | None:
         """The file of test documents that were taken out of the corpus."""
-        return self.stage.folder / HELD_OUT if HELD_OUT in self.stage.facts["files"] else None
+        return self.stage.folder / HELD_OUT if HELD_OUT in self.stage.manifest["files"] else None
 
     def tokens(self, split: str) -> Tokens:
         """The packed stream of a split, memory-mapped. Raises StageError when it was changed."""
@@ -139,21 +139,21 @@ class Cache:
             self.stage.read(name)
 
     def report(self) -> CacheReport:
-        """The facts of a finished cache."""
-        facts = self.stage.facts
+        """The figures of a finished cache."""
+        manifest = self.stage.manifest
         return CacheReport(
             path=self.stage.folder,
-            train_tokens=facts["tokens"]["train"],
-            valid_tokens=facts["tokens"]["valid"],
+            train_tokens=manifest["tokens"]["train"],
+            valid_tokens=manifest["tokens"]["valid"],
             held_out=self.held_out,
             key=self.options.key,
-            tau=facts["tau"],
-            nearest_distance=facts["nearest_distance"],
-            kth_distance=facts["kth_distance"],
-            teacher_perplexity=facts["teacher_perplexity"],
-            knn_perplexity=facts["knn_perplexity"],
-            trust=facts["weight"],
-            search=facts["search"],
-            recall=facts["recall"],
+            tau=manifest["tau"],
+            nearest_distance=manifest["nearest_distance"],
+            kth_distance=manifest["kth_distance"],
+            teacher_perplexity=manifest["teacher_perplexity"],
+            knn_perplexity=manifest["knn_perplexity"],
+            gate=manifest["weight"],
+            search=manifest["search"],
+            recall=manifest["recall"],
             bytes=sum(file.stat().st_size for file in self.stage.folder.rglob("*") if file.is_file()),
         )

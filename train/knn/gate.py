@@ -1,11 +1,11 @@
-"""What a retriever is worth: how sharply it weighs its neighbours, and where it is to be believed. Fitted on validation
-text, where the teacher's own prediction is the rival.
+"""The temperature of a retriever and its gate: how sharply it weighs neighbours, and how much it counts at a position.
 
-    p(y) = trust * p_kNN(y) + (1 - trust) * p_teacher(y),    trust = 1 / (1 + exp(slope * d - intercept))
+    p(y) = gate * p_kNN(y) + (1 - gate) * p_teacher(y),    gate = 1 / (1 + exp(slope * d - intercept))
 
-d is the squared L2 distance to the nearest key: a context that was seen before has close neighbours, and they know what
-comes next; far ones know little (after 2210.15859). Knows nothing of models, and of neighbours only distances and
-whether they are right.
+d is the squared L2 distance to the nearest key. A context that the text holds already has close neighbours, and they
+know what comes next; far neighbours know little (after 2210.15859). Both are fitted on validation text, where the
+teacher's own prediction is the rival. Knows nothing of models, and of neighbours only how far they are and whether
+their next token is the true one.
 """
 
 from dataclasses import dataclass
@@ -23,42 +23,43 @@ SLOPES = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0])  # 
 
 
 @dataclass(frozen=True)
-class Trust:
-    """How far a retriever is to be believed at a position."""
+class Gate:
+    """The weight of p_kNN in its mixture with the teacher, as a function of the distance to the nearest key."""
 
     intercept: float
-    slope: float  # of a unit of squared L2; 0: everywhere alike
+    slope: float  # of a unit of squared L2; 0: the same weight at every distance
 
     def at(self, nearest: Array) -> Array:
-        """Trust in [0, 1), float64, for squared distances to the nearest key; 0 where there is none (inf)."""
+        """Weights float64 in [0, 1) for squared distances to the nearest key; 0 where there is no key (inf)."""
         found = np.isfinite(nearest)
-        with np.errstate(over="ignore"):  # a key so far away is not believed at all
-            trust = 1 / (1 + np.exp(self.slope * np.where(found, nearest, 0).astype(np.float64) - self.intercept))
-        return np.where(found, trust, 0.0)
+        with np.errstate(over="ignore"):  # exp overflows for a key that is very far away: its weight is 0
+            gate = 1 / (1 + np.exp(self.slope * np.where(found, nearest, 0).astype(np.float64) - self.intercept))
+        return np.where(found, gate, 0.0)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A tau and a trust, and perplexities on the validation positions."""
+    """A temperature and a gate, and what they are worth on the validation positions."""
 
     tau: float
-    trust: Trust
-    weight: float  # mean trust
-    knn: float  # of retriever and teacher, mixed by trust
-    teacher: float
+    gate: Gate
+    weight: float  # mean of the gate
+    knn: float  # perplexity of retriever and teacher, mixed by the gate
+    teacher: float  # perplexity of the teacher alone
 
 
-def fit_trust(distances: Array, hits: Array, teacher: Array, tau: float | None) -> Fit:
-    """The tau and the trust with the least perplexity; of all trusts alone where `tau` is given.
+def fit_gate(distances: Array, hits: Array, teacher: Array, tau: float | None) -> Fit:
+    """Search a grid of temperatures and gates for the least perplexity; where `tau` is given, of gates alone.
 
-    distances  float32 [n, k], squared L2, nearest first; hits  bool [n, k], the neighbour's next token is the true one
+    distances  float32 [n, k], squared L2, nearest first; inf where an index found fewer than k
+    hits       bool [n, k], whether the neighbour's next token is the true one
     teacher    float32 [n], log-prob of the true next token
     """
-    scale = float(np.median(distances[np.isfinite(distances)])) or 1.0  # an index may not find all k
-    nearest, own = distances[:, 0], np.exp(teacher.astype(np.float64))  # float32 ends at 103 nats
+    scale = float(np.median(distances[np.isfinite(distances)])) or 1.0
+    nearest, own = distances[:, 0], np.exp(teacher.astype(np.float64))  # exp underflows in float32 below -103 nats
     steepness = float(np.median(nearest[np.isfinite(nearest)])) or 1.0
-    trusts = [Trust(float(a), float(b) / steepness) for b in SLOPES for a in INTERCEPTS]
-    weights = [trust.at(nearest) for trust in trusts]
+    gates = [Gate(float(a), float(b) / steepness) for b in SLOPES for a in INTERCEPTS]
+    weights = [gate.at(nearest) for gate in gates]
     found: list[tuple[float, float, int]] = []
     for candidate in [tau] if tau is not None else (scale * TAUS).tolist():
         knn = (kernel(distances, candidate) * hits).sum(1)
@@ -66,5 +67,6 @@ def fit_trust(distances: Array, hits: Array, teacher: Array, tau: float | None) 
         best = int(np.argmin(losses))
         found.append((float(losses[best]), candidate, best))
     loss, chosen, number = min(found)
-    weight = float(weights[number].mean())
-    return Fit(chosen, trusts[number], weight, float(np.exp(loss)), float(np.exp(-teacher.mean())))
+    return Fit(
+        chosen, gates[number], float(weights[number].mean()), float(np.exp(loss)), float(np.exp(-teacher.mean()))
+    )
