@@ -15,7 +15,7 @@ Chain = tuple[int, float, float, float]  # top-k, top-p, min-p, temperature
 
 MAX_MEMORIES: Final[int]
 MAX_VERIFIED: Final[int]
-ABORT_CALLBACK: Final[int]  # address of bool (*)(void *data); data: int32, not 0 means stop, 2: a signal handler raised
+ABORT_CALLBACK: Final[int]  # address of bool (*)(void *data); data: md_abort of native/abort.h
 TAP_CALLBACK: Final[int]  # address of bool (*)(void *tensor, bool ask, void *data); data: md_tap of native/tap.h
 SAMPLER_FUNCTIONS: Final[dict[str, int]]  # member of llama_sampler_i -> address
 

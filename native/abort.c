@@ -4,16 +4,26 @@
 
 #include <Python.h>
 
-#include <stdint.h>
 #include <time.h>
 
 static unsigned long main_thread; /* only there Python runs signal handlers */
 
+/* The exception that is set becomes the caller's: with its traceback, and no longer set. */
+static PyObject *fetch_error(void) {
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (value != NULL && traceback != NULL) PyException_SetTraceback(value, traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return value;
+}
+
 bool md_abort_callback(void *data) {
     static struct timespec last; /* the main thread's alone */
-    volatile int32_t *flag = data;
+    volatile md_abort *abort = data;
     struct timespec now;
-    if (*flag != 0) return true;
+    if (abort->flag != 0) return true;
     if (PyThread_get_thread_ident() != main_thread) return false;
     if (timespec_get(&now, TIME_UTC) == 0) return false;
     const double elapsed = (double)(now.tv_sec - last.tv_sec) + 1e-9 * (double)(now.tv_nsec - last.tv_nsec);
@@ -21,12 +31,13 @@ bool md_abort_callback(void *data) {
     last = now;
     if (!Py_IsInitialized()) return false;
     const PyGILState_STATE gil = PyGILState_Ensure();
-    if (PyErr_CheckSignals() < 0) {
-        PyErr_Clear();
-        *flag = 2;
+    const bool raised = PyErr_CheckSignals() < 0;
+    if (raised) {
+        abort->error = fetch_error();
+        abort->flag = MD_ABORT_RAISED;
     }
     PyGILState_Release(gil);
-    return *flag != 0;
+    return raised || abort->flag != 0;
 }
 
 int md_abort_setup(void) {

@@ -114,8 +114,9 @@ class Context:
     def prefill(self, tokens: Sequence[int], slot: int = 0) -> None:
         """Make a slot hold `tokens`: what it shares with them from the start is kept, the rest is decoded.
 
-        Decodes in batches of n_batch. Raises ContextError when there are more tokens than cells, Cancelled on Ctrl-C or
-        cancel(), DecodeError when llama.cpp refuses; the slot then holds what was decoded so far.
+        Decodes in batches of n_batch. Raises ContextError when there are more tokens than cells, Cancelled on cancel(),
+        DecodeError when llama.cpp refuses, and what a signal handler raises meanwhile (KeyboardInterrupt on Ctrl-C);
+        the slot then holds what was decoded so far.
         """
         self._read(tokens, slot, len(tokens))
 
@@ -200,8 +201,9 @@ class Context:
             return
         for slot, _ in parts:  # whatever part of the batch was done is not wanted
             self.truncate(len(self.tokens[slot]) if self.can_roll_back else 0, slot)
-        if self._abort.take() or status == ABORTED:  # another context that was stopped too may have taken the flag
-            raise Cancelled()
+        abort = self._abort.take()
+        if abort or status == ABORTED:  # another context that was stopped too may have lowered the flag
+            raise abort or Cancelled()
         raise DecodeError(f"{self.model.path}: llama.cpp could not decode {end} tokens "
                           f"(status {status}: {reason('no reason given')})")  # fmt: skip
 

@@ -1,10 +1,13 @@
 """llama.cpp's contexts behind context.py: decoding, rolling back, several slots, aborts."""
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 
 from memdec_edge.errors import Cancelled, ContextError, DecodeError, ModelFileError
+from memdec_edge.llama.abort import RAISED, AbortFlag
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.options import CACHE_TYPES, LoadOptions
@@ -107,17 +111,54 @@ def test_cancel_from_another_thread_stops_a_long_prefill_and_the_cache_is_clean(
     clean.close()
 
 
-def test_ctrl_c_stops_a_long_decode(smollm2: Model) -> None:
+class TooLateError(Exception):
+    """What a handler of the tests raises."""
+
+
+def raise_too_late(number: int, frame: object) -> None:
+    raise TooLateError("at last")
+
+
+@pytest.mark.parametrize(
+    ("number", "handler", "raised"),
+    [
+        (signal.SIGINT, signal.default_int_handler, KeyboardInterrupt),
+        (signal.SIGALRM, raise_too_late, TooLateError),
+        (signal.SIGTERM, lambda number, frame: sys.exit(7), SystemExit),
+    ],
+)
+def test_what_a_signal_handler_raises_stops_a_long_decode_and_comes_through(
+    smollm2: Model, number: signal.Signals, handler: Callable[[int, object], object], raised: type[BaseException]
+) -> None:
     context = Context(smollm2, LoadOptions(threads=1, n_batch=2048), 4096)
     tokens = smollm2.tokenize("word " * 2048)[:2048]
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    before = signal.signal(number, handler)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
     timer.start()
     started = time.perf_counter()
-    with pytest.raises((Cancelled, KeyboardInterrupt)):
-        context.feed(tokens)
-    assert time.perf_counter() - started < 5
-    timer.join()
+    try:
+        with pytest.raises(raised) as error:
+            context.feed(tokens)
+    finally:
+        timer.join()
+        signal.signal(number, before)
+    assert time.perf_counter() - started < 20
+    assert str(error.value) == {TooLateError: "at last", SystemExit: "7"}.get(raised, "")
+    assert len(context.feed(tokens[:3])) == smollm2.n_vocab  # the flag is down again
     context.close()
+
+
+def test_a_handlers_exception_waits_for_the_main_thread_and_is_not_kept_alive() -> None:
+    abort, error = AbortFlag(), TooLateError()
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(error))  # as the callback leaves it
+    state = (ctypes.c_int32 * 4).from_address(abort.data)
+    state[0], ctypes.c_void_p.from_address(abort.data + 8).value = RAISED, id(error)
+    with ThreadPoolExecutor(1) as other:
+        assert isinstance(other.submit(abort.take).result(), Cancelled)
+    references = sys.getrefcount(error)
+    assert abort.take() is error
+    assert abort.take() is None
+    assert sys.getrefcount(error) == references - 1
 
 
 @pytest.fixture
