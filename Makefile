@@ -13,6 +13,8 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.demo ## train a small memory, convert it, run it beside its base (ARGS=--quick for the short way)
+	@echo "The demo trains a memory and a control on real text, then measures both: about 17 minutes on 2 cores,"
+	@echo "a few with ARGS=--quick. After Ctrl-C make demo goes on; a finished demo shows its result again."
 	$(BIN)/memdec-edge demo $(ARGS)
 
 test: .venv/.dev ## all tests (ARGS='-k text' for some)
@@ -31,7 +33,7 @@ bench: .venv/.dev ## the measurements in benchmarks/ that need no model files, m
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py; \
 	done
 
-# [dev] holds [demo]: whoever has the first need not install the second.
+# [dev] holds [demo]: where the first is installed, the second is too.
 .venv/.dev: $(INPUTS) | .venv/bin/python
 	$(announce)
 	$(INSTALL) '.[dev]'
@@ -48,6 +50,6 @@ bench: .venv/.dev ## the measurements in benchmarks/ that need no model files, m
 	$(PYTHON) -m venv .venv
 
 define announce
-@echo "Installing into .venv. The first time llama-cpp-python is compiled, about 4 minutes on 2 cores;"
-@echo "that needs a C and C++ compiler (pip fetches CMake and Ninja by itself where they are missing)."
+@echo "Installing into .venv. The first time pip compiles llama.cpp for 4 to 9 minutes and says little meanwhile."
+@echo "It needs a C and a C++ compiler; CMake and Ninja it fetches by itself where they are missing."
 endef
