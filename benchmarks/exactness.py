@@ -23,18 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from memdec_edge.bench.systems import cut_prompts
 from memdec_edge.documents import GENERAL, read_documents
 from memdec_edge.engine import Engine
 from memdec_edge.llama.context import Context, default_threads
 from memdec_edge.llama.sampler import NOTHING
-from memdec_edge.mixture.sampling import Chain, gumbel, kept, sample, scratch
+from memdec_edge.mixture.reference import gumbel, kept
+from memdec_edge.mixture.rows import Chain, Row
+from memdec_edge.mixture.sampling import sample, scratch
 from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
 from memdec_edge.progress import progress
 
-Row = npt.NDArray[np.float32]
 DRAFTS = {"0": 0, "1": 1, "3": 3, "8": 8, "auto": None}
 NEAR_TIE = 2e-4
 GRAMMAR = r"""root ::= (sentence " ")+

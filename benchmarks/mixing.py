@@ -10,21 +10,21 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-import numpy.typing as npt
 
 from memdec_edge import _native
-from memdec_edge.mixture import mixing
+from memdec_edge.mixture import mixing, reference
+from memdec_edge.mixture.rows import Row
+from memdec_edge.mixture.weights import Mixture
 
-Row = npt.NDArray[np.float32]
 VOCABULARIES = {"SmolLM2": 49_152, "Qwen2.5": 151_936, "Gemma": 262_144}
 
 
-def straightforward(base: Row, memories: list[Row], weights: list[float]) -> Row:
+def straightforward(base: Row, memories: list[Row], weights: Sequence[float]) -> Row:
     """What one writes first: probabilities in float32, their mixture, its logarithm; no statistics, no scale."""
 
     def softmax(row: Row) -> Row:
@@ -50,18 +50,18 @@ def measure(n_vocab: int, n_memories: int, repeat: int) -> dict[str, float]:
     """Median microseconds of each implementation."""
     rng = np.random.default_rng(n_vocab)
     base, *memories = ((rng.normal(size=n_vocab) * 4).astype(np.float32) for _ in range(1 + n_memories))
-    weights, temperatures, out = [0.6 / n_memories] * n_memories, [1.0] * n_memories, np.empty_like(base)
+    mixture, out = Mixture((0.6 / n_memories,) * n_memories, (1.0,) * n_memories), np.empty_like(base)
 
     def native(variant: str) -> Callable[[], object]:
         def work() -> None:
             _native.select(variant)
-            mixing.mix(base, memories, weights, temperatures, out)
+            mixing.mix(base, memories, mixture, out)
 
         return work
 
     works = {f"native ({variant})": native(variant) for variant in _native.variants()}
-    works["numpy float32"] = lambda: straightforward(base, memories, weights)
-    works["numpy float64"] = lambda: mixing.reference(base, memories, weights, temperatures)
+    works["numpy float32"] = lambda: straightforward(base, memories, mixture.weights)
+    works["numpy float64"] = lambda: reference.mix(base, memories, mixture)
     found: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeat):
         for name, work in works.items():

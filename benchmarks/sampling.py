@@ -18,13 +18,11 @@ from statistics import median
 
 import llama_cpp
 import numpy as np
-import numpy.typing as npt
 
 from memdec_edge import _native
-from memdec_edge.mixture import mixing, sampling
-from memdec_edge.mixture.sampling import Chain
+from memdec_edge.mixture import mixing, reference, sampling
+from memdec_edge.mixture.rows import Chain, Row
 
-Row = npt.NDArray[np.float32]
 VOCABULARIES = {"SmolLM2": 49_152, "Qwen2.5": 151_936}
 CHAINS = {
     "greedy": Chain(40, 0.95, 0.05, 0.0),
@@ -79,7 +77,7 @@ def measure(row: Row, chain: Chain, repeat: int) -> dict[str, float]:
     """Median microseconds of each implementation."""
     works = {f"native ({variant})": our_sample(row, chain, variant) for variant in _native.variants()}
     works["llama.cpp"] = llama_sample(row, chain)
-    works["numpy"] = lambda: sampling.reference(row, chain, 1, 0, NONE)
+    works["numpy"] = lambda: reference.sample(row, chain, 1, 0, NONE)
     found: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeat):
         for name, work in works.items():
@@ -115,7 +113,7 @@ def main() -> None:
                     "times_faster_than_llama_cpp": round(times["llama.cpp"] / times[chosen], 1),
                 }
             )
-    print(json.dumps({"benchmark": "picking", "machine": cpu_name(), "implementation": chosen, "results": results}))
+    print(json.dumps({"benchmark": "sampling", "machine": cpu_name(), "implementation": chosen, "results": results}))
 
 
 if __name__ == "__main__":

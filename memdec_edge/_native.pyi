@@ -1,17 +1,13 @@
 """The C extension (native/module.c). Rows: one-dimensional, C-contiguous, at least one element.
 
-Wrong arguments raise TypeError or ValueError; NaN, +infinity and rows of nothing but -infinity FloatingPointError.
+Weights and temperatures are those of a mixture.weights.Mixture, which has checked them. Other wrong arguments raise
+TypeError or ValueError; NaN, +infinity and rows of nothing but -infinity FloatingPointError.
 """
 
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-
-Row = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int32]
-Chain = tuple[int, float, float, float]  # top-k, top-p, min-p, temperature
+from memdec_edge.mixture.rows import Chain, Ids, Row
 
 MAX_MEMORIES: Final[int]
 MAX_VERIFIED: Final[int]

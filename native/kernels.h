@@ -62,6 +62,6 @@ extern const md_kernels md_kernels_portable;
 extern const md_kernels md_kernels_avx2, md_kernels_avx512;
 #endif
 
-const md_kernels *md_kernels_selected(void); /* mixing.c chooses */
+const md_kernels *md_kernels_selected(void); /* mix.c chooses */
 
 #endif

@@ -64,7 +64,7 @@ md_status md_row_stats(const md_row *row, md_stats *stats) {
     if (isnan(sums.weighted) || !(fabs(maximum) <= MD_LARGEST)) return MD_BAD_ROW;
     const double log_sum = log(sums.sum), entropy = log_sum - sums.weighted / sums.sum;
     stats->maximum = maximum;
-    stats->lse = maximum + log_sum;
+    stats->logsumexp = maximum + log_sum;
     stats->entropy = entropy > 0.0 ? entropy : 0.0;
     return MD_OK;
 }
@@ -106,7 +106,7 @@ md_status md_mix(const md_row *given, size_t n_rows, float *out, size_t n, md_st
         const md_status status = md_row_stats(&rows[k], &stats[k]);
         if (status != MD_OK) return status;
         if (rows[k].weight <= 0.0) continue;
-        offset += rows[k].weight * stats[k].lse;
+        offset += rows[k].weight * stats[k].logsumexp;
         active++;
         last = k;
     }
@@ -120,7 +120,7 @@ md_status md_mix(const md_row *given, size_t n_rows, float *out, size_t n, md_st
     for (size_t k = 0; k < n_rows; k++) {
         if (rows[k].weight <= 0.0) continue;
         split(1.0 / rows[k].temperature, &affines[k].scale, &affines[k].scale_low);
-        split(log(rows[k].weight) - stats[k].lse + offset, &affines[k].shift, &affines[k].shift_low);
+        split(log(rows[k].weight) - stats[k].logsumexp + offset, &affines[k].shift, &affines[k].shift_low);
     }
     for (size_t from = 0; from < n;) { /* a segment ends where the next row ends */
         size_t end = n;

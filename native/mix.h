@@ -1,6 +1,6 @@
 /* The mixture of next-token distributions (arXiv 2508.09874, section 3.3), on the scale of logits.
  *
- *   out[y] = log(sum_i w_i p_i(y)) + sum_i w_i lse_i        p_i = softmax(logits_i / T_i), lse_i its log-normaliser
+ *   out[y] = log(sum_i w_i p_i(y)) + sum_i w_i logsumexp_i        p_i = softmax(logits_i / T_i)
  *
  * Ids beyond the end of `out` leave a row's softmax; ids that a row lacks have p_i = 0. The second term keeps the sign
  * and size of raw logits, which llama.cpp's repeat penalty looks at. Knows nothing of Python and of llama.cpp, and does
@@ -16,7 +16,7 @@
 typedef enum {
     MD_OK = 0,
     MD_BAD_ROW = 1, /* a NaN, a +infinity, nothing but -infinity, or a maximum beyond MD_LARGEST */
-    MD_NO_ROWS = 2  /* sampler only: the memories' rows were not set */
+    MD_NO_ROWS = 2  /* sampler only: the caller set no rows of memories */
 } md_status;
 
 #define MD_LARGEST 1e30 /* of |maximum / T|: keeps float arithmetic on shifted logits finite */
@@ -25,16 +25,13 @@ typedef struct {
     const float *logits; /* [length], caller-owned, 4-byte aligned */
     size_t length;       /* >= 1 */
     double weight;       /* 0 .. 1; all of a mixture sum to 1 */
-    double temperature;  /* MD_COLDEST .. MD_HOTTEST */
+    double temperature;  /* 1e-4 .. 1e4: what float arithmetic on logits / T bears */
 } md_row;
 
-#define MD_COLDEST 1e-4
-#define MD_HOTTEST 1e4
-
 typedef struct {
-    double maximum; /* of logits / T */
-    double lse;     /* log of the sum of exp(logits / T) */
-    double entropy; /* of softmax(logits / T), nats */
+    double maximum;   /* of logits / T */
+    double logsumexp; /* log of the sum of exp(logits / T) */
+    double entropy;   /* of softmax(logits / T), nats */
 } md_stats;
 
 /* Statistics of one row: stats[1]. */

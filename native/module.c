@@ -61,10 +61,6 @@ static PyObject *native_row_stats(PyObject *module, PyObject *args) {
     md_status status;
     (void)module;
     if (!PyArg_ParseTuple(args, "Ond:row_stats", &object, &length, &row.temperature)) return NULL;
-    if (!(row.temperature >= MD_COLDEST && row.temperature <= MD_HOTTEST)) {
-        PyErr_SetString(PyExc_ValueError, "temperature 0 is out of range");
-        return NULL;
-    }
     if (md_get_floats(object, "row", 1, 0, &view) < 0) return NULL;
     row.logits = view.buf;
     row.length = (size_t)view.len / sizeof(float);

@@ -11,7 +11,7 @@
 int md_get_floats(PyObject *object, const char *what, int n_dims, int flags, Py_buffer *view);
 
 /* rows[0]: weight 1 - sum of the weights, T = 1; rows[1 ..]: weights and temperatures; no logits. Their number, or
- * -1 with an exception set. */
+ * -1 with an exception set. Mixture (mixture/weights.py) has checked the ranges. */
 Py_ssize_t md_get_mixture(PyObject *weights, PyObject *temperatures, md_row *rows);
 
 /* views[n_rows] of n_dims dimensions, the first of `base` where that is not NULL. How many are held and to be released:

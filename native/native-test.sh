@@ -29,9 +29,9 @@ spec.loader.exec_module(module)
 
 import pytest
 
-import memdec_edge.mixture.mixing
+from memdec_edge.mixture import kernels
 
-assert memdec_edge.mixture.mixing._native is module and ctypes.CDLL(path).__asan_init, "not the sanitised build"
+assert kernels.mix is module.mix and ctypes.CDLL(path).__asan_init, "not the sanitised build"
 print("testing", path, "variants", *module.variants(), flush=True)
 # The shared fixtures need PyTorch, which these tests do not; the sanitisers write to the real stderr.
 options = ["-q", "--noconftest", "--capture=sys", "-p", "no:cacheprovider"]

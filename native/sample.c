@@ -34,7 +34,7 @@ static md_keys keys_of(uint32_t seed, uint64_t position) {
 
 static double gumbel(uint32_t id, md_keys keys) { return -log(-log((md_noise(id, keys) + 0.5) / 4294967296.0)); }
 
-/* Bits below this give less noise than `least`. Rounded down: who is let in needlessly is looked at exactly. */
+/* Bits below this give less noise than `least`. Rounded down: a token let in needlessly is then compared exactly. */
 static uint32_t bits_for(double least) {
     const double bits = 4294967296.0 * exp(-exp(-least)) - 2.0;
     return bits > 0.0 ? (uint32_t)bits : 0; /* 0 for NaN, too */
@@ -62,8 +62,8 @@ static void make_heap(entry *heap, size_t n) {
     for (size_t i = n / 2; i-- > 0;) sink(heap, n, i, heap[i]);
 }
 
-/* The first k of the row in order; how many there are. Most tokens are refused by one comparison with the last of the
- * k, and among equal logits the later id is the later in order. */
+/* The first k of the row in order; how many there are. One comparison with the last of the k rejects most
+ * tokens; among equal logits the later id is the later in order. */
 static size_t first(const float *row, size_t n, size_t k, const md_choice *choice, entry *list) {
     const md_kernels *kernels = md_kernels_selected();
     size_t count = 0;
@@ -238,7 +238,7 @@ md_status md_verify(md_row *rows, size_t n_rows, size_t n_positions, const int32
         if (status != MD_OK) return status;
         double offset = 0.0;
         for (size_t k = 0; k < n_rows; k++)
-            if (rows[k].weight > 0.0) offset += rows[k].weight * stats[k].lse;
+            if (rows[k].weight > 0.0) offset += rows[k].weight * stats[k].logsumexp;
         sampled[j].log_prob = sampled[j].token < 0 ? -INFINITY : out[sampled[j].token] - offset;
         *n_sampled = j + 1;
         if (j + 1 == n_positions || j >= n_draft || sampled[j].token < 0 || sampled[j].token != draft[j]) return MD_OK;

@@ -101,7 +101,7 @@ void md_sampler_apply(llama_sampler *sampler, llama_token_data_array *candidates
         if (state->rows[k].logits == NULL) status = MD_NO_ROWS;
     if (status == MD_OK && !gather(state->gathered, state->rows[0].length, candidates)) status = MD_BAD_ROW;
     if (status == MD_OK) status = md_mix(state->rows, state->n_rows, state->mixed, state->rows[0].length, state->stats);
-    if (status != MD_OK) { /* a sampler cannot fail: the base's logits stay, and whoever asks is told */
+    if (status != MD_OK) { /* a sampler cannot fail: the base's logits stay, md_sampler_take_status tells */
         if (state->status == MD_OK) state->status = status;
         return;
     }

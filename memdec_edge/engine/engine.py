@@ -19,7 +19,8 @@ from memdec_edge.llama.context import Context, default_threads
 from memdec_edge.llama.library import has_gpu
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.sampler import Sampler
-from memdec_edge.mixture.mixing import MAX_MEMORIES, implementation
+from memdec_edge.mixture.mixing import implementation
+from memdec_edge.mixture.rows import MAX_MEMORIES
 from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions, check_range
 
 

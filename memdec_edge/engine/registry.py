@@ -16,7 +16,7 @@ from memdec_edge.llama.abort import AbortFlag
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.pairing import require_match
-from memdec_edge.mixture.mixing import MAX_MEMORIES, check_shares
+from memdec_edge.mixture.rows import MAX_MEMORIES
 from memdec_edge.mixture.weights import Mixture, mixture_weights
 from memdec_edge.options import LoadOptions, MemoryOptions
 
@@ -61,9 +61,7 @@ class MemoryMixture(NamedTuple):
                 raise OptionError("memory", memory.model.path, "given twice; add up its weights")
         memories = tuple(memory for memory, _ in pairs)
         temperatures = tuple(memory.metadata.temperature for memory in memories)
-        mixture = Mixture(tuple(weight for _, weight in pairs), temperatures)
-        check_shares(*mixture)
-        return cls(memories, mixture)
+        return cls(memories, Mixture(tuple(weight for _, weight in pairs), temperatures))
 
     def running(self) -> "MemoryMixture":
         """The same without the memories of weight 0, which do not run."""

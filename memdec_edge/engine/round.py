@@ -25,7 +25,7 @@ from memdec_edge.engine.session import Sample, Session
 from memdec_edge.engine.turn import Turn
 from memdec_edge.errors import DecodeError
 from memdec_edge.llama.context import Context
-from memdec_edge.mixture.mixing import Row
+from memdec_edge.mixture.rows import Row
 
 
 @dataclass

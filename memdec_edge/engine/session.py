@@ -17,7 +17,8 @@ from memdec_edge.errors import ContextError, DecodeError, MemdecError, OptionErr
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.sampler import Sampler
-from memdec_edge.mixture.mixing import Row, RowStats, mix
+from memdec_edge.mixture.mixing import mix
+from memdec_edge.mixture.rows import Row, RowStats
 from memdec_edge.mixture.weights import Mixture
 from memdec_edge.options import MAX_DRAFT, GenerationOptions
 
@@ -198,7 +199,7 @@ class Session:
         Raises Cancelled, DecodeError (also without tokens) and NumericsError; the session then stands where it stood.
         """
         base, *memories = [context.feed(self.tokens, self.slot) for context in self.contexts]
-        self.stats = mix(base, memories, *self.mixture, self.row)
+        self.stats = mix(base, memories, self.mixture, self.row)
         return self.row
 
     @exclusive

@@ -5,7 +5,7 @@ Knows nothing of other sessions, decodes nothing and measures nothing.
 
 from memdec_edge.engine.session import Sample, Session
 from memdec_edge.errors import MemdecError, NumericsError
-from memdec_edge.mixture.mixing import Row
+from memdec_edge.mixture.rows import Row
 from memdec_edge.options import MAX_DRAFT
 
 

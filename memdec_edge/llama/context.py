@@ -18,7 +18,7 @@ from memdec_edge.llama.abort import AbortFlag
 from memdec_edge.llama.library import forget_reasons, reason
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.tap import Tap
-from memdec_edge.mixture.mixing import Row
+from memdec_edge.mixture.rows import Row
 from memdec_edge.options import CACHE_TYPES, LoadOptions
 
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type

@@ -1,13 +1,13 @@
-"""The mixture for whoever holds a llama.cpp sampler chain: a sampler in C to be put first of it.
+"""The mixture for a llama.cpp sampler chain of the caller's: a sampler in C that stands first in it.
 
-    mixture = MixtureSampler(n_vocab, weights=[0.6])
-    llama_cpp.llama_sampler_chain_add(chain, mixture.sampler)   # the chain owns it from now on
-    ...                                                        # decode base and memory
-    mixture.set_rows([memory_row])
+    mixer = MixtureSampler(n_vocab, Mixture((0.6,), (1.0,)))
+    llama_cpp.llama_sampler_chain_add(chain, mixer.sampler)    # the chain owns it from now on
+    ...                                                       # decode base and memory
+    mixer.set_rows([memory_row])
     token = llama_cpp.llama_sampler_sample(chain, base_context, -1)
-    mixture.check()
+    mixer.check()
 
-The chain's other samplers then work on the mixed row. Knows nothing of models; engine.py does not need it.
+The chain's other samplers then work on the mixed row. Knows nothing of models; the engine does not need it.
 """
 
 import ctypes
@@ -16,12 +16,11 @@ from functools import cache
 from typing import Any, Self
 
 import llama_cpp
-import numpy as np
-import numpy.typing as npt
 
 from memdec_edge import _native
 from memdec_edge.errors import LibraryError, NumericsError
-from memdec_edge.mixture.mixing import check_shares
+from memdec_edge.mixture.rows import Row
+from memdec_edge.mixture.weights import Mixture
 from memdec_edge.options import check_range
 
 _FAILURES = {  # md_status of native/mix.h
@@ -33,23 +32,20 @@ _FAILURES = {  # md_status of native/mix.h
 class MixtureSampler:
     """A llama_sampler that turns the base's logits into the mixture's, see mixing.mix.
 
-    n_vocab: length of the base's row. weights and temperatures: one for each memory, as in mixing.mix; temperatures
-    are 1 unless given. The candidates may come in any order; ids that are absent count as impossible for the base.
-    Keep the object as long as the chain is used: it holds the arrays that the chain reads. It is not meant for two
-    threads at once, as no sampler of llama.cpp is.
+    n_vocab: length of the base's row. The candidates may come in any order; ids that are absent count as impossible for
+    the base. Keep the object as long as the chain is used: it holds the arrays that the chain reads. Like every sampler
+    of llama.cpp it serves one thread at a time.
 
-    Raises OptionError for weights and temperatures, LibraryError where llama-cpp-python's structs are not those that
-    the C code was built for.
+    Raises OptionError for n_vocab, LibraryError where llama-cpp-python's structs are not those that the C code was
+    built for.
     """
 
-    def __init__(self, n_vocab: int, weights: Sequence[float], temperatures: Sequence[float] | None = None) -> None:
-        temperatures = [1.0] * len(weights) if temperatures is None else temperatures
+    def __init__(self, n_vocab: int, mixture: Mixture) -> None:
         check_range("n_vocab", n_vocab, 1, 2**31 - 1)
-        check_shares(weights, temperatures)
-        interface = ctypes.pointer(_interface())
-        self._state = _native.sampler_new(n_vocab, weights, temperatures, _address(llama_cpp.llama_sampler_init))
+        interface, init = ctypes.pointer(_interface()), _address(llama_cpp.llama_sampler_init)
+        self._state = _native.sampler_new(n_vocab, mixture.weights, mixture.temperatures, init)
         self.sampler: Any = llama_cpp.llama_sampler_init(interface, _native.sampler_context(self._state))
-        self._rows: list[npt.NDArray[np.float32] | None] = [None] * len(weights)
+        self._rows: list[Row | None] = [None] * len(mixture.weights)
 
     @classmethod
     def of(cls, sampler: Any) -> Self:
@@ -66,11 +62,11 @@ class MixtureSampler:
         self._rows = [None] * _native.sampler_memories(self._state)
         return self
 
-    def set_rows(self, rows: Sequence[npt.NDArray[np.float32]]) -> None:
+    def set_rows(self, rows: Sequence[Row]) -> None:
         """Give the memories' logits of this position, float32 [any length], C-contiguous, in the order of weights.
 
-        They are read when the chain is applied, not copied: an array that llama.cpp or the caller overwrites in place
-        need not be given again. Raises TypeError and ValueError for other arrays.
+        The chain reads them when it is applied and copies nothing: an array that llama.cpp or the caller overwrites in
+        place need not be given again. Raises TypeError and ValueError for other arrays.
         """
         if len(rows) != len(self._rows):
             raise ValueError(f"{len(rows)} rows for a sampler of {len(self._rows)} memories")

@@ -23,13 +23,13 @@ import numpy.typing as npt
 
 from memdec_edge.errors import NumericsError, OptionError
 from memdec_edge.mixture import sampling
-from memdec_edge.mixture.mixing import Row, RowStats, mix
+from memdec_edge.mixture.mixing import mix
+from memdec_edge.mixture.rows import Chain, Ids, Row, RowStats
 from memdec_edge.mixture.weights import Mixture
 from memdec_edge.options import SamplingOptions
 
 TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 NOTHING = np.empty(0, np.int32)
-Ids = npt.NDArray[np.int32]
 
 
 class Sampler:
@@ -42,7 +42,7 @@ class Sampler:
 
     def __init__(self, options: SamplingOptions, vocab: Any, n_vocab: int, n_ctx: int) -> None:
         self.seed: int = options.seed if options.seed >= 0 else secrets.randbelow(2**32 - 1)
-        self.chain = sampling.Chain(options.top_k, options.top_p, options.min_p, options.temperature)
+        self.chain = Chain(options.top_k, options.top_p, options.min_p, options.temperature)
         self._n_vocab = n_vocab
         self.scratch = sampling.scratch(n_vocab)  # of samples
         self._grammar = _grammar(options, vocab)
@@ -76,7 +76,7 @@ class Sampler:
         are left out. None where the rows make no distribution: the mixture reports that if its text comes there.
         """
         try:
-            return sampling.draft(rows, *mixture, self.chain, self.seed, position, suppressed, out, self.scratch)
+            return sampling.draft(rows, mixture, self.chain, self.seed, position, suppressed, out, self.scratch)
         except NumericsError:
             return None
 
@@ -102,14 +102,13 @@ class Sampler:
         """
         if not self.stateful:
             return sampling.verify(
-                base, memories, *mixture, self.chain, self.seed, position, suppressed, draft, out, self.scratch
+                base, memories, mixture, self.chain, self.seed, position, suppressed, draft, out, self.scratch
             )
         samples, stats = list[tuple[int, float]](), list[RowStats]()
-        shares = [max(1 - sum(mixture.weights), 0.0), *mixture.weights]  # the scale of the mixed row, see mixing.mix
         for index, base_row in enumerate(base):
-            stats = mix(base_row, [rows[index] for rows in memories], *mixture, out)
+            stats = mix(base_row, [rows[index] for rows in memories], mixture, out)
             token = self.sample(out, position + index, suppressed)
-            offset = sum(share * stat.logsumexp for share, stat in zip(shares, stats, strict=True))
+            offset = sum(share * stat.logsumexp for share, stat in zip(mixture.shares, stats, strict=True))
             samples.append((token, float(out[token]) - offset))
             if token in ends:
                 break

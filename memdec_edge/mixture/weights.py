@@ -1,46 +1,66 @@
-"""How much each of several memories weighs. Pure arithmetic; knows nothing of models."""
+"""How much base and memories weigh in the mixture. Pure arithmetic; knows nothing of rows and models."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from memdec_edge.errors import OptionError
-from memdec_edge.mixture.mixing import SLACK
+from memdec_edge.mixture.rows import MAX_MEMORIES, TEMPERATURES
 from memdec_edge.options import DEFAULT_LAMBDA, check_range
 
+SLACK = 1e-6  # by which weights may sum to more than 1: float32 weights of a GGUF do
 
-class Mixture(NamedTuple):
-    """A resolved mixture: one weight and one temperature for each memory; the base has the rest of the weight."""
 
-    weights: tuple[float, ...]  # each in [0, 1], their sum at most 1
-    temperatures: tuple[float, ...]  # they divide the memories' logits
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """A lambda, resolved: one weight and one temperature for each memory. The base has the rest of the weight.
+
+    weights: 0 to 1 each, their sum at most 1; temperatures: 1e-4 to 1e4, they divide the memories' logits.
+    Raises OptionError for other numbers, for tuples of different lengths and for more than MAX_MEMORIES memories.
+    """
+
+    weights: tuple[float, ...]
+    temperatures: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.weights) > MAX_MEMORIES:
+            raise OptionError("memories", len(self.weights), f"must be at most {MAX_MEMORIES}; mix fewer")
+        if len(self.temperatures) != len(self.weights):
+            raise OptionError("temperatures", self.temperatures, f"must be one for each of {self.weights}")
+        for weight in self.weights:
+            check_range("weight", weight, 0.0, 1.0)
+        for temperature in self.temperatures:
+            check_range("temperature", temperature, *TEMPERATURES)
+        total = sum(self.weights)
+        if total > 1 + SLACK:
+            shown = " + ".join(f"{weight:g}" for weight in self.weights)
+            raise OptionError("the sum of the memories' lambdas", f"{shown} = {total:g}", "must be at most 1")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weights of all models, the base's first, [1 + memories]; they sum to 1."""
+        return (max(0.0, 1.0 - sum(self.weights)), *self.weights)
 
 
 def mixture_weights(
     recommended: Sequence[float | None], literal: Sequence[float | None], total: float | None
 ) -> list[float]:
-    """One lambda per memory, each in [0, 1], their sum at most 1.
+    """One lambda for each memory; whether they make a mixture, Mixture checks.
 
     `recommended`: what each memory's GGUF recommends (None: DEFAULT_LAMBDA); `literal`: weights that the user gave for
     one memory (None: not given), taken as they are; `total`: the weight of the other memories together, split in the
-    ratio of their recommendations. Without `total` recommendations are scaled so that their sum does not exceed the
-    largest of them. Raises OptionError when a weight leaves [0, 1] or the sum exceeds 1.
+    ratio of their recommendations. Without `total` the recommendations are scaled so that their sum does not exceed
+    the largest of them. Raises OptionError for a total outside [0, 1] and for one that no memory can carry.
     """
     if total is not None:
-        check_range("--lambda", total, 0.0, 1.0)
+        check_range("total", total, 0.0, 1.0)
     shares = [DEFAULT_LAMBDA if share is None else share for share in recommended]
     free = [share for share, given in zip(shares, literal, strict=True) if given is None]
     if total is not None and not literal:
-        raise OptionError("--lambda", total, "there is no memory to weigh; give one with -M")
+        raise OptionError("total", total, "there is no memory to weigh; give at least one")
     if total is not None and not free:
-        raise OptionError("--lambda", total, "every memory has its own weight from --memory-scaled; leave one out")
+        raise OptionError("total", total, "every memory has a weight of its own; leave one out")
     wanted = total if total is not None else max(free, default=0.0)
     if not sum(free):  # every recommendation is 0: equal parts
         shares = [1.0] * len(shares)
     whole = sum(share for share, given in zip(shares, literal, strict=True) if given is None)
-    weights = [
-        wanted * (share / whole) if given is None else given for share, given in zip(shares, literal, strict=True)
-    ]
-    if sum(weights) > 1 + SLACK:
-        shown = " + ".join(f"{weight:g}" for weight in weights)
-        raise OptionError("the sum of the memories' lambdas", f"{shown} = {sum(weights):g}", "must be at most 1")
-    return weights
+    return [wanted * (share / whole) if given is None else given for share, given in zip(shares, literal, strict=True)]

@@ -16,10 +16,11 @@ from memdec_edge import __version__, _native
 from memdec_edge.errors import LibraryError, NumericsError, OptionError
 from memdec_edge.llama.mixture_sampler import MixtureSampler, check_layout
 from memdec_edge.mixture import mixing
+from memdec_edge.mixture.rows import Row
+from memdec_edge.mixture.weights import Mixture
 
-Row = npt.NDArray[np.float32]
 N = 1000
-WEIGHTS, TEMPERATURES = [0.5, 0.2], [1.0, 0.8]
+MIXTURE = Mixture((0.5, 0.2), (1.0, 0.8))
 TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
@@ -30,9 +31,9 @@ def some_rows(seed: int) -> tuple[Row, list[Row]]:
     return base, [longer, shorter]
 
 
-def fused(base: Row, memories: list[Row]) -> Row:
+def mixed(base: Row, memories: list[Row]) -> Row:
     out = np.empty_like(base)
-    mixing.mix(base, memories, WEIGHTS, TEMPERATURES, out)
+    mixing.mix(base, memories, MIXTURE, out)
     return out
 
 
@@ -64,7 +65,7 @@ def sample(chain: Any, row: Row) -> int:
 
 @pytest.fixture
 def mixer() -> MixtureSampler:
-    return MixtureSampler(N, WEIGHTS, TEMPERATURES)
+    return MixtureSampler(N, MIXTURE)
 
 
 @pytest.mark.parametrize("variant", _native.variants())
@@ -77,7 +78,7 @@ def test_a_chain_that_begins_with_it_works_on_the_mixture(variant: str, mixer: M
         mixer.set_rows(memories)
         data, array = apply(chain, base, is_sorted=True)
         mixer.check()
-        assert data["logit"].tobytes() == fused(base, memories).tobytes()
+        assert data["logit"].tobytes() == mixed(base, memories).tobytes()
         assert not array.sorted
     llama_cpp.llama_sampler_free(chain)
     _native.select(before)
@@ -88,7 +89,7 @@ def test_greedy_samples_the_mixtures_best_token(mixer: MixtureSampler) -> None:
     for seed in range(20):
         base, memories = some_rows(seed)
         mixer.set_rows(memories)
-        assert sample(chain, base) == np.argmax(fused(base, memories))
+        assert sample(chain, base) == np.argmax(mixed(base, memories))
     llama_cpp.llama_sampler_free(chain)
 
 
@@ -107,7 +108,7 @@ def test_the_default_chain_draws_what_it_draws_from_the_mixed_row(mixer: Mixture
         base, memories = some_rows(seed)
         mixer.set_rows(memories)
         samples.append(sample(chain, base))
-        assert samples[-1] == sample(plain, fused(base, memories))
+        assert samples[-1] == sample(plain, mixed(base, memories))
     assert len(set(samples)) > 20
     for each in (chain, plain):
         llama_cpp.llama_sampler_free(each)
@@ -119,7 +120,7 @@ def test_candidates_in_any_order_get_the_logits_of_their_ids(mixer: MixtureSampl
     ids = np.random.default_rng(2).permutation(N)
     data, _ = apply(mixer.sampler, base, ids)
     assert np.array_equal(data["id"], ids)
-    assert np.array_equal(data["logit"], fused(base, memories)[ids])
+    assert np.array_equal(data["logit"], mixed(base, memories)[ids])
     llama_cpp.llama_sampler_free(mixer.sampler)
 
 
@@ -130,7 +131,7 @@ def test_absent_candidates_count_as_impossible_for_the_base(mixer: MixtureSample
     data, _ = apply(mixer.sampler, base, ids)
     part = np.full_like(base, -np.inf)
     part[ids] = base[ids]
-    assert np.array_equal(data["logit"], fused(part, memories)[ids])
+    assert np.array_equal(data["logit"], mixed(part, memories)[ids])
     llama_cpp.llama_sampler_free(mixer.sampler)
 
 
@@ -155,7 +156,7 @@ def test_a_bad_number_leaves_the_logits_and_is_told_once(mixer: MixtureSampler, 
     mixer.check()
     base, memories = some_rows(4)
     mixer.set_rows(memories)
-    assert np.array_equal(apply(mixer.sampler, base)[0]["logit"], fused(base, memories))
+    assert np.array_equal(apply(mixer.sampler, base)[0]["logit"], mixed(base, memories))
     mixer.check()
     llama_cpp.llama_sampler_free(mixer.sampler)
 
@@ -179,19 +180,19 @@ def test_reset_forgets_a_failure_and_keeps_the_rows(mixer: MixtureSampler) -> No
     apply(chain, np.full_like(base, np.nan))
     llama_cpp.llama_sampler_reset(chain)
     mixer.check()
-    assert np.array_equal(apply(chain, base)[0]["logit"], fused(base, memories))
+    assert np.array_equal(apply(chain, base)[0]["logit"], mixed(base, memories))
     llama_cpp.llama_sampler_free(chain)
 
 
 def test_a_clone_has_rows_of_its_own(mixer: MixtureSampler) -> None:
     base, memories = some_rows(5)
     mixer.set_rows(memories)
-    expected = fused(base, memories)
+    expected = mixed(base, memories)
     chain = chain_of(mixer.sampler)
     clone = llama_cpp.llama_sampler_clone(chain)
     memories[0][:] = 0.0
     mixer.set_rows(some_rows(6)[1])
-    assert np.array_equal(apply(chain, base)[0]["logit"], fused(base, some_rows(6)[1]))
+    assert np.array_equal(apply(chain, base)[0]["logit"], mixed(base, some_rows(6)[1]))
     llama_cpp.llama_sampler_free(chain)
     del memories, mixer
     gc.collect()
@@ -200,19 +201,19 @@ def test_a_clone_has_rows_of_its_own(mixer: MixtureSampler) -> None:
     handle = MixtureSampler.of(llama_cpp.llama_sampler_chain_get(clone, 0))
     handle.check()
     handle.set_rows(some_rows(7)[1])
-    assert np.array_equal(apply(clone, base)[0]["logit"], fused(base, some_rows(7)[1]))
+    assert np.array_equal(apply(clone, base)[0]["logit"], mixed(base, some_rows(7)[1]))
     again = llama_cpp.llama_sampler_clone(clone)
     llama_cpp.llama_sampler_free(clone)
-    assert np.array_equal(apply(again, base)[0]["logit"], fused(base, some_rows(7)[1]))
+    assert np.array_equal(apply(again, base)[0]["logit"], mixed(base, some_rows(7)[1]))
     llama_cpp.llama_sampler_free(again)
 
 
 def test_a_state_can_be_copied_over_another(mixer: MixtureSampler) -> None:
     base, memories = some_rows(5)
     mixer.set_rows(memories)
-    other = MixtureSampler(N, WEIGHTS, TEMPERATURES)
+    other = MixtureSampler(N, MIXTURE)
     llama_cpp.llama_sampler_copy(mixer.sampler, other.sampler)
-    assert np.array_equal(apply(other.sampler, base)[0]["logit"], fused(base, memories))
+    assert np.array_equal(apply(other.sampler, base)[0]["logit"], mixed(base, memories))
     for each in (mixer, other):
         llama_cpp.llama_sampler_free(each.sampler)
 
@@ -221,11 +222,11 @@ def test_a_chain_may_outlive_its_handle_and_a_handle_its_chain(mixer: MixtureSam
     base, memories = some_rows(5)
     mixer.set_rows(memories)
     chain = chain_of(mixer.sampler)
-    other = MixtureSampler(N, WEIGHTS)
+    other = MixtureSampler(N, MIXTURE)
     llama_cpp.llama_sampler_free(chain_of(other.sampler))
     other.set_rows(memories)
     other.check()
-    second = MixtureSampler(N, WEIGHTS)
+    second = MixtureSampler(N, MIXTURE)
     second.set_rows(memories)
     orphan = chain_of(second.sampler)
     del second, other
@@ -242,11 +243,9 @@ def test_a_sampler_of_another_kind_is_refused() -> None:
     llama_cpp.llama_sampler_free(greedy)
 
 
-def test_weights_are_checked() -> None:
-    with pytest.raises(OptionError, match="--lambda"):
-        MixtureSampler(N, [0.6, 0.6])
-    with pytest.raises(OptionError, match="n_vocab"):
-        MixtureSampler(0, [0.6])
+def test_a_vocabulary_of_no_tokens_is_refused() -> None:
+    with pytest.raises(OptionError, match="n_vocab is 0"):
+        MixtureSampler(0, MIXTURE)
 
 
 def test_structs_of_another_llama_cpp_are_refused_naming_both_versions() -> None:
@@ -279,11 +278,12 @@ def test_a_stock_llama_samples_from_base_and_memory(model: Any) -> None:
 
     memory = row(b"Aspirin is used for the treatment of")  # the model itself, on another context, as the memory
     base = row(b"The capital of France is")
-    mixer = MixtureSampler(n, [0.9])
+    mixture = Mixture((0.9,), (1.0,))
+    mixer = MixtureSampler(n, mixture)
     mixer.set_rows([memory])
     chain = chain_of(mixer.sampler, llama_cpp.llama_sampler_init_greedy())
     out = np.empty_like(base)
-    mixing.mix(base, [memory], [0.9], [1.0], out)
+    mixing.mix(base, [memory], mixture, out)
     token = llama_cpp.llama_sampler_sample(chain, model.ctx, -1)
     mixer.check()
     assert token == np.argmax(out)

@@ -15,10 +15,11 @@ from hypothesis.extra import numpy as hnp
 
 from memdec_edge import _native
 from memdec_edge.errors import NumericsError, OptionError
-from memdec_edge.mixture import mixing
+from memdec_edge.mixture import fallback, kernels, mixing
+from memdec_edge.mixture.rows import MAX_MEMORIES, MAX_VERIFIED, Row
+from memdec_edge.mixture.weights import Mixture
 
-Row = npt.NDArray[np.float32]
-Mixture = tuple[Row, list[Row], list[float], list[float]]
+Case = tuple[Row, list[Row], Mixture]  # base, memories, their mixture
 IMPLEMENTATIONS = [*_native.variants(), "numpy"]
 LENGTHS = [1, 7, 15, 16, 17, 31, 32, 33, 64, 2047, 2048, 2049, 2063, 4096, 6161]  # around vectors and blocks
 each = pytest.mark.parametrize("name", IMPLEMENTATIONS)
@@ -26,24 +27,32 @@ each = pytest.mark.parametrize("name", IMPLEMENTATIONS)
 
 @contextmanager
 def running(name: str) -> Iterator[None]:
-    """Run `mix` on one implementation; "numpy" is what a machine without the extension gets."""
+    """Run the shelf on one implementation; "numpy" is what a machine without the extension gets."""
     before = _native.selected()
-    try:
+    with pytest.MonkeyPatch.context() as patch:
         if name == "numpy":
-            mixing._missing = "chosen by the test"
+            patch.setattr(kernels, "MISSING", "chosen by the test")
+            for function in set(kernels.__all__) - {"MISSING"}:
+                patch.setattr(kernels, function, getattr(fallback, function))
         else:
             _native.select(name)
-        yield
-    finally:
-        mixing._missing = ""
-        _native.select(before)
+        try:
+            yield
+        finally:
+            _native.select(before)
 
 
-def truth(mixture: Mixture) -> tuple[npt.NDArray[np.float64], list[tuple[float, float, float]]]:
-    """The definition, in float64, in the log domain: the mixed row, and (max, log-normaliser, entropy) of each row."""
-    base, memories, weights, temperatures = mixture
-    n = len(base)
-    scaled = [base.astype(float), *(m[:n].astype(float) / t for m, t in zip(memories, temperatures, strict=True))]
+def mixture_of(*pairs: tuple[float, float]) -> Mixture:
+    """Of pairs (weight, temperature)."""
+    return Mixture(tuple(weight for weight, _ in pairs), tuple(temperature for _, temperature in pairs))
+
+
+def truth(
+    base: Row, memories: list[Row], mixture: Mixture
+) -> tuple[npt.NDArray[np.float64], list[tuple[float, float, float]]]:
+    """The definition, in float64, in the log domain: the mixed row, and (max, logsumexp, entropy) of each row."""
+    n, weights, temperatures = len(base), mixture.weights, [1.0, *mixture.temperatures]
+    scaled = [row[:n].astype(float) / t for row, t in zip([base, *memories], temperatures, strict=True)]
     shares = [max(0.0, 1 - sum(weights)), *weights]
     terms, stats = [], []
     for row, share in zip(scaled, shares, strict=True):
@@ -69,10 +78,10 @@ def assert_near(found: npt.ArrayLike, expected: npt.ArrayLike) -> None:
     assert np.all(np.abs(a[finite] - b[finite]) <= 1e-5 * np.maximum(1, np.abs(b[finite])))
 
 
-def assert_right(mixture: Mixture) -> None:
-    out = np.empty_like(mixture[0])
-    stats = mixing.mix(*mixture, out)
-    mixed, expected = truth(mixture)
+def assert_right(base: Row, memories: list[Row], mixture: Mixture) -> None:
+    out = np.empty_like(base)
+    stats = mixing.mix(base, memories, mixture, out)
+    mixed, expected = truth(base, memories, mixture)
     assert_near(out, mixed)
     assert_near(stats, expected)
 
@@ -96,22 +105,22 @@ def rows(draw: st.DrawFn, shared: int = 70) -> Row:
 
 
 @st.composite
-def mixtures(draw: st.DrawFn) -> Mixture:
+def cases(draw: st.DrawFn) -> Case:
     base = draw(rows())
     memories = draw(st.lists(rows(len(base)), max_size=3))
     weights: list[float] = []
     for _ in memories:
         weights.append(draw(st.floats(0, 1) | st.sampled_from([0.0, 1.0, 1e-9])) * (1 - sum(weights)))
     temperatures = [draw(st.sampled_from([1.0, 0.7]) | st.floats(0.05, 50)) for _ in memories]
-    return base, memories, weights, temperatures
+    return base, memories, Mixture(tuple(weights), tuple(temperatures))
 
 
 @each
 @settings(deadline=None, max_examples=300)
-@given(mixture=mixtures())
-def test_the_mixture_is_that_of_float64(name: str, mixture: Mixture) -> None:
+@given(case=cases())
+def test_the_mixture_is_that_of_float64(name: str, case: Case) -> None:
     with running(name):
-        assert_right(mixture)
+        assert_right(*case)
 
 
 @each
@@ -123,8 +132,9 @@ def test_rows_of_any_length_are_mixed_to_their_ends(name: str, n: int) -> None:
             others = [spread(rng, m, scale) for m in (n, n + 5, max(1, n - 3), n // 2 + 1)]
             for row in others:
                 row[0] = scale  # within the shared range of a base of one token
-            assert_right((spread(rng, n, scale), others[:1], [0.6], [1.0]))
-            assert_right((spread(rng, n, scale), others, [0.3, 0.2, 0.1, 0.4], [1.0, 0.7, 2.0, 1.3]))
+            assert_right(spread(rng, n, scale), others[:1], mixture_of((0.6, 1.0)))
+            mixture = mixture_of((0.3, 1.0), (0.2, 0.7), (0.1, 2.0), (0.4, 1.3))
+            assert_right(spread(rng, n, scale), others, mixture)
 
 
 @each
@@ -133,7 +143,7 @@ def test_the_mixture_of_probabilities_is_the_published_formula(name: str) -> Non
     base, memory = (rng.normal(size=1000).astype(np.float32) * 3 for _ in range(2))
     out = np.empty_like(base)
     with running(name):
-        stats = mixing.mix(base, [memory], [0.3], [2.0], out)
+        stats = mixing.mix(base, [memory], mixture_of((0.3, 2.0)), out)
     p_base = np.exp(base.astype(float)) / np.exp(base.astype(float)).sum()
     p_memory = np.exp(memory.astype(float) / 2) / np.exp(memory.astype(float) / 2).sum()
     offset = 0.7 * stats[0].logsumexp + 0.3 * stats[1].logsumexp
@@ -145,17 +155,17 @@ def test_tokens_that_float32_probabilities_cannot_hold_are_mixed(name: str) -> N
     base, memory = np.zeros(40, np.float32), np.zeros(40, np.float32)
     base[1:], memory[1:] = np.linspace(-200, -9000, 39), np.linspace(-9000, -150, 39)
     with running(name):
-        assert_right((base, [memory], [0.6], [1.0]))
-        assert_right((base - np.float32(5000), [memory + np.float32(5000)], [0.6], [1.0]))
+        assert_right(base, [memory], mixture_of((0.6, 1.0)))
+        assert_right(base - np.float32(5000), [memory + np.float32(5000)], mixture_of((0.6, 1.0)))
 
 
 @each
-def test_logits_that_cancel_against_the_normalisers_keep_their_digits(name: str) -> None:
+def test_logits_that_cancel_against_logsumexp_keep_their_digits(name: str) -> None:
     base = np.array([1e4, -1e4, 0.125], np.float32)
     memory = np.array([-1e4, 1e4, 3.0625], np.float32)
     with running(name):
         for weight in (1e-6, 0.5, 1 - 1e-6, 1.0):
-            assert_right((base, [memory], [weight], [0.37]))
+            assert_right(base, [memory], mixture_of((weight, 0.37)))
 
 
 @each
@@ -163,7 +173,7 @@ def test_the_smallest_weight_still_gives_its_tokens_a_probability(name: str) -> 
     base, memory = np.array([0, 1, -np.inf], np.float32), np.array([0, -np.inf, 1], np.float32)
     with running(name):
         for weights in ([1e-300, 1.0], [1e-20, 0.0]):  # the other row's weight is 1 to the last digit
-            assert_right((base, [memory, base], weights, [1.0, 1.0]))
+            assert_right(base, [memory, base], mixture_of(*((weight, 1.0) for weight in weights)))
 
 
 @each
@@ -173,9 +183,9 @@ def test_without_weight_the_row_is_the_bases_bit_for_bit(name: str, base: Row, m
     memory[0] = 0.0
     out = np.empty_like(base)
     with running(name):
-        mixing.mix(base, [memory, memory], [0.0, 0.0], [1.0, 0.7], out)
+        mixing.mix(base, [memory, memory], mixture_of((0.0, 1.0), (0.0, 0.7)), out)
         assert out.tobytes() == base.tobytes()
-        mixing.mix(base, [], [], [], out)
+        mixing.mix(base, [], mixture_of(), out)
         assert out.tobytes() == base.tobytes()
 
 
@@ -186,7 +196,7 @@ def test_with_all_the_weight_the_row_is_the_memorys_bit_for_bit(name: str, base:
     memory[0] = 0.0
     out = np.empty_like(base)
     with running(name):
-        mixing.mix(base, [memory, memory], [0.0, 1.0], [0.7, 1.0], out)
+        mixing.mix(base, [memory, memory], mixture_of((0.0, 0.7), (1.0, 1.0)), out)
     shared = min(len(base), len(memory))
     assert out[:shared].tobytes() == memory[:shared].tobytes()
     assert np.all(np.isneginf(out[shared:]))
@@ -203,9 +213,9 @@ def test_a_row_that_holds_no_number_is_named_and_nothing_is_written(name: str, n
             broken[token] = bad
             out = np.full(n, 7, np.float32)
             with pytest.raises(NumericsError, match=rf"^base: the logit of token {token} is {bad}"):
-                mixing.mix(broken, [fine], [0.5], [1.0], out)
+                mixing.mix(broken, [fine], mixture_of((0.5, 1.0)), out)
             with pytest.raises(NumericsError, match=rf"^memory 2: the logit of token {token} is {bad}"):
-                mixing.mix(fine, [fine, broken], [0.5, 0.0], [1.0, 1.0], out)
+                mixing.mix(fine, [fine, broken], mixture_of((0.5, 1.0), (0.0, 1.0)), out)
             with pytest.raises(NumericsError, match=rf"token {token} is {bad}"):
                 mixing.row_stats(broken)
             assert np.all(out == 7)
@@ -216,7 +226,7 @@ def test_a_row_that_holds_no_number_is_named_and_nothing_is_written(name: str, n
 def test_a_row_without_one_possible_token_is_refused(name: str, value: float) -> None:
     fine, empty = np.zeros(2100, np.float32), np.full(2100, value, np.float32)
     with running(name), pytest.raises(NumericsError, match="memory 1"):
-        mixing.mix(fine, [empty], [0.5], [1.0], np.empty_like(fine))
+        mixing.mix(fine, [empty], mixture_of((0.5, 1.0)), np.empty_like(fine))
     empty[2099] = np.nan  # behind a first block of nothing but -inf
     with running(name), pytest.raises(NumericsError, match="nan"):
         mixing.row_stats(empty)
@@ -228,8 +238,8 @@ def test_what_lies_beyond_the_bases_vocabulary_is_not_looked_at(name: str) -> No
     memory = np.array([3, 1, np.nan, np.inf], np.float32)
     out = np.empty_like(base)
     with running(name):
-        mixing.mix(base, [memory], [0.5], [1.0], out)
-    assert_near(out, truth((base, [memory[:2]], [0.5], [1.0]))[0])
+        mixing.mix(base, [memory], mixture_of((0.5, 1.0)), out)
+    assert_near(out, truth(base, [memory[:2]], mixture_of((0.5, 1.0)))[0])
 
 
 @each
@@ -241,7 +251,7 @@ def test_statistics_of_a_row_are_those_of_float64(name: str, row: Row, data: st.
     with running(name):
         found = mixing.row_stats(row, length, temperature)
     part = row[:length]
-    assert_near(found, truth((part, [part], [1.0], [temperature]))[1][1])
+    assert_near(found, truth(part, [part], mixture_of((1.0, temperature)))[1][1])
 
 
 @each
@@ -254,17 +264,15 @@ def test_statistics_of_a_row_are_those_of_float64(name: str, row: Row, data: st.
         (ValueError, {"memories": [np.zeros(0, np.float32)]}),
         (ValueError, {"memories": [np.zeros(8, np.float32)[::2]]}),
         (ValueError, {"memories": []}),
-        (ValueError, {"temperatures": []}),
         (ValueError, {"out": np.zeros(5, np.float32)}),
-        (ValueError, {"memories": [np.zeros(4, np.float32)] * 17, "weights": [0.0] * 17, "temperatures": [1.0] * 17}),
+        (ValueError, {"memories": [np.zeros(4, np.float32)] * 2}),
     ],
 )
 def test_arrays_of_another_kind_are_refused(name: str, error: type[Exception], changed: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {
         "base": np.zeros(4, np.float32),
         "memories": [np.zeros(4, np.float32)],
-        "weights": [0.5],
-        "temperatures": [1.0],
+        "mixture": mixture_of((0.5, 1.0)),
         "out": np.zeros(4, np.float32),
     }
     with running(name), pytest.raises(error):
@@ -277,26 +285,16 @@ def test_an_output_that_overlaps_an_input_or_is_read_only_is_refused(name: str) 
     frozen = np.zeros(4, np.float32)
     frozen.flags.writeable = False
     with running(name):
-        mixing.mix(store[:4], [memory], [0.5], [1.0], store[4:8])  # neighbours do not overlap
+        mixing.mix(store[:4], [memory], mixture_of((0.5, 1.0)), store[4:8])  # neighbours do not overlap
         for base, out in ((store[:4], store[:4]), (store[:4], store[3:7]), (memory, frozen)):
             with pytest.raises(ValueError):  # noqa: PT011  NumPy's own words for the read-only one
-                mixing.mix(base, [store[2:6]], [0.5], [1.0], out)
-
-
-@pytest.mark.parametrize("weights", [[-0.1], [1.1], [0.6, 0.6], [float("nan")]])
-def test_weights_that_are_no_shares_are_refused(weights: list[float]) -> None:
-    row = np.zeros(4, np.float32)
-    with pytest.raises(OptionError, match="--lambda"):
-        mixing.mix(row, [row] * len(weights), weights, [1.0] * len(weights), np.empty_like(row))
+                mixing.mix(base, [store[2:6]], mixture_of((0.5, 1.0)), out)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
-def test_temperatures_out_of_range_are_refused(temperature: float) -> None:
-    row = np.zeros(4, np.float32)
+def test_a_temperature_out_of_range_is_refused(temperature: float) -> None:
     with pytest.raises(OptionError, match="temperature"):
-        mixing.mix(row, [row], [0.5], [temperature], np.empty_like(row))
-    with pytest.raises(OptionError, match="temperature"):
-        mixing.row_stats(row, 4, temperature)
+        mixing.row_stats(np.zeros(4, np.float32), 4, temperature)
 
 
 @pytest.mark.parametrize("length", [0, 5, -1])
@@ -313,18 +311,22 @@ def test_the_implementation_is_named(name: str) -> None:
         assert mixing.implementation() == expected
 
 
+def test_c_and_python_have_the_same_limits() -> None:
+    assert (MAX_MEMORIES, MAX_VERIFIED) == (_native.MAX_MEMORIES, _native.MAX_VERIFIED)
+
+
 def test_without_the_extension_numpy_mixes_and_says_so() -> None:
     program = (
         "import sys; sys.modules['memdec_edge._native'] = None\n"
         "import numpy as np\n"
         "from memdec_edge.mixture import mixing\n"
+        "from memdec_edge.mixture.weights import Mixture\n"
         "a, b, out = np.float32([1, 2]), np.float32([2, 0]), np.zeros(2, np.float32)\n"
-        "mixing.mix(a, [b], [0.5], [1.0], out)\n"
+        "mixing.mix(a, [b], Mixture((0.5,), (1.0,)), out)\n"
         "print(mixing.implementation(), *out.tolist(), sep='|')"
     )
-    words = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split(
-        "|"
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    words = done.stdout.split("|")
     assert words[0].startswith("numpy (fallback: ")
     base, memory = np.array([1, 2], np.float32), np.array([2, 0], np.float32)
-    assert_near([float(word) for word in words[1:]], truth((base, [memory], [0.5], [1.0]))[0])
+    assert_near([float(word) for word in words[1:]], truth(base, [memory], mixture_of((0.5, 1.0)))[0])

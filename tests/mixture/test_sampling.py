@@ -14,11 +14,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from memdec_edge.errors import NumericsError
-from memdec_edge.mixture import sampling
-from memdec_edge.mixture.sampling import Chain, Ids
+from memdec_edge.mixture import reference, sampling
+from memdec_edge.mixture.rows import Chain, Ids, Row
 from tests.mixture.test_mixing import each, running
 
-Row = npt.NDArray[np.float32]
 LENGTHS = [1, 2, 3, 15, 17, 63, 64, 65, 129, 511, 512, 513, 1100, 2500]  # around vectors, groups and blocks
 NONE: Ids = np.zeros(0, np.int32)
 PLAIN = Chain(0, 1.0, 0.0, 1.0)  # temperature 1, nothing truncated
@@ -88,7 +87,7 @@ def test_the_kept_tokens_and_their_probabilities_are_llama_cpps(chain: Chain, n:
     row[1:][np.random.default_rng(seed).random(n - 1) < 0.1] = -np.inf
     assume(len(set(row[row > -np.inf].tolist())) == np.sum(row > -np.inf) and far_from_the_cuts(row, chain))
     ids, probabilities = llama_chain(row, chain)
-    kept = np.sort(sampling.kept(row, chain, NONE))
+    kept = np.sort(reference.kept(row, chain, NONE))
     assert kept.tolist() == ids
     np.testing.assert_allclose(softmax(row[kept].astype(float) / chain.temperature), probabilities, rtol=2e-3)
 
@@ -109,16 +108,16 @@ def test_in_the_heat_each_token_that_llama_cpp_keeps_is_sampled_and_no_other(
 
 def test_kept_tokens_come_by_falling_logit_and_equal_ones_by_rising_id() -> None:
     row = np.array([1, 3, 3, -np.inf, 2, 3], np.float32)
-    assert sampling.kept(row, PLAIN, NONE).tolist() == [1, 2, 5, 4, 0]
-    assert sampling.kept(row, Chain(2, 1, 0, 1), NONE).tolist() == [1, 2]
-    assert sampling.kept(row, PLAIN, np.array([2, 4, -1, 99], np.int32)).tolist() == [1, 5, 0]
+    assert reference.kept(row, PLAIN, NONE).tolist() == [1, 2, 5, 4, 0]
+    assert reference.kept(row, Chain(2, 1, 0, 1), NONE).tolist() == [1, 2]
+    assert reference.kept(row, PLAIN, np.array([2, 4, -1, 99], np.int32)).tolist() == [1, 5, 0]
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(2, 1.0), (0, 0.5)])
 def test_suppressed_tokens_leave_their_places_to_others(top_k: int, top_p: float) -> None:
     row = np.log(np.array([0.4, 0.3, 0.2, 0.1], np.float32))
     suppressed = np.array([0], np.int32)  # leaves .5, .33, .17: half of that is one token, and two of four are two
-    assert sampling.kept(row, Chain(top_k, top_p, 0, 1), suppressed).tolist() == ([1, 2] if top_k else [1])
+    assert reference.kept(row, Chain(top_k, top_p, 0, 1), suppressed).tolist() == ([1, 2] if top_k else [1])
 
 
 # --- the sample is that of float64 ------------------------------------------------------------------------------------
@@ -135,7 +134,7 @@ def test_the_sample_is_that_of_the_reference(name: str, data: st.DataObject) -> 
     row[1:][np.random.default_rng(n).random(n - 1) < data.draw(st.sampled_from([0.0, 0.5, 1.0]))] = -np.inf
     suppressed = np.array(data.draw(st.lists(st.integers(-1, n + 1), max_size=3)), np.int32)
     seed, position = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.integers(0, 2**64 - 1))
-    expected = sampling.reference(row, chain, seed, position, suppressed)
+    expected = reference.sample(row, chain, seed, position, suppressed)
     with running(name):
         if expected >= 0:
             assert sample(row, chain, seed, position, suppressed) == expected
@@ -150,7 +149,7 @@ def test_on_equal_logits_the_token_with_the_most_noise_wins_bit_for_bit(name: st
         row = np.full(n, -3.25, np.float32)
         with running(name):
             for position in range(60):
-                bits = sampling.noise_bits(2**32 - 1 - n, position << 40, np.arange(n))
+                bits = reference.noise_bits(2**32 - 1 - n, position << 40, np.arange(n))
                 assert sample(row, PLAIN, 2**32 - 1 - n, position << 40) == np.argmax(bits)
 
 
@@ -268,16 +267,16 @@ def test_noise_is_uniform_and_that_of_neighbours_is_unrelated() -> None:
     n = 2**17
     ids = np.arange(n)
     for seed, position in ((0, 0), (1, 0), (0, 1), (2**32 - 1, 2**63)):
-        bits = sampling.noise_bits(seed, position, ids)
+        bits = reference.noise_bits(seed, position, ids)
         for shift in (0, 8, 16, 24):
             counts = np.bincount(bits >> np.uint32(shift) & np.uint32(255), minlength=256)
             assert np.sum((counts - n / 256) ** 2) / (n / 256) < 330.5  # chi-squared, 255 degrees, alpha 0.001
-        others = [sampling.noise_bits(*key, ids) for key in ((seed ^ 1, position), (seed, position + 1))]
+        others = [reference.noise_bits(*key, ids) for key in ((seed ^ 1, position), (seed, position + 1))]
         others += [
             np.roll(bits, 1),
             np.roll(bits, 2),
             np.roll(bits, 256),
-            sampling.noise_bits(position % 2**32, seed, ids),
+            reference.noise_bits(position % 2**32, seed, ids),
         ]
         for other in others:
             if not np.array_equal(bits, other):
@@ -287,7 +286,7 @@ def test_noise_is_uniform_and_that_of_neighbours_is_unrelated() -> None:
 
 
 def test_noise_of_one_token_over_positions_is_unrelated_to_that_of_others() -> None:
-    noise = np.array([sampling.noise_bits(9, position, np.arange(64)) for position in range(4000)], float)
+    noise = np.array([reference.noise_bits(9, position, np.arange(64)) for position in range(4000)], float)
     correlations = np.corrcoef(noise.T)[np.triu_indices(64, 1)]
     assert np.abs(correlations).max() < 5 / math.sqrt(4000)
     successive = [np.corrcoef(noise[:-1, token], noise[1:, token])[0, 1] for token in range(64)]
@@ -295,15 +294,15 @@ def test_noise_of_one_token_over_positions_is_unrelated_to_that_of_others() -> N
 
 
 def test_the_noise_is_gumbels() -> None:
-    noise = sampling.gumbel(4, 2, np.arange(10**6))
+    noise = reference.gumbel(4, 2, np.arange(10**6))
     assert abs(noise.mean() - 0.5772157) < 4 * math.pi / math.sqrt(6) / 1000  # Euler's constant
     assert abs(noise.var() - math.pi**2 / 6) < 0.02
 
 
 def test_a_seed_gives_the_same_noise_for_ever() -> None:
     """Computed once by this code: texts made with a seed stay reproducible across versions."""
-    assert sampling.noise_bits(0, 0, [0, 1, 2, 151_935]).tolist() == [1235709928, 946642452, 1379683712, 4118486670]
-    assert sampling.noise_bits(2**32 - 1, 2**64 - 1, [0, 1, 2, 151_935]).tolist() == [
+    assert reference.noise_bits(0, 0, [0, 1, 2, 151_935]).tolist() == [1235709928, 946642452, 1379683712, 4118486670]
+    assert reference.noise_bits(2**32 - 1, 2**64 - 1, [0, 1, 2, 151_935]).tolist() == [
         2773051353,
         731712186,
         1900785397,

@@ -1,13 +1,43 @@
-"""How the weight is split among several memories."""
+"""A mixture's numbers, and how a weight is split among several memories."""
+
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memdec_edge.errors import OptionError
-from memdec_edge.mixture.weights import mixture_weights
+from memdec_edge.mixture.weights import Mixture, mixture_weights
 
 unit = st.floats(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "temperatures", "error"),
+    [
+        ((-0.1,), (1.0,), r"weight is -0\.1: must be from 0\.0 to 1\.0"),
+        ((0.2, 1.1), (1.0, 1.0), r"weight is 1\.1"),
+        ((math.nan,), (1.0,), "weight is nan"),
+        ((0.6, 0.5), (1.0, 1.0), r"the sum of the memories' lambdas is 0\.6 \+ 0\.5 = 1\.1: must be at most 1"),
+        ((0.5,), (0.0,), r"temperature is 0\.0"),
+        ((0.5,), (-1.0,), r"temperature is -1\.0"),
+        ((0.5,), (math.inf,), "temperature is inf"),
+        ((0.5,), (math.nan,), "temperature is nan"),
+        ((0.5,), (), "temperatures is .*must be one for each"),
+        ((0.0,) * 17, (1.0,) * 17, "memories is 17: must be at most 16"),
+    ],
+)
+def test_numbers_that_are_no_mixture_are_refused_when_it_is_made(
+    weights: tuple[float, ...], temperatures: tuple[float, ...], error: str
+) -> None:
+    with pytest.raises(OptionError, match=error):
+        Mixture(weights, temperatures)
+
+
+def test_the_base_has_the_rest_of_the_weight() -> None:
+    assert Mixture((0.5, 0.25), (1.0, 2.0)).shares == (0.25, 0.5, 0.25)
+    assert Mixture((), ()).shares == (1.0,)
+    assert Mixture((0.6, 0.4 + 1e-7), (1.0, 1.0)).shares[0] == 0  # float32 weights of a GGUF
 
 
 def test_one_memory_gets_what_it_recommends_else_the_papers_weight() -> None:
@@ -28,13 +58,8 @@ def test_literal_weights_are_taken_as_they_are() -> None:
     assert mixture_weights([0.6, 0.6], [0.7, 0.3], None) == [0.7, 0.3]
 
 
-def test_literal_weights_over_one_are_refused_with_the_sum() -> None:
-    with pytest.raises(OptionError, match=r"0\.7 \+ 0\.4 = 1\.1"):
-        mixture_weights([0.6, 0.6], [0.7, 0.4], None)
-
-
 def test_a_total_without_a_memory_to_carry_it_is_refused() -> None:
-    with pytest.raises(OptionError, match="--lambda"):
+    with pytest.raises(OptionError, match=r"total is 0\.5: every memory has a weight of its own"):
         mixture_weights([0.6], [0.5], 0.5)
 
 
@@ -44,7 +69,7 @@ def test_recommendations_of_zero_are_split_evenly() -> None:
 
 def test_without_a_memory_there_is_nothing_to_weigh() -> None:
     assert mixture_weights([], [], None) == []
-    with pytest.raises(OptionError, match=r"--lambda is 0\.5: there is no memory to weigh"):
+    with pytest.raises(OptionError, match=r"total is 0\.5: there is no memory to weigh"):
         mixture_weights([], [], 0.5)
 
 

@@ -19,7 +19,8 @@ from memdec_edge import engine as engines
 from memdec_edge.errors import Cancelled
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
-from memdec_edge.mixture.sampling import Chain, gumbel, reference
+from memdec_edge.mixture.reference import gumbel, sample
+from memdec_edge.mixture.rows import Chain
 from memdec_edge.options import SamplingOptions
 from tests.support.real import EXACT
 
@@ -111,7 +112,7 @@ def possible(row: npt.NDArray[np.float32], token: int, sampling: SamplingOptions
     none = np.empty(0, np.int32)
     for logits, shift in product((row, raised), (0.0, -TIE, TIE)):
         chain = Chain(sampling.top_k, sampling.top_p + shift, sampling.min_p * (1 + shift), sampling.temperature)
-        if reference(logits, chain, sampling.seed, position, none) == token:
+        if sample(logits, chain, sampling.seed, position, none) == token:
             return True
     return False
 

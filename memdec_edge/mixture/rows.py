@@ -1,0 +1,36 @@
+"""What the functions of this shelf take and give: rows of logits, their statistics, the chain of truncations.
+
+Knows nothing of how a mixture is computed.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Row = npt.NDArray[np.float32]  # logits, [n_vocab]; of several positions [n, n_vocab]
+Ids = npt.NDArray[np.int32]
+
+# native/mix.h and native/sample.h have the same numbers.
+MAX_MEMORIES = 16
+MAX_VERIFIED = 17  # rows of one `verify`: a draft of 16 tokens and the sample after it
+TEMPERATURES = (1e-4, 1e4)  # what float arithmetic on logits / T bears
+LARGEST = 1e30  # of |maximum of logits / T|
+GREEDY = 1e-30  # sampling temperatures below it count as 0: logit / temperature stays finite
+
+
+class RowStats(NamedTuple):
+    """Three numbers of softmax(logits / T) of one row."""
+
+    max: float  # of logits / T
+    logsumexp: float  # log(sum(exp(logits / T)))
+    entropy: float  # nats, >= 0
+
+
+class Chain(NamedTuple):
+    """Truncations and temperature, with llama.cpp's meaning."""
+
+    top_k: int  # tokens; <= 0: off
+    top_p: float  # share of the probability that top-k left; >= 1: off
+    min_p: float  # share of the largest probability; <= 0: off
+    temperature: float  # >= 0; 0: greedy
