@@ -4,7 +4,6 @@ The quantiser runs in a process of its own: it works for minutes in one C call, 
 where it finds what it did not expect it ends its process. Knows nothing of checkpoints.
 """
 
-import os
 import subprocess
 import sys
 from contextlib import closing
@@ -16,7 +15,7 @@ from gguf.constants import GGMLQuantizationType as Kind
 from memdec_edge.documents import GENERAL, read_documents
 from memdec_edge.errors import ModelFileError, OutputError
 from memdec_edge.files import atomic_path, refuse_existing
-from memdec_edge.gguf import metadata
+from memdec_edge.gguf import parts
 from memdec_edge.gguf.header import TensorInfo
 from memdec_edge.llama.model import Model
 from memdec_edge.options import QuantizeOptions, QuantTypes
@@ -25,13 +24,7 @@ from .compare import Distance, distance, rows, windows
 
 UNQUANTISED = (Kind.F32, Kind.F16, Kind.BF16)
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-# Its standard input ends when the process that started it does, even if that one was killed; then it ends itself.
-_RUN = """
-import os, sys, threading
-threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
-from memdec_edge.llama.model import run_quantizer
-run_quantizer(*sys.argv[1:])
-"""
+_RUN = "import sys; from memdec_edge.llama.model import run_quantizer; run_quantizer(*sys.argv[1:])"
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ def make_quantized(
 ) -> QuantizeReport:
     """As quantize(), to the path `part`, which `outfile` will take the place of."""
     documents = read_documents(types.text or GENERAL)  # what is wrong with them is said before the long work
-    _, tensors = metadata.read(source)
+    tensors = parts.tensors(source)
     if (found := _first_quantised(tensors)) and not allow_requantize:
         raise ModelFileError(
             source, f"is quantised already ({found}); quantise the F16 or F32 file, or --allow-requantize and lose more"
@@ -74,10 +67,10 @@ def make_quantized(
             raise OutputError(outfile, "no space, or a limit on the size of files")
         raise ModelFileError(source, f"llama.cpp cannot quantise it to {types.outtype} ({told:.200})")
     kinds: dict[str, int] = {}
-    for tensor in metadata.read(part)[1]:
+    for tensor in parts.tensors(part):
         kinds[_name(tensor.kind)] = kinds.get(_name(tensor.kind), 0) + 1
     reference = _name(next((tensor.kind for tensor in tensors if len(tensor.shape) > 1), Kind.F32))
-    sizes = part.stat().st_size, source.stat().st_size
+    sizes = parts.n_bytes(part), parts.n_bytes(source)
     quality = _quality(source, part, documents, types.quality_tokens) if types.quality_tokens else None
     return QuantizeReport(outfile, types.outtype, *sizes, kinds, reference, quality)
 
@@ -103,15 +96,10 @@ def _name(kind: int) -> str:
 
 
 def _run(source: Path, part: Path, types: QuantTypes, embedding: str, allow_requantize: bool) -> str:
-    """Run llama.cpp's quantiser; return why it failed, or "". Its process ends with this call, or with ours."""
+    """llama.cpp's quantiser in a process that ends with this call, whatever happens; why it failed, or empty."""
     arguments = [source, part, types.outtype, embedding, types.output_tensor, int(allow_requantize)]
     command = [sys.executable, "-c", _RUN, *map(str, arguments)]
-    reading, writing = os.pipe()
-    try:
-        done = subprocess.run(command, stdin=reading, capture_output=True, encoding="utf-8", errors="replace")
-    finally:
-        os.close(reading)
-        os.close(writing)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if not done.returncode:
         return ""
     last_words = [f"it ended with {done.returncode}", *done.stderr.split("\n")]

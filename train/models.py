@@ -18,6 +18,7 @@ import transformers
 
 from memdec_edge.errors import MissingFileError, ModelFileError
 from memdec_edge.files import sha256
+from memdec_edge.gguf import parts
 from memdec_edge.gguf.header import Header
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.pairing import MAX_PADDING
@@ -47,7 +48,7 @@ class Source:
 def source_files(path: Path) -> dict[str, Path]:
     """The files that make up a model, by name. Raises MissingFileError."""
     if path.is_file():
-        return {path.name: path}
+        return {file.name: file for file in parts.files(path)}
     if not path.is_dir():
         raise MissingFileError(path, "HF folder or GGUF file")
     return {file.name: file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")}
@@ -66,8 +67,10 @@ def _load(path: Path, stamp: tuple[tuple[str, int], ...]) -> Source:
     is_gguf = path.is_file()
     where, how = (path.parent, {"gguf_file": path.name}) if is_gguf else (path, {})
     if is_gguf:
-        with Header(path):  # says what is wrong with it better than transformers does
-            pass
+        count = len(parts.files(path))  # says what is wrong with it better than transformers does
+        if count > 1:
+            advice = "join them with llama-gguf-split --merge"
+            raise ModelFileError(path, f"is split into {count} files, and transformers reads one; {advice}")
     try:
         with quiet():
             model, found = transformers.AutoModelForCausalLM.from_pretrained(

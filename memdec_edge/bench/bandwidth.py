@@ -11,7 +11,7 @@ from time import perf_counter
 
 import numpy as np
 
-from memdec_edge.gguf.header import Header
+from memdec_edge.gguf import parts
 
 BUFFER = 256 << 20  # bytes, more than any cache holds
 
@@ -19,15 +19,14 @@ BUFFER = 256 << 20  # bytes, more than any cache holds
 def model_bytes(path: Path) -> int:
     """Bytes of the tensors that a pass reads whole: all but an embedding that is only looked up.
 
-    A token of a mixture of experts reads less. Errors: see Header.
+    A token of a mixture of experts reads less. Errors: see parts.files().
     """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     sizes = {}
-    with Header(path) as header:
-        for tensor in header.tensors:
-            elements, n_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
-            sizes[tensor.name] = math.prod(tensor.shape) // elements * n_bytes
+    for tensor in parts.tensors(path):
+        elements, n_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
+        sizes[tensor.name] = math.prod(tensor.shape) // elements * n_bytes
     if "output.weight" in sizes:
         sizes.pop("token_embd.weight", None)
     return sum(sizes.values())

@@ -166,16 +166,16 @@ def show(
     json_: p.Json = False,
 ) -> None:
     """What a memory GGUF says about itself."""
-    from memdec_edge.gguf import metadata
+    from memdec_edge.gguf import metadata, parts
 
-    values, tensors = metadata.read(file)
+    values, _ = metadata.read(file)
     metadata.MemoryMetadata.from_gguf(file, values)  # values that cannot be are refused
     facts = {
         key: value
         for key, value in values.items()
         if key.startswith(("general.", metadata.PREFIX)) and value != "" and value == value  # NaN: not set
     }
-    facts |= {"tensors": len(tensors), "bytes": file.stat().st_size}
+    facts |= {"tensors": len(parts.tensors(file)), "bytes": parts.n_bytes(file)}
     if not metadata.is_memory(values):
         print(f"{file} is a plain model, not a memory", file=sys.stderr)
     width = max(map(len, facts))

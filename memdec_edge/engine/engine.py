@@ -14,6 +14,7 @@ from memdec_edge.engine.registry import Memory, MemoryMixture, Registry, resolve
 from memdec_edge.engine.round import Counters, Rounds
 from memdec_edge.engine.session import Sample, Session
 from memdec_edge.errors import ContextError, OptionError
+from memdec_edge.gguf import parts
 from memdec_edge.llama.abort import AbortFlag
 from memdec_edge.llama.context import Context, default_threads
 from memdec_edge.llama.library import has_gpu
@@ -248,6 +249,6 @@ def _divide(options: LoadOptions, base: Path, memories: list[Path]) -> tuple[int
         return (0, 0)
     if options.memory_threads or threads < 2:
         return None
-    sizes = [path.stat().st_size for path in (base, *memories)]
+    sizes = [parts.n_bytes(path) for path in (base, *memories)]
     lent = min(max(round(threads * sum(sizes[1:]) / sum(sizes)), 1), threads - 1)
     return (threads - lent, lent)

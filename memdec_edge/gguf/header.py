@@ -104,6 +104,13 @@ class Header:
             at += 8 + length
         return found
 
+    def numbers(self, key: str) -> list[int | float]:
+        """The number under `key`, or the elements of an array of numbers; empty where there is none."""
+        entry = self.entries.get(key)
+        if entry is None or entry.kind not in SCALARS:
+            return []
+        return [value for (value,) in SCALARS[entry.kind].iter_unpack(self._data[entry.start : entry.end])]
+
     def raw(self, start: int, end: int) -> bytes:
         """Bytes [start, end) of the file."""
         return self._data[start:end]
