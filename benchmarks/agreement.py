@@ -22,10 +22,11 @@ from transformers import AutoModelForCausalLM
 from memdec_edge.convert import convert
 from memdec_edge.documents import GENERAL
 from memdec_edge.engine import Engine
+from memdec_edge.files import cache_home
 from memdec_edge.options import ConvertOptions, LoadOptions, MemoryOptions
 from memdec_edge.train.models import load_source
 from memdec_edge.train.student import save_copy
-from memdec_edge.workflow.demo import demo_base, demo_home
+from memdec_edge.workflow.demo import demo_base
 
 TOKENS, WEIGHT = 200, 0.6
 EXACT = LoadOptions(flash_attn="off", cache_type_k="f32", cache_type_v="f32")
@@ -54,7 +55,7 @@ def main() -> None:
     """Convert, run, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--memory", type=Path, metavar="CHECKPOINT")
-    found_demos = sorted(demo_home().glob("demo/*/memory/model.safetensors"), key=lambda path: path.stat().st_mtime)
+    found_demos = sorted(cache_home().glob("demo/*/memory/model.safetensors"), key=lambda path: path.stat().st_mtime)
     checkpoint = parser.parse_args().memory or (found_demos[-1].parent if found_demos else None)
     if checkpoint is None:
         print("no memory to compare: run `memdec-edge demo --quick` first, or give one with --memory")

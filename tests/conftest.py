@@ -32,6 +32,14 @@ class Family:
     renamed: Path  # role memory, token #RENAMED_TOKEN has another text
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the user's cache folder holds is neither read nor written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEMDEC_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     folder = tmp_path_factory.mktemp("family")

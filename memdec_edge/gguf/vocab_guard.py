@@ -12,15 +12,21 @@ from memdec_edge.gguf.header import Header
 
 TOKENS, CHARSMAP = "tokenizer.ggml.tokens", "tokenizer.ggml.precompiled_charsmap"
 NONE = 2**32
+FEW = 12  # tokens: with as many or more, every default id of DEFAULTS is in the vocabulary
 # By tokenizer model: the ids that llama.cpp takes for a BOS or EOS which the file does not name.
 DEFAULTS = {"gpt2": {"bos": 11, "eos": 11}, "llama": {"bos": 1, "eos": 2}, "t5": {"bos": NONE, "eos": 1}}
 
 
-def refuse_what_aborts(header: Header) -> None:
-    """Raise ModelFileError for a vocabulary that llama.cpp would not survive."""
+def refuse_what_aborts(header: Header) -> bool:
+    """Raise ModelFileError for a vocabulary that llama.cpp would not survive.
+
+    Returns whether the rules here cover the tokenizer; where not, only a trial can tell.
+    """
     if TOKENS not in header.entries:
-        return  # llama.cpp refuses it by itself, or it has no tokenizer
+        return False  # llama.cpp refuses it by itself, or it has no tokenizer
     tokens = header.strings(TOKENS)
+    if not tokens:
+        raise ModelFileError(header.path, f"{TOKENS} is empty; the file is damaged")
     seen: set[bytes] = set()
     for token, text in enumerate(tokens):
         # llama.cpp reads C strings, and names empty ones by their number.
@@ -45,6 +51,8 @@ def refuse_what_aborts(header: Header) -> None:
         entry = header.entries[CHARSMAP]
         if not _sound(header.raw(entry.start, entry.end)):
             raise ModelFileError(header.path, f"{CHARSMAP} points outside itself; the file is damaged")
+    # A pre-tokenizer may add BOS or EOS where no key says so, and Gemma 4's does where a key says otherwise.
+    return model in DEFAULTS and len(tokens) >= FEW and facts.get("tokenizer.ggml.pre") != "gemma4"
 
 
 def _sound(charsmap: bytes) -> bool:

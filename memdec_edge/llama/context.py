@@ -5,6 +5,7 @@ process: token ids, batch sizes and cells are checked here. Knows nothing of mix
 """
 
 import ctypes
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,22 +13,23 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from memdec_edge.errors import Cancelled, ContextError, DecodeError, ModelFileError
+from memdec_edge.errors import Cancelled, ContextError, DecodeError, ModelFileError, OptionError
 from memdec_edge.llama.abort import AbortFlag
 from memdec_edge.llama.library import forget_reasons, reason
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.tap import Tap
-from memdec_edge.machine import usable_cpus
 from memdec_edge.mixture.rows import Row
 from memdec_edge.options import CACHE_TYPES, LoadOptions
 
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 ABORTED = 2  # of llama_decode
+NO_ROPE = -1  # enum llama_rope_type
+UNQUANTISED, BLOCK = ("f32", "f16", "bf16"), 32  # cache types; numbers that the others keep together
 
 
 def default_threads() -> int:
     """One thread for each CPU that this process may run on."""
-    return usable_cpus()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Context:
@@ -50,8 +52,14 @@ class Context:
         """`n_ctx` cells; `abort` may be shared with other contexts, so that whichever decodes is stopped; `tap` copies
         a tensor of each pass.
 
-        Raises ModelFileError when llama.cpp cannot make the context (memory, cache types).
+        Raises ModelFileError when llama.cpp cannot make the context (memory, cache types), OptionError when it would
+        end the process.
         """
+        if options.flash_attn == "off" and options.cache_type_k not in UNQUANTISED and model.head_length % BLOCK:
+            allowed = (
+                f"{model.path} has heads of {model.head_length} numbers, and without flash attention {BLOCK} must "
+            )
+            raise OptionError("cache_type_k", options.cache_type_k, f"{allowed}divide them; use {UNQUANTISED[1]}")
         self.model = model
         self.tokens: list[list[int]] = [[] for _ in range(n_seq)]
         self._handle = None
@@ -85,6 +93,9 @@ class Context:
         # A recurrent state has no earlier one to go back to, and cells that left a sliding window may be taken by
         # another slot: truncate() then empties a slot, which is right but too dear for speculation.
         self.can_roll_back: bool = not stateful and (self._window == 0 or n_seq == 1)
+        # Positions are rows of a table where no rotation tells them: beyond its end llama.cpp would end the process.
+        table = not stateful and llama_cpp.llama_model_rope_type(model.handle) == NO_ROPE
+        self._longest = min(self.n_ctx, model.n_ctx_train) if table else self.n_ctx
         self._allocate_batch(n_seq)
 
     def _allocate_batch(self, n_seq: int) -> None:
@@ -183,8 +194,8 @@ class Context:
                 raise DecodeError(f"{self.model.path}: nothing to decode; give at least one token")
             if end > self.n_batch:
                 raise DecodeError(f"{self.model.path}: a batch of more than {self.n_batch} tokens; raise -b")
-            if held + len(tokens) > self.n_ctx:
-                raise ContextError(held + len(tokens), 0, self.n_ctx)
+            if held + len(tokens) > self._longest:
+                raise ContextError(held + len(tokens), 0, self._longest)
             if min(tokens) < 0 or max(tokens) >= self.model.n_vocab:
                 raise DecodeError(f"{self.model.path}: a token id is outside its vocabulary of {self.model.n_vocab}")
             self._ids[start:end] = tokens

@@ -14,11 +14,12 @@ from typing import Any
 import llama_cpp
 
 TELLING = ("error loading model", "failed to quantize", "invalid")  # in lines of llama.cpp's log that give a reason
+EMPTY = "failed to load model from"  # in lines that give none: gguf's own, which come first, do
 FUNCTION_NAMES = (
     "error loading model: ",
     "failed to quantize: ",
     "llama_init_from_model: ",
-    "gguf_init_from_file_ptr: ",
+    "gguf_init_from_reader: ",
 )
 LOG_ERROR = 4  # enum ggml_log_level; llama-cpp-python's own table is off by one
 
@@ -70,7 +71,8 @@ def forget_reasons() -> None:
 
 def reason(fallback: str) -> str:
     """Return the most telling line that llama.cpp logged in this thread, without its function names."""
-    telling = [line for line in _log.lines if any(mark in line for mark in TELLING)] or list(_log.lines)
+    lines = list(_log.lines)
+    telling = [line for line in lines if any(mark in line for mark in TELLING) and EMPTY not in line] or lines
     if not telling:
         return fallback
     line = telling[0]

@@ -14,10 +14,11 @@ from typing import Any
 import llama_cpp
 
 from memdec_edge.errors import CorpusError, DecodeError, ModelFileError
+from memdec_edge.gguf import guard
 from memdec_edge.gguf.header import Header, Scalar
-from memdec_edge.gguf.vocab_guard import refuse_what_aborts
 from memdec_edge.llama import library
 from memdec_edge.llama.stack import call_with_stack, refuse_long_runs
+from memdec_edge.llama.trial import refuse_what_ends
 
 VOCAB_TYPE_NONE = 0  # enum llama_vocab_type; tokenizing without a vocabulary aborts the process
 QUANT_ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}  # llama-quantize's
@@ -30,7 +31,8 @@ class Model:
     """A GGUF file: its vocabulary and metadata, and its weights unless `vocab_only`.
 
     Several threads may tokenize, and ask for pieces and metadata, at the same time; close() must come after them.
-    Raises MissingFileError, and ModelFileError when llama.cpp cannot load the file or it is no text decoder.
+    Raises MissingFileError, and ModelFileError when llama.cpp cannot load the file or it is no text decoder. Some files
+    are tried first in a process of their own (trial.py). That process itself opens them as `tried`.
 
     metadata: every single value of the header, with the type that the file gives it (arrays are left out).
     n_embd, n_layer, n_ctx_train: of the weights, 0 where vocab_only.
@@ -39,11 +41,14 @@ class Model:
     calls the token a control token, as SentencePiece's <s> and </s>.
     """
 
-    def __init__(self, path: Path | str, *, vocab_only: bool = False, n_gpu_layers: int = 0) -> None:
+    def __init__(
+        self, path: Path | str, *, vocab_only: bool = False, n_gpu_layers: int = 0, tried: bool = False
+    ) -> None:
         self.path = Path(path)
         self._handle = None
         with Header(self.path) as header:
-            refuse_what_aborts(header)
+            refuse = guard.refuse_what_aborts if tried else refuse_what_ends
+            refuse(header, vocab_only=vocab_only)
             self.metadata: dict[str, Scalar] = header.scalars()
         library.start()
         params = llama_cpp.llama_model_default_params()
@@ -60,9 +65,6 @@ class Model:
         if not vocab_only and not llama_cpp.llama_model_has_decoder(self._handle):
             self.close()
             raise ModelFileError(self.path, "it is no decoder; only models that generate text can be used")
-        if not vocab_only and llama_cpp.llama_model_n_ctx_train(self._handle) < 1:
-            self.close()
-            raise ModelFileError(self.path, "its context_length is no positive number; the file is damaged")
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(self._handle)
         self.n_embd: int = llama_cpp.llama_model_n_embd(self._handle)
@@ -90,6 +92,13 @@ class Model:
         if not self._handle:
             raise DecodeError(f"{self.path} is closed; open it again")
         return self._vocab
+
+    @property
+    def head_length(self) -> int:
+        """Numbers of a head's key; 0 without attention."""
+        found = self.metadata.get(f"{self.metadata.get('general.architecture')}.attention.key_length")
+        heads: int = llama_cpp.llama_model_n_head(self.handle)
+        return found if isinstance(found, int) else self.n_embd // heads if heads else 0
 
     @cached_property
     def eog_tokens(self) -> frozenset[int]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import llama_cpp
 
+from memdec_edge.gguf.header import Header
 from memdec_edge.llama.context import default_threads
+from memdec_edge.llama.trial import refuse_what_ends
 from memdec_edge.options import CACHE_TYPES, LoadOptions, SamplingOptions
 
 
@@ -17,6 +19,8 @@ class StockLlama:
     """One `llama_cpp.Llama`; close it."""
 
     def __init__(self, path: Path | str, load: LoadOptions, sampling: SamplingOptions) -> None:
+        with Header(path) as header:
+            refuse_what_ends(header)
         threads = load.threads or default_threads()
         self._llama = llama_cpp.Llama(
             str(path), n_ctx=load.n_ctx, n_batch=load.n_batch, n_ubatch=load.n_batch, n_threads=threads,

@@ -9,7 +9,6 @@ how any of them works.
 
 import hashlib
 import json
-import os
 import shlex
 import statistics
 import time
@@ -21,7 +20,7 @@ from typing import Any
 
 from memdec_edge.documents import GENERAL, read_documents
 from memdec_edge.errors import MissingExtraError
-from memdec_edge.files import write_text
+from memdec_edge.files import cache_home, write_text
 from memdec_edge.gguf import metadata
 from memdec_edge.options import (
     CacheOptions,
@@ -69,7 +68,7 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
 
     Raises MissingExtraError without the extra [demo], Cancelled on Ctrl-C, and what the stages raise.
     """
-    folder = demo_home() / "demo" / f"{options.domain}{'-quick' * options.quick}-{_settings(options)}"
+    folder = cache_home() / "demo" / f"{options.domain}{'-quick' * options.quick}-{_settings(options)}"
     result = folder / "result.json"
     if not result.is_file():
         write_text(result, json.dumps(_make(options, folder), indent=1))
@@ -84,17 +83,6 @@ def _settings(options: DemoOptions) -> str:
     recipe = TrainOptions.beta, TrainOptions.lr, CacheOptions.target, CacheOptions.key, BLOCK, BATCH, SEED
     chosen = repr((QUICK if options.quick else FULL, recipe, PROMPTS[options.domain]))
     return hashlib.sha256(chosen.encode()).hexdigest()[:8]
-
-
-def demo_home() -> Path:
-    """The folder of results: MEMDEC_HOME, else the platform's user cache folder."""
-    if home := os.environ.get("MEMDEC_HOME"):
-        return Path(home)
-    if find_spec("platformdirs") is None:
-        raise MissingExtraError("platformdirs", "demo")
-    import platformdirs
-
-    return platformdirs.user_cache_path("memdec-edge")
 
 
 def demo_base() -> Path:

@@ -10,15 +10,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from memdec_edge.errors import Cancelled, ContextError, DecodeError, ModelFileError
+from memdec_edge.errors import Cancelled, ContextError, DecodeError, ModelFileError, OptionError
 from memdec_edge.llama.abort import RAISED, AbortFlag
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.options import CACHE_TYPES, LoadOptions
+from tests.conftest import Family
+from tests.support.raw_gguf import tiny
 from tests.support.real import EXACT
 
 OPTIONS = replace(EXACT, n_batch=16)
@@ -201,3 +204,24 @@ def test_a_batch_larger_than_the_context_takes_is_refused_before_llama_cpp_sees_
     with pytest.raises(DecodeError, match="more than 16 tokens; raise -b"):
         slots.decode([(0, [1] * 10), (1, [1] * 7)])
     assert slots.tokens == [[], [], [], []]
+
+
+def test_positions_beyond_a_learned_table_never_reach_a_decode(family: Family, tmp_path: Path) -> None:
+    path = tiny("gpt2", family.base, C=32).write(tmp_path / "gpt2.gguf")
+    with closing(Model(path)) as model, closing(Context(model, OPTIONS, 128)) as context:
+        context.feed([1] * 32)
+        with pytest.raises(ContextError, match="a prompt of 33 tokens do not fit the context of 32"):
+            context.feed([1] * 33)
+
+
+def test_a_quantised_cache_of_keys_needs_heads_of_whole_blocks(family: Family, tmp_path: Path) -> None:
+    path = tiny("gptneox", family.base, E=160, head=80, heads=2, value=80).write(tmp_path / "pythia.gguf")
+    options = replace(OPTIONS, cache_type_k="q8_0", cache_type_v="f16")
+    with closing(Model(path)) as model:
+        with pytest.raises(OptionError, match=r"cache_type_k is q8_0: .*pythia.gguf has heads of 80 numbers.*use f16"):
+            Context(model, options, 32)
+        with pytest.raises(ModelFileError, match="does not divide n_embd_head_k=80"):  # llama.cpp's own check
+            Context(model, replace(options, flash_attn="on"), 32)
+    wide = tiny("gptneox", family.base, E=128, head=64, heads=2, value=64).write(tmp_path / "wide.gguf")
+    with closing(Model(wide)) as model, closing(Context(model, options, 32)) as context:
+        context.feed([1, 2, 3])
