@@ -36,7 +36,7 @@ from provenance import made_by, metrics
 from memdec_edge.convert import convert
 from memdec_edge.documents import read_documents
 from memdec_edge.files import write_text
-from memdec_edge.options import CacheOptions, ConvertOptions, TrainOptions
+from memdec_edge.options import LAMBDAS, CacheOptions, ConvertOptions, TrainOptions
 from memdec_edge.train import build_cache, train
 from memdec_edge.train.corpus import Tokens, pack
 from memdec_edge.train.knn.cache import Cache
@@ -45,7 +45,6 @@ from memdec_edge.train.models import load_source
 from memdec_edge.train.targets import kernel
 from memdec_edge.train.teacher import gather_blocks, open_teacher, spread_blocks
 
-LAMBDAS = np.arange(21) / 20
 DISTANCES = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0, np.inf)
 POSITIONS = {"valid": 8_192, "test": 32_768, "general": 8_192}
 CPU = torch.device("cpu")
@@ -67,7 +66,7 @@ class Bench:
         self.arguments, self.out = arguments, arguments.out
         self.cache = CacheOptions(
             arguments.teacher, arguments.corpus, self.out / "cache", block=arguments.block,
-            max_tokens=arguments.tokens + 1, k=256,
+            batch=arguments.batch, max_tokens=arguments.tokens + 1, k=256,
         )  # fmt: skip
         self.datastore = replace(self.cache, out=self.out / "datastore", finetune_teacher=0, target="knn")
         self.steps = arguments.tokens // arguments.block // arguments.batch  # of an epoch
@@ -90,7 +89,7 @@ class Bench:
     def options(self, name: str, epochs: int, beta: float) -> TrainOptions:
         arguments = self.arguments
         return TrainOptions(
-            self.cache, self.out / name, steps=self.steps * epochs, beta=beta, lr=arguments.lr, batch=arguments.batch,
+            self.cache, self.out / name, steps=self.steps * epochs, beta=beta, lr=arguments.lr,
             valid_every=self.steps // 2, save_every=self.steps,
         )  # fmt: skip
 
@@ -127,7 +126,7 @@ def perplexity(probs: Probs) -> float:
 
 def mixed(other: Probs, base: Probs) -> dict[float, float]:
     """lambda -> perplexity."""
-    return {round(float(share), 2): perplexity(share * other + (1 - share) * base) for share in LAMBDAS}
+    return {share: perplexity(share * other + (1 - share) * base) for share in LAMBDAS}
 
 
 def best_of(sweep: dict[float, float]) -> float:

@@ -18,10 +18,16 @@ from memdec_edge.convert import convert
 from memdec_edge.documents import read_file
 from memdec_edge.engine import Engine
 from memdec_edge.evaluation.perplexity import TokenScores, score_tokens
-from memdec_edge.options import CacheOptions, ConvertOptions, EvalOptions, LoadOptions, MemoryOptions, TrainOptions
+from memdec_edge.options import (
+    LAMBDAS,
+    CacheOptions,
+    ConvertOptions,
+    EvalOptions,
+    LoadOptions,
+    MemoryOptions,
+    TrainOptions,
+)
 from memdec_edge.train import train
-
-LAMBDAS = [round(0.05 * i, 2) for i in range(21)]
 
 
 def scores(base: Path, memory: Path, text: Path, tokens: int) -> TokenScores:

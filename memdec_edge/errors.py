@@ -39,9 +39,9 @@ class OptionError(MemdecError):
     exit_code = 2
     http_status = 400
 
-    def __init__(self, option: str, value: object, allowed: str) -> None:
-        self.option, self.value, self.allowed = option, value, allowed
-        super().__init__(f"{option} is {value}: {allowed}")
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        self.field, self.value, self.allowed = field, value, allowed
+        super().__init__(f"{field} is {value}: {allowed}")
 
 
 class MissingFileError(MemdecError):

@@ -58,9 +58,9 @@ def settings(options: TrainOptions, processes: int) -> dict[str, Any]:
         "--steps": options.steps,
         "--beta": options.beta,
         "--lr": options.lr,
-        "--batch": options.batch,
+        "--batch": options.cache.batch,
         "--accumulate": options.accumulate,
-        "--seed": options.seed,
+        "--seed": options.cache.seed,
         "a warm-up share of": options.warmup,
         "a weight decay of": options.weight_decay,
         "gradients clipped at": options.clip,
@@ -111,10 +111,10 @@ class _Run:
     ) -> None:
         self.options, self.source, self.data, self.stage, self.accelerator = options, source, data, stage, accelerator
         self.blocks = n_blocks(data.train, data.block)
-        self.blocks_per_step = options.batch * options.accumulate * accelerator.num_processes
+        self.blocks_per_step = options.cache.batch * options.accumulate * accelerator.num_processes
         self.steps = options.steps or max(1, math.ceil(options.epochs * self.blocks / self.blocks_per_step))
 
-        shape = stage.manifest.get("layers", options.layers), options.hidden, options.seed
+        shape = stage.manifest.get("layers", options.layers), options.hidden, options.cache.seed
         self.model = make_memory(source, *shape, fresh=options.from_scratch).to(accelerator.device)
         self.weights = {name: weight.detach() for name, weight in self.model.named_parameters()}
         cast_parameters(self.model, work_dtype(accelerator.device.type))  # self.weights stays float32
@@ -174,12 +174,14 @@ class _Run:
     def _gradients(self, step: int) -> tuple[float, float, float, float]:
         """Leave the step's mean gradient, clipped, in self.weights; return loss, CE, KL and its norm before."""
         options, accelerator, length = self.options, self.accelerator, self.data.block
-        torch.manual_seed((options.seed << 24) + step * accelerator.num_processes + accelerator.process_index)
+        torch.manual_seed((options.cache.seed << 24) + step * accelerator.num_processes + accelerator.process_index)
         total = torch.zeros(3, device=accelerator.device)
         for part in range(options.accumulate):
             first = (step * options.accumulate + part) * accelerator.num_processes + accelerator.process_index
-            slots = range(first * options.batch, (first + 1) * options.batch)
-            blocks = [_order(options.seed, slot // self.blocks, self.blocks)[slot % self.blocks] for slot in slots]
+            slots = range(first * options.cache.batch, (first + 1) * options.cache.batch)
+            blocks = [
+                _order(options.cache.seed, slot // self.blocks, self.blocks)[slot % self.blocks] for slot in slots
+            ]
             ids = gather_blocks(self.data.train, blocks, length).to(accelerator.device)
             if self.data.targets:
                 support = self.data.targets.rows([block * length for block in blocks], length)

@@ -49,13 +49,13 @@ def train(options: TrainOptions) -> TrainReport:
     beta = 0 needs only its tokens.
 
     Raises what build_cache() raises; ModelFileError when the initial model speaks another vocabulary than the teacher,
-    OptionError (--layers, --hidden, --block), StageError, OutputError, NumericsError naming the step whose loss is no
+    OptionError (layers, hidden, block), StageError, OutputError, NumericsError naming the step whose loss is no
     number (what was saved last is kept), and Cancelled on Ctrl-C (what was done is kept). What can be refused is
     refused before the cache is made, and leaves no trace.
     """
     began = time.monotonic()
     processes = accelerator()
-    with enough_memory(options.batch, options.cache), interruptible():
+    with enough_memory(options.cache), interruptible():
         cache = Cache(options.cache)
         stage = _open(options, cache, processes.num_processes)
         if not stage.begun:
@@ -97,7 +97,7 @@ def _base_losses(options: TrainOptions, stage: Stage, validation: Validation, de
 def _open(options: TrainOptions, cache: Cache, processes: int) -> Stage:
     inputs = {"the kNN cache": cache.stage.identity}
     inputs |= digests(source_files(options.init or options.cache.teacher), "initial model")
-    return open_stage(options.out, "memory", inputs, settings(options, processes), (*LAYOUT, BASE), options.fresh)
+    return open_stage(options.out, "memory", inputs, settings(options, processes), (*LAYOUT, BASE), options.cache.fresh)
 
 
 def _check(options: TrainOptions) -> None:
@@ -107,6 +107,6 @@ def _check(options: TrainOptions) -> None:
     check_head(source.model)
     context = source.model.config.max_position_embeddings
     if options.cache.block > context:
-        raise OptionError("--block", options.cache.block, f"the initial model's context is {context} tokens")
+        raise OptionError("block", options.cache.block, f"the initial model's context is {context} tokens")
     if options.init is not None:
         check_vocabulary(source, options.cache.teacher)

@@ -27,7 +27,7 @@ FFN_MULTIPLE = 32  # rows of quantised GGUF weights are made of blocks of 32
 def memory_shape(source: Source, layers: Layers, hidden: int | None) -> tuple[Any, list[int]]:
     """The config of a memory, and the indices of the source's blocks that it keeps.
 
-    Raises OptionError for more --layers than the source has, and for a --hidden that is not smaller than the source's
+    Raises OptionError for more `layers` than the source has, and for a `hidden` that is not smaller than the source's
     or no multiple of its head size.
     """
     config = copy.deepcopy(source.model.config)
@@ -71,7 +71,7 @@ def _choose_layers(config: Any, layers: Layers) -> list[int]:
         return list(range(total))
     count = layers if isinstance(layers, int) else len(layers)
     if count > total:
-        raise OptionError("--layers", count, f"the source has {total}")
+        raise OptionError("layers", count, f"the source has {total}")
     kept = [round(i * (total - 1) / max(1, count - 1)) for i in range(count)] if isinstance(layers, int) else layers
     config.num_hidden_layers = count
     if getattr(config, "layer_types", None):
@@ -100,7 +100,7 @@ def _narrow(config: Any, hidden: int) -> None:
     head_size = getattr(config, "head_dim", None) or wide // heads
     if hidden >= wide or hidden % head_size:
         allowed = f"must be below the source's {wide} and a multiple of its head size, {head_size}"
-        raise OptionError("--hidden", hidden, allowed)
+        raise OptionError("hidden", hidden, allowed)
     config.hidden_size, config.num_attention_heads = hidden, hidden // head_size
     if hasattr(config, "num_key_value_heads"):
         config.num_key_value_heads = math.gcd(config.num_key_value_heads, config.num_attention_heads)

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memdec_edge.options import LAMBDAS
+
 from .corpus import Tokens
 from .head import predict
 from .teacher import gather_blocks, spread_blocks
 
 POSITIONS = 8192  # scored, at most; `memdec-edge eval` can score them all
-LAMBDAS = torch.arange(1, 20, dtype=torch.float64) / 20  # of the mixture
+WEIGHTS = torch.tensor(LAMBDAS[1:-1], dtype=torch.float64)  # of the memory; the ends have no logarithm on one side
 ALONE, MIXED = "valid_perplexity", "mixture_perplexity"
 FIGURES = (ALONE, MIXED, "mixture_lambda")
 
@@ -42,10 +44,10 @@ class Validation:
         found = {ALONE: float(torch.cat(losses).mean().exp())}
         if self.base is not None:
             memory, base = torch.cat(losses).double(), self.base.double()
-            mixed = torch.logaddexp(LAMBDAS.log()[:, None] - memory, (1 - LAMBDAS).log()[:, None] - base)
+            mixed = torch.logaddexp(WEIGHTS.log()[:, None] - memory, (1 - WEIGHTS).log()[:, None] - base)
             best = int(mixed.mean(1).argmax())
             found |= {
                 MIXED: float((-mixed[best].mean()).exp()),
-                "mixture_lambda": float(LAMBDAS[best]),
+                "mixture_lambda": float(WEIGHTS[best]),
             }
         return found

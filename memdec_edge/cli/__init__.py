@@ -11,9 +11,18 @@ import sys
 import typer
 
 from memdec_edge import __version__
-from memdec_edge.cli import build, infer, measure
-from memdec_edge.cli.convert import convert, quantize
-from memdec_edge.errors import Cancelled, MemdecError
+from memdec_edge.cli.bench import bench
+from memdec_edge.cli.cache import cache
+from memdec_edge.cli.check import check
+from memdec_edge.cli.convert import convert
+from memdec_edge.cli.demo import demo
+from memdec_edge.cli.eval import eval_
+from memdec_edge.cli.flags import CommandError
+from memdec_edge.cli.quantize import quantize
+from memdec_edge.cli.run import run
+from memdec_edge.cli.show import show
+from memdec_edge.cli.train import train
+from memdec_edge.errors import Cancelled
 
 app = typer.Typer(
     name="memdec-edge",
@@ -23,11 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: instant, and the same in every terminal
 )
-COMMANDS = (
-    infer.run, infer.eval_, measure.bench, infer.check, infer.show,
-    build.cache, build.train, convert, quantize, build.demo,
-)  # fmt: skip
-for command in COMMANDS:
+for command in (run, eval_, bench, check, show, cache, train, convert, quantize, demo):
     app.command(command.__name__.rstrip("_"))(command)
 
 
@@ -53,7 +58,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False, prog_name="memdec-edge")
         if code == Cancelled.exit_code:  # typer's answer to Ctrl-C outside our own code
-            raise Cancelled
+            raise KeyboardInterrupt
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output went away: not an error, but nothing more to say either
         with open(os.devnull, "w") as nowhere:
@@ -61,7 +66,7 @@ def main() -> None:
         code = 0
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("stopped", Cancelled.exit_code)
-    except MemdecError as error:
+    except CommandError as error:
         code = _fail(str(error), error.exit_code)
     except typer.TyperException as error:
         code = _fail(error.format_message(), 2)

@@ -1,55 +1,155 @@
-"""One parameter of a command for a whole dataclass of options: its flags are declared once, by field.
-
-    Load = Annotated[LoadOptions, Flags(threads=Threads, n_batch=BatchSize)]
+"""Flags from dataclasses of options, and messages that name fields turned into messages that name flags.
 
     @spread
-    def run(model: Base, load: Load = LoadOptions()) -> None: ...
+    def run(*, model: ..., load: Given[LoadOptions]) -> None:
+        options = load()
 
-shows -t and -b with the dataclass's own defaults, and hands `run` what was given as a LoadOptions. Knows nothing of the
-options themselves.
+shows -t, -b and the other flags of LoadOptions, each with its default and help. `load` is LoadOptions with what was
+given filled in: to call it makes the object, and checks it. Knows nothing of any particular option.
 """
 
 import inspect
-from collections.abc import Callable
-from dataclasses import replace
-from functools import wraps
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, fields
+from functools import partial, wraps
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+import typer
+
+from memdec_edge.errors import MemdecError, OptionError
+
+Options = TypeVar("Options")
 
 
 class Flags:
-    """The flags that set a dataclass's fields, as Typer annotations by field."""
+    """Marks the parameter of a command that takes the flags of a dataclass, all but those of the fields `without`."""
 
-    def __init__(self, **fields: Any) -> None:
-        self.fields = fields
+    def __init__(self, *without: str) -> None:
+        self.without = without
 
-    def without(self, *names: str) -> "Flags":
-        """The same but for some fields, which then keep their defaults."""
-        return Flags(**{name: flag for name, flag in self.fields.items() if name not in names})
+
+Given = Annotated[Callable[..., Options], Flags()]
+
+
+class CommandError(Exception):
+    """What main() shows of an error: one line, and the exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def flag(about: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Any:
+    """Typer's description of an option or argument, from the metadata of a field."""
+    how: dict[str, Any] = {"metavar": about.get("metavar"), "help": in_flags(about.get("help", ""), names or {})}
+    return typer.Option(*about["flags"], **how) if about["flags"] else typer.Argument(**how)
+
+
+def of(options: type, name: str) -> Any:
+    """flag() of one field of a dataclass."""
+    found = flag(next(each.metadata for each in fields(options) if each.name == name))
+    found.field = name
+    return found
+
+
+def in_flags(text: str, names: Mapping[str, str]) -> str:
+    """`text` with each field in backticks spelled as the flag that `names` has for it, or bare where it has none."""
+    return re.sub(r"`(\w+)`", lambda found: names.get(found[1], found[1]), text)
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """The command that Typer sees: each parameter annotated with Flags has become a flag for each field.
+    """The command that Typer sees: each parameter of Flags has become one for each field that has a flag.
 
-    The command itself gets the parameter's default with the flags' values in it, checked as the dataclass checks them.
+    Errors that the command raises name fields; the ones that leave it are CommandErrors, which name its flags.
     """
-    parameters: list[inspect.Parameter] = []
-    groups: dict[str, tuple[Any, list[str]]] = {}
+    plain: list[inspect.Parameter] = []
+    groups: dict[str, tuple[Any, dict[str, Field[Any]]]] = {}
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        metadata = getattr(parameter.annotation, "__metadata__", ())
-        flags = next((item for item in metadata if isinstance(item, Flags)), None)
-        if flags is None:
-            parameters.append(parameter)
+        mark = next((item for item in get_args(parameter.annotation) if isinstance(item, Flags)), None)
+        if mark is None:
+            plain.append(parameter)
             continue
-        groups[parameter.name] = (parameter.default, list(flags.fields))
-        for name, annotation in flags.fields.items():
-            default = getattr(parameter.default, name)
-            parameters.append(parameter.replace(name=name, annotation=annotation, default=default))
+        kind = get_args(get_args(parameter.annotation)[0])[-1]  # Annotated[Callable[..., KIND], Flags()]
+        shown = (each for each in fields(kind) if each.metadata.get("flags") or each.metadata.get("metavar"))
+        groups[parameter.name] = kind, {each.name: each for each in shown if each.name not in mark.without}
+        plain.append(parameter)
+    names = _names(plain, groups)
+    parameters: list[inspect.Parameter] = []
+    for parameter in plain:
+        if parameter.name in groups:
+            parameters += [_parameter(each, names) for each in groups[parameter.name][1].values()]
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @wraps(command)
     def spread_out(**given: Any) -> None:
-        for group, (default, names) in groups.items():
-            given[group] = replace(default, **{name: given.pop(name) for name in names})
-        command(**given)
+        try:
+            for group, (kind, chosen) in groups.items():
+                given[group] = partial(kind, **{name: _value(each, given.pop(name)) for name, each in chosen.items()})
+            command(**given)
+        except MemdecError as error:
+            raise CommandError(message(error, names), error.exit_code) from error
 
     spread_out.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return spread_out
+
+
+def message(error: MemdecError, names: Mapping[str, str]) -> str:
+    """What an error says to a user of these flags."""
+    text = str(error)
+    if isinstance(error, OptionError) and error.field in names:
+        text = names[error.field] + text.removeprefix(error.field)
+    return in_flags(text, names)
+
+
+def _names(
+    parameters: list[inspect.Parameter], groups: Mapping[str, tuple[Any, dict[str, Field[Any]]]]
+) -> dict[str, str]:
+    """Field -> the flag that messages name: the first long one; of an argument its metavar."""
+    names = {}
+    for parameter in parameters:
+        if parameter.name in groups:
+            for each in groups[parameter.name][1].values():
+                names[each.name] = _long(each.metadata["flags"], each.metadata.get("metavar"))
+        else:
+            for item in get_args(parameter.annotation)[1:]:
+                decls = (item.default, *(item.param_decls or ()))  # in Annotated the first one is where a default was
+                names[parameter.name] = _long([text for text in decls if isinstance(text, str)], item.metavar)
+                names[getattr(item, "field", parameter.name)] = names[parameter.name]
+    return names
+
+
+def _long(flags: Iterable[str], metavar: str | None) -> str:
+    found = next((flag for flag in flags if flag.startswith("--")), metavar or "")
+    return found.partition("/")[0]
+
+
+def _parameter(each: Field[Any], names: Mapping[str, str]) -> inspect.Parameter:
+    """The parameter that Typer makes a flag of. A word for None makes it text, which _value() reads."""
+    kind, default = each.type, each.default
+    if word := each.metadata.get("none"):
+        kind, default = str, word if default is None else default
+    if get_origin(kind) is tuple:
+        kind, default = list[get_args(kind)[0]] | None, None  # type: ignore[misc]
+    return inspect.Parameter(
+        each.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[kind, flag(each.metadata, names)],
+        default=inspect.Parameter.empty if default is MISSING else default,
+    )
+
+
+def _value(each: Field[Any], given: Any) -> Any:
+    """What Typer read, as the field holds it. Raises OptionError for text that is no number where one belongs."""
+    if word := each.metadata.get("none"):
+        number = next(kind for kind in get_args(each.type) if kind is not type(None))
+        try:
+            return None if given == word else number(given)
+        except ValueError:
+            wanted = "a whole number" if number is int else "a number"
+            bounds = f" from {each.metadata['low']:g} to {each.metadata['high']:g}"
+            raise OptionError(each.name, given, f"must be {word} or {wanted}{bounds}") from None
+    if "choices" in each.metadata:
+        return given.lower()  # names of types are written in any case
+    return tuple(given or ()) if get_origin(each.type) is tuple else given

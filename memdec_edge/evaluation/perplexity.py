@@ -101,7 +101,7 @@ def score_tokens(engine: Engine, documents: Sequence[str], options: EvalOptions)
     """
     engine.cells.require_idle()
     if options.window > engine.longest():
-        raise OptionError("--window", options.window, f"the context is {engine.longest()} tokens; use at most that")
+        raise OptionError("window", options.window, f"the context is {engine.longest()} tokens; use at most that")
     tokens = join_documents(engine, documents)
     if len(tokens) < 2:
         raise CorpusError("the text", f"{len(tokens)} tokens are too few to score; give a longer one")

@@ -198,16 +198,16 @@ def _apply(sampler: Any, data: npt.NDArray[Any]) -> None:
 
 def _grammar(options: SamplingOptions, vocab: Any) -> Any:
     """llama.cpp's grammar sampler, or None."""
-    option, text = "--grammar", options.grammar
+    field, text = "grammar", options.grammar
     if options.json_schema:
-        option = "--json-schema"
+        field = "json_schema"
         try:
             from llama_cpp.llama_grammar import json_schema_to_gbnf
 
             json.loads(options.json_schema)
             text = json_schema_to_gbnf(options.json_schema)
         except (ValueError, AssertionError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise OptionError(option, "no JSON schema that can be read", str(error) or type(error).__name__) from error
+            raise OptionError(field, "no JSON schema that can be read", str(error) or type(error).__name__) from error
     if not text:
         return None
     with tempfile.TemporaryFile() as said, _stderr_to(said.fileno()):
@@ -217,7 +217,7 @@ def _grammar(options: SamplingOptions, vocab: Any) -> Any:
     if not sampler:
         found = re.search(r"error parsing grammar: (.*)", complaint)
         reason = found[1].strip() if found else "it must have a rule `root` that does not begin with itself"
-        raise OptionError(option, "no GBNF grammar that llama.cpp can read", reason)
+        raise OptionError(field, "no GBNF grammar that llama.cpp can read", reason)
     return sampler
 
 

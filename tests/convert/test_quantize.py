@@ -141,9 +141,7 @@ def test_a_quantiser_that_ends_its_process_is_an_error_and_no_end(wide: Path, tm
 def test_types_of_single_tensors_belong_to_the_quantiser(tmp_path: Path) -> None:
     with pytest.raises(OptionError) as caught:
         ConvertOptions(tmp_path, tmp_path / "a.gguf", "f16", types=QuantTypes(token_embedding="q4_0"))
-    assert str(caught.value) == (
-        "--token-embedding-type is q4_0: --outtype f16 is written as it is; give a type of quantize"
-    )
+    assert str(caught.value) == ("token_embedding is q4_0: `outtype` f16 is written as it is; give a type of quantize")
 
 
 @pytest.mark.parametrize("option", ["outtype", "token_embedding", "output_tensor"])

@@ -71,7 +71,7 @@ def test_without_a_memory_the_mixture_is_the_base(family: Family) -> None:
 
 
 def test_a_window_beyond_the_context_and_a_text_too_short_are_refused(engine: Engine) -> None:
-    with pytest.raises(OptionError, match="--window is 1024: the context is"):
+    with pytest.raises(OptionError, match="window is 1024: the context is"):
         evaluate(engine, DOCUMENTS)
     with pytest.raises(CorpusError, match="1 tokens are too few"):
         evaluate(engine, ["a"], OPTIONS)

@@ -112,7 +112,7 @@ def test_a_json_schema_gives_json_of_that_schema(vocab_model: Model) -> None:
 def test_a_grammar_that_cannot_be_read_is_one_error(
     vocab_model: Model, grammar: str, reason: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(OptionError, match=f"--grammar is .*{reason}"):
+    with pytest.raises(OptionError, match=f"grammar is .*{reason}"):
         Sampler(SamplingOptions(grammar=grammar), vocab_model.vocab, vocab_model.n_vocab, 64)
     assert capfd.readouterr().err == ""
 
@@ -128,7 +128,7 @@ def test_a_row_in_which_everything_is_suppressed_has_no_sample() -> None:
     ["{", "[]", "3", '{"type": "wrong"}', '{"$ref": "http://x"}', '{"type":"string","pattern":"^*$"}', "[" * 9999],
 )
 def test_a_json_schema_that_cannot_be_read_is_one_error(vocab_model: Model, schema: str) -> None:
-    with pytest.raises(OptionError, match="--json-schema is no JSON schema"):
+    with pytest.raises(OptionError, match="json_schema is no JSON schema"):
         Sampler(SamplingOptions(json_schema=schema), vocab_model.vocab, vocab_model.n_vocab, 64)
 
 

@@ -38,8 +38,9 @@ def cache_options(folder: Path, **changes: Any) -> CacheOptions:
 
 
 def train_options(room: Path, out: Path, **changes: Any) -> TrainOptions:
-    options = TrainOptions(cache_options(room), out, lr=3e-3, steps=12, batch=2, save_every=5)
-    return replace(options, **changes)
+    shared = {"batch": 2} | {name: changes.pop(name) for name in ("batch", "seed", "fresh") if name in changes}
+    cache = replace(changes.pop("cache", cache_options(room)), **shared)
+    return replace(TrainOptions(cache, out, lr=3e-3, steps=12, save_every=5), **changes)
 
 
 def own_cache(room: Path, tmp_path: Path) -> CacheOptions:
@@ -70,10 +71,11 @@ from memdec_edge.train.knn import cache
 cache.SHARD_POSITIONS = 64
 def run(out):
     room = Path(sys.argv[1])
-    options = CacheOptions(room / "teacher", room / "corpus", out / "cache", k=6, block=16, finetune_teacher=0.0)
+    data = room / "teacher", room / "corpus", out / "cache"
+    options = CacheOptions(*data, k=6, block=16, batch=2, finetune_teacher=0.0)
     try:
         every = {"save_every": 7, "valid_every": 11}
-        train(TrainOptions(options, out / "memory", lr=3e-3, steps=120, batch=2, accumulate=2, **every))
+        train(TrainOptions(options, out / "memory", lr=3e-3, steps=120, accumulate=2, **every))
     except MemdecError as error:
         print(error)
         return error.exit_code

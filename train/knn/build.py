@@ -44,12 +44,12 @@ def build_cache(options: CacheOptions) -> CacheReport:
     that `memdec-edge eval` can score text that no memory has seen.
 
     Prints to stderr the disk space needed, before work starts, what an index finds of the exact neighbours, and at the
-    end the path of such a test.jsonl. Raises CorpusError, OptionError (--target, --k, --block, --knn-temp),
+    end the path of such a test.jsonl. Raises CorpusError, OptionError (target, k, block, knn_temp),
     MissingFileError, ModelFileError, StageError (made from something else, or damaged), ExistingOutputError,
     OutputError, NumericsError, MissingExtraError (faiss), and Cancelled on Ctrl-C. What is refused leaves no trace in
     options.out.
     """
-    with enough_memory(options.batch, options), interruptible():
+    with enough_memory(options), interruptible():
         cache, processes = Cache(options), accelerator()
         fill_cache(cache, processes)
         if processes.is_main_process:
@@ -67,14 +67,14 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def enough_memory(batch: int, options: CacheOptions) -> Iterator[None]:
+def enough_memory(options: CacheOptions) -> Iterator[None]:
     """Name what makes PyTorch run out of memory, for which it has one type of error on a GPU and none on a CPU."""
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
-        work = f"{batch} blocks of {options.block} tokens in a pass, {options.k} neighbours"
+        work = f"{options.batch} blocks of {options.block} tokens in a pass, {options.k} neighbours"
         raise MemoryLimitError(
             work, "a smaller --batch (with --accumulate), --block, --k or model needs less"
         ) from error
@@ -143,25 +143,25 @@ def _write_tokens(cache: Cache, teacher: Teacher, retrieve: bool) -> None:
 
 
 def _check_blocks(options: CacheOptions, context: int, train: Tokens) -> None:
-    """Raise OptionError (--block) and CorpusError unless there is a block that the teacher can read."""
+    """Raise OptionError (block) and CorpusError unless there is a block that the teacher can read."""
     if options.block > context:
-        raise OptionError("--block", options.block, f"the teacher's context is {context} tokens")
+        raise OptionError("block", options.block, f"the teacher's context is {context} tokens")
     if n_blocks(train, options.block) == 0:
         few = f"{len(train)} training tokens are less than one block and a token"
         raise CorpusError(options.corpus, f"{few}; give more text, or a smaller --block than {options.block}")
 
 
 def _check_neighbours(options: CacheOptions, train: Tokens, valid: Tokens) -> None:
-    """Raise OptionError (--target, --k, --knn-temp) unless there are so many neighbours, and text to fit a gate on."""
+    """Raise OptionError (target, k, knn_temp) unless there are so many neighbours, and text to fit a gate on."""
     keys = n_blocks(train, options.block) * options.block
     if options.k > keys - 1:
-        raise OptionError("--k", options.k, f"the datastore has {keys} keys, so a key has {keys - 1} neighbours")
+        raise OptionError("k", options.k, f"the datastore has {keys} keys, so a key has {keys - 1} neighbours")
     if n_blocks(valid, options.block) == 0:
         reason = f"needs {options.block + 1} tokens of validation text"
         if options.target == "knn-lm":
-            raise OptionError("--target", "knn-lm", f"{reason}; give more text, or --target knn and --knn-temp")
+            raise OptionError("target", "knn-lm", f"{reason}; give more text, or `target` knn and `knn_temp`")
         if options.knn_temp is None:
-            raise OptionError("--knn-temp", "auto", f"{reason}; give a number, or more text")
+            raise OptionError("knn_temp", "auto", f"{reason}; give a number, or more text")
 
 
 def _announce(cache: Cache) -> bool:
@@ -188,9 +188,7 @@ def _finetune_teacher(cache: Cache, state: Accelerator) -> None:
     if cache.finetuned:
         return
     options, out = cache.options, cache.stage.folder / TEACHER
-    training = TrainOptions(
-        options, out, epochs=options.finetune_teacher, lr=TEACHER_RATE, batch=options.batch, beta=0.0, seed=options.seed
-    )
+    training = TrainOptions(options, out, epochs=options.finetune_teacher, lr=TEACHER_RATE, beta=0.0)
     chosen, inputs = settings(training, state.num_processes), {"the kNN cache": cache.stage.identity}
     stage = open_stage(out, FINETUNED, inputs, chosen, LAYOUT, options.fresh)
     data = Data(cache.tokens("train"), None, Validation(cache.tokens("valid"), options.block), options.block)

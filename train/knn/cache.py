@@ -85,7 +85,7 @@ class Cache:
             and not named.issuperset(texts)
             and options.out.resolve().is_relative_to(root.resolve())
         ):
-            raise OptionError("--out", options.out, f"must be outside {root}, whose text files are all taken as corpus")
+            raise OptionError("out", options.out, f"must be outside {root}, whose text files are all taken as corpus")
         inputs = digests(source_files(options.teacher), "teacher")
         inputs |= digests({str(file.relative_to(root)): file for file in texts}, "corpus")
         self.stage = open_stage(options.out, "kNN cache", inputs, chosen, LAYOUT, options.fresh)

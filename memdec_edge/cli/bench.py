@@ -1,67 +1,71 @@
-"""Commands that measure speed: bench."""
+"""The command bench: speed of base, memories and mixture. Knows nothing of how it is measured."""
 
-import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memdec_edge.cli import params as p
-from memdec_edge.cli.flags import spread
+from memdec_edge.cli.common import (
+    Base,
+    Json,
+    Lambda,
+    Memories,
+    Scaled,
+    Verbose,
+    check_lambda,
+    check_one,
+    memory_options,
+    set_verbose,
+    warn,
+)
+from memdec_edge.cli.flags import Flags, Given, spread
 from memdec_edge.cli.output import print_json
-from memdec_edge.errors import OptionError
-from memdec_edge.options import BenchOptions, SamplingOptions
+from memdec_edge.options import BenchOptions, LoadOptions, SamplingOptions
 
 if TYPE_CHECKING:
     from memdec_edge.bench import Report
     from memdec_edge.bench.figures import Figures, Speed
 
-BENCH = BenchOptions()
-LEFT_OUT = ("repeat_last_n", "presence_penalty", "frequency_penalty", "grammar", "json_schema")
+LEFT_OUT = Flags("repeat_last_n", "presence_penalty", "frequency_penalty", "grammar", "json_schema")
 
 
 @spread
 def bench(
-    model: p.Base,
-    memory: p.Memories = None,
-    memory_scaled: p.Scaled = None,
-    lambda_: p.Lambda = None,
+    *,
+    model: Base,
+    memory: Memories = None,
+    scaled: Scaled = None,
+    total: Lambda = None,
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", help="Text that prompts are cut from; else -f, else a built-in one.")
     ] = None,
     file: Annotated[
         Path | None, typer.Option("-f", "--file", metavar="PATH", help="The same: .txt, .md, .jsonl, or a folder.")
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", help="Tokens of a prompt.")] = BENCH.prompt_tokens,
-    predict: Annotated[int, typer.Option("-n", "--predict", help="New tokens after each prompt.")] = BENCH.new_tokens,
-    repetitions: Annotated[
-        int, typer.Option("--repetitions", help="Prompts that everybody continues; figures are medians.")
-    ] = BENCH.repetitions,
-    draft: p.Draft = "auto",
-    sampling: Annotated[SamplingOptions, p.SAMPLING_FLAGS.without(*LEFT_OUT)] = p.SAMPLING,
-    load: p.Load = p.LOAD,
-    verbose: p.Verbose = False,
-    json_: p.Json = False,
+    measure: Given[BenchOptions],
+    sampling: Annotated[Callable[..., SamplingOptions], LEFT_OUT],
+    load: Given[LoadOptions],
+    verbose: Verbose = False,
+    json_: Json = False,
 ) -> None:
     """Speed of base, memories and mixture, with drafts and without.
 
     All continue the same prompts in turns, without stopping at the end of a text. The base alone is also run by
     llama-cpp-python's Llama.generate with the same settings.
     """
-    memories = p.memory_options(memory, memory_scaled)
-    options = BenchOptions(prompt_tokens, predict, repetitions, p.draft_length(draft))
-    if prompt is not None and file is not None:
-        raise OptionError("--file", str(file), "given beside --prompt; give one of the two")
-    p.check_lambda(lambda_)
-    p.set_verbose(verbose)
+    chosen = memory_options(memory, scaled)
+    options, sampler, loading = measure(), sampling(), load()
+    check_one(prompt, file)
+    check_lambda(total)
+    set_verbose(verbose)
     from memdec_edge.bench import bench
     from memdec_edge.documents import read_documents
 
     documents = [prompt] if prompt is not None else read_documents(file) if file else None
-    report = bench(model, memories, load, sampling, options, documents, lambda_)
-    for warning in report.warnings:
-        print(f"Warning: {warning}", file=sys.stderr)
+    report = bench(model, chosen, loading, sampler, options, documents, total)
+    warn(report.warnings)
     _print_table(report)
     if json_:
         print_json(asdict(report))

@@ -1,0 +1,27 @@
+"""The command cache: the kNN cache of a corpus. Knows nothing of how it is made."""
+
+from dataclasses import asdict
+
+from memdec_edge.cli.common import Json
+from memdec_edge.cli.flags import Given, spread
+from memdec_edge.cli.output import print_json
+from memdec_edge.options import CacheOptions
+from memdec_edge.progress import is_first_process
+
+
+@spread
+def cache(*, caching: Given[CacheOptions], json_: Json = False) -> None:
+    """Build the kNN cache of a corpus.
+
+    A teacher runs over the text; what the nearest neighbours of each position predict is kept. `train` does this by
+    itself; run again to go on after a stop.
+    """
+    options = caching()
+    from memdec_edge.train import build_cache
+
+    report = build_cache(options)
+    if not is_first_process():
+        return
+    print(f"cache {report.path}")
+    if json_:
+        print_json(asdict(report))

@@ -1,0 +1,60 @@
+"""Parameters that several commands share and no dataclass of options has. Knows nothing of what a command does."""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memdec_edge.cli.flags import flag, of
+from memdec_edge.errors import OptionError
+from memdec_edge.options import MemoryOptions, check_range
+from memdec_edge.options.inference import TOTAL_LAMBDA
+
+Base = Annotated[Path, typer.Option("-m", "--model", metavar="FILE", help="Base model, GGUF.")]
+Memories = Annotated[list[Path] | None, of(MemoryOptions, "path")]
+Scaled = Annotated[list[str] | None, of(MemoryOptions, "weight")]
+Lambda = Annotated[float | None, flag(TOTAL_LAMBDA)]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show llama.cpp's log on stderr.")]
+
+
+def memory_options(memories: list[Path] | None, scaled: list[str] | None) -> list[MemoryOptions]:
+    """-M files first, then --memory-scaled ones, each split at its last colon. Raises OptionError."""
+    chosen = [MemoryOptions(path) for path in memories or ()]
+    for text in scaled or ():
+        path, colon, weight = text.rpartition(":")
+        try:
+            chosen.append(MemoryOptions(Path(path), float(weight)))
+        except ValueError:
+            colon = ""
+        if not colon:
+            raise OptionError("weight", text, "must be FILE:LAMBDA, such as memdec-law.gguf:0.4")
+    return chosen
+
+
+def check_lambda(value: float | None) -> None:
+    """Before models are loaded; weights.mixture_weights checks it for everyone else. Raises OptionError."""
+    if value is not None:
+        check_range("total", value, TOTAL_LAMBDA["low"], TOTAL_LAMBDA["high"])
+
+
+def check_one(prompt: str | None, file: Path | None) -> None:
+    """Raise OptionError where both were given."""
+    if prompt is not None and file is not None:
+        raise OptionError("file", str(file), "given beside `prompt`; give one of the two")
+
+
+def set_verbose(verbose: bool) -> None:
+    """Of llama.cpp, where --verbose was given."""
+    if verbose:
+        from memdec_edge.llama.library import set_verbose
+
+        set_verbose(True)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """One line of stderr each."""
+    for warning in warnings:
+        print(f"Warning: {warning}", file=sys.stderr)

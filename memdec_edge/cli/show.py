@@ -1,0 +1,33 @@
+"""The command show: what a memory GGUF says about itself. Knows nothing of how a GGUF is read."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memdec_edge.cli.common import Json
+from memdec_edge.cli.flags import spread
+from memdec_edge.cli.output import print_json
+
+
+@spread
+def show(*, file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF.")], json_: Json = False) -> None:
+    """What a memory GGUF says about itself."""
+    from memdec_edge.gguf import metadata, parts
+
+    values, _ = metadata.read(file)
+    metadata.MemoryMetadata.from_gguf(file, values)  # values that cannot be are refused
+    found = {
+        key: value
+        for key, value in values.items()
+        if key.startswith(("general.", metadata.PREFIX)) and value != "" and value == value  # NaN: not set
+    }
+    found |= {"tensors": len(parts.tensors(file)), "bytes": parts.n_bytes(file)}
+    if not metadata.is_memory(values):
+        print(f"{file} is a plain model, not a memory", file=sys.stderr)
+    width = max(map(len, found))
+    for key, value in found.items():
+        print(f"{key:{width}}  {value}")
+    if json_:
+        print_json(found)

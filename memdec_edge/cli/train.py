@@ -1,0 +1,42 @@
+"""The command train: a memory from a corpus. Knows nothing of how it is trained."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Annotated
+
+from memdec_edge.cli.common import Json
+from memdec_edge.cli.flags import Flags, Given, spread
+from memdec_edge.cli.output import print_json
+from memdec_edge.options import CacheOptions, TrainOptions
+from memdec_edge.progress import is_first_process
+
+
+@spread
+def train(
+    *,
+    caching: Given[CacheOptions],
+    training: Annotated[Callable[..., TrainOptions], Flags("out")],
+    json_: Json = False,
+) -> None:
+    """Train a memory on a corpus.
+
+    The kNN cache is kept in DIR/cache. Run again to go on after a stop.
+    """
+    cache = caching()
+    options = training(cache=caching(out=cache.out / "cache"), out=cache.out)
+    from memdec_edge.train import train as run_training
+
+    report = run_training(options)
+    if not is_first_process():
+        return
+    print(f"checkpoint {report.path}")
+    if report.valid_perplexity is not None:
+        print(f"validation perplexity of the memory alone {report.valid_perplexity:.3f}, mixed with the teacher "
+              f"{report.mixture_perplexity:.3f} (lambda {report.mixture_lambda:g})")  # fmt: skip
+    if report.best_step < report.steps:
+        print(f"the weights are those after step {report.best_step} of {report.steps}: "
+              "more training did worse on validation text")  # fmt: skip
+    print(report.notice, file=sys.stderr)
+    if json_:
+        print_json(asdict(report))

@@ -1,0 +1,106 @@
+"""Options of making memories: the kNN cache, the training, the demo. Knows nothing of where values come from."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from memdec_edge.options.fields import INT_MAX, Checked, about, option
+
+KEYS = ("mlp_input", "hidden")  # what a teacher's key is; train/teacher.py
+TARGETS = ("knn-lm", "knn")  # what a memory imitates; train/targets.py
+SEARCHES = ("auto", "exact", "ivfpq", "hnsw")  # how neighbours are found; train/knn/approximate.py
+DOMAINS = ("medicine", "licences")  # of the demo; workflow/corpora.py
+OUT = about("--out", metavar="DIR", help="Output folder.")
+
+
+@dataclass(frozen=True)
+class CacheOptions(Checked):
+    """The kNN cache: a teacher's keys over a corpus, their neighbours, the sparse targets.
+
+    Fine-tuned teacher and target are the defaults because both were needed not to do worse than plain fine-tuning: from
+    25,000 tokens of medicine 12.1 against 12.4 on validation text, where p_kNN of the plain teacher gave 12.8, and on
+    the test split 12.80 against 12.85. It pays where training contexts are near, so the more, the more text there is
+    (benchmarks/LOG.md).
+    """
+
+    teacher: Path = field(metadata=about("--teacher", metavar="PATH", help="Teacher: HF folder or GGUF."))
+    corpus: Path = field(
+        metadata=about("--corpus", metavar="PATH", help="Text: .txt, .md, .jsonl, or a folder of them.")
+    )
+    out: Path = field(metadata=OUT)
+    finetune_teacher: float = option(
+        2.0, "--finetune-teacher", metavar="EPOCHS", low=0.0, high=1e6,
+        help="First fine-tune a copy of the teacher on the text; 0: take it as it is.",
+    )  # fmt: skip
+    # mlp_input is the paper's, and better than the last hidden state (benchmarks/LOG.md)
+    key: str = option("mlp_input", "--key", choices=KEYS, help="What a key is: mlp_input or hidden, of the last layer.")
+    # knn is what 2508.09874 does
+    target: str = option(
+        "knn-lm", "--target", choices=TARGETS,
+        help="What is imitated: the retriever (knn), or it and the teacher (knn-lm).",
+    )  # fmt: skip
+    k: int = option(1024, "--k", low=1, high=1 << 20, help="Neighbours per position.")  # 2508.09874 uses 1024
+    knn_temp: float | None = option(
+        None, "--knn-temp", metavar="T|auto", low=1e-6, high=1e12, none="auto",
+        help="tau of exp(-d^2/tau), squared L2; auto: the best on validation text.",
+    )  # fmt: skip
+    search: str = option(
+        "auto", "--search", choices=SEARCHES, help="exact, ivfpq, hnsw; auto: exact where that is fast."
+    )
+    top_mass: float = option(
+        0.95, "--top-mass", low=0.01, high=1.0,
+        help="Of a target that is kept, in 200 bytes a token at most; 1: all.",
+    )  # fmt: skip
+    block: int = option(512, "--block", low=8, high=1 << 20, help="Tokens of context in training and caching.")
+    batch: int = option(4, "--batch", low=1, high=4096, help="Blocks in one pass.")
+    # of documents, where the corpus has no validation split or no test split of its own
+    valid_fraction: float = option(0.05, low=0.0, high=0.5, help="Share of the text that is kept for validation.")
+    test_fraction: float = option(0.05, low=0.0, high=0.5, help="Share of the text that is kept for testing.")
+    max_tokens: int = option(
+        0, "--max-tokens", low=0, high=INT_MAX, help="Use at most this many training tokens; 0: all."
+    )
+    seed: int = option(0, "--seed", low=0, high=INT_MAX, help="Seed of splits, order and initialisation.")
+    fresh: bool = option(False, "--fresh", help="Redo what was made with other options, or is damaged.")
+
+
+@dataclass(frozen=True)
+class TrainOptions(Checked):
+    """A memory: how it starts, its loss, its budget. Block, batch, seed and `fresh` are the cache's.
+
+    The defaults are those that did best on validation text of a small corpus (benchmarks/LOG.md): beta 0 overfits after
+    two epochs, imitating the kNN-LM of a fine-tuned teacher gains until the third, and the best epoch is kept. Two
+    epochs with beta 0 take a third of the time, and where text is as little they are hardly worse.
+    """
+
+    cache: CacheOptions
+    out: Path = field(metadata=OUT)  # checkpoint folder
+    init: Path | None = option(None, "--init", metavar="PATH", help="HF folder or GGUF; else the teacher.")
+    from_scratch: bool = option(False, "--from-scratch", help="Fresh weights in that model's shape.")
+    layers: int | None = option(
+        None, "--layers", low=1, high=INT_MAX, help="Keep this many layers, those that the text needs most."
+    )
+    # the embedding becomes a truncated SVD of the source's
+    hidden: int | None = option(None, "--hidden", low=8, high=INT_MAX, help="Smaller width.")
+    epochs: float = option(4.0, "--epochs", low=1e-6, high=1e6, help="Passes over the text.")
+    steps: int = option(0, "--steps", low=0, high=INT_MAX, help="Optimiser steps; 0: as `epochs` asks.")
+    # L = beta * KL(target || p_mem) + (1 - beta) * CE; 2508.09874, eq. 5
+    beta: float = option(0.5, "--beta", low=0.0, high=1.0, help="Weight of what is imitated; 0: plain fine-tuning.")
+    lr: float = option(2e-4, "--lr", low=0.0, high=1.0, help="Peak learning rate.")
+    warmup: float = option(0.05, low=0.0, high=1.0, help="Share of the steps in which the learning rate rises.")
+    weight_decay: float = option(0.01, low=0.0, high=1.0, help="Decay of weight matrices.")
+    clip: float = option(1.0, low=1e-6, high=1e6, help="Largest norm of a step's gradient.")
+    accumulate: int = option(1, "--accumulate", low=1, high=4096, help="Passes in one step.")
+    save_every: int = option(50, "--save-every", low=1, high=INT_MAX, help="Steps from which a killed run goes on.")
+    valid_every: int = option(
+        50, "--valid-every", low=0, high=INT_MAX,
+        help="Steps between validations, beside one after each epoch; 0: only at the end.",
+    )  # fmt: skip
+    domain: str = option("", "--domain", help="What the memory is about; into the GGUF.")
+    license: str = option("", "--license", help="Licence of the source text, SPDX; into the GGUF.")
+
+
+@dataclass(frozen=True)
+class DemoOptions(Checked):
+    """The demo: which text, how much of it."""
+
+    domain: str = option("medicine", "--domain", choices=DOMAINS, help="medicine or licences.")
+    quick: bool = option(False, "--quick", help="A smaller version, a few minutes.")
