@@ -60,7 +60,7 @@ class Checked:
 
 
 def check(each: Field[Any], value: object) -> None:
-    """Raise OptionError unless `value` (of a tuple: each item) has the field's type, range, and choices, and is UTF-8."""
+    """Raise OptionError unless `value`, or each item of a tuple, has the field's type, range and choices."""
     kinds = get_args(each.type) or (each.type,)
     if get_origin(each.type) is not tuple:
         _check_item(each, value, kinds)
