@@ -38,7 +38,7 @@ def bench(
     memory: Memories = None,
     scaled: Scaled = None,
     total: Lambda = None,
-    prompt: Annotated[
+    text: Annotated[
         str | None, typer.Option("-p", "--prompt", help="Text that prompts are cut from; else -f, else a built-in one.")
     ] = None,
     file: Annotated[
@@ -57,13 +57,13 @@ def bench(
     """
     chosen = memory_options(memory, scaled)
     options, sampler, loading = measure(), sampling(), load()
-    check_one(prompt, file)
+    check_one(text, file)
     check_lambda(total)
     set_verbose(verbose)
     from memdec_edge.bench import bench
     from memdec_edge.documents import read_documents
 
-    documents = [prompt] if prompt is not None else read_documents(file) if file else None
+    documents = [text] if text is not None else read_documents(file) if file else None
     report = bench(model, chosen, loading, sampler, options, documents, total)
     warn(report.warnings)
     _print_table(report)

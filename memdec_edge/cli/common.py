@@ -40,10 +40,10 @@ def check_lambda(value: float | None) -> None:
         check_range("total", value, TOTAL_LAMBDA["low"], TOTAL_LAMBDA["high"])
 
 
-def check_one(prompt: str | None, file: Path | None) -> None:
+def check_one(text: str | None, file: Path | None) -> None:
     """Raise OptionError where both were given."""
-    if prompt is not None and file is not None:
-        raise OptionError("file", str(file), "given beside `prompt`; give one of the two")
+    if text is not None and file is not None:
+        raise OptionError("file", str(file), "given beside `text`; give one of the two")
 
 
 def set_verbose(verbose: bool) -> None:

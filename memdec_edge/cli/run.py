@@ -33,7 +33,7 @@ def run(
     memory: Memories = None,
     scaled: Scaled = None,
     total: Lambda = None,
-    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to continue; else -f, else stdin.")] = None,
+    text: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to continue; else -f, else stdin.")] = None,
     file: Annotated[Path | None, typer.Option("-f", "--file", metavar="FILE", help="Text to continue.")] = None,
     generation: Given[GenerationOptions],
     sampling: Given[SamplingOptions],
@@ -51,7 +51,7 @@ def run(
     chosen = memory_options(memory, scaled)
     sampler, limits, loading = sampling(), generation(), load()
     check_lambda(total)
-    check_one(prompt, file)
+    check_one(text, file)
     if grammar_file:
         if sampler.grammar:
             raise OptionError("grammar_file", str(grammar_file), "given beside `grammar`; give one of the two")
@@ -59,7 +59,7 @@ def run(
     set_verbose(verbose)
     from memdec_edge.api import open_model
 
-    text = prompt if prompt is not None else _text_of(file)
+    prompt = text if text is not None else _text_of(file)
     with open_model(model, chosen, loading) as language_model:
         engine = language_model.engine
         mixture = engine.mixture(total)
@@ -67,10 +67,10 @@ def run(
         for opened, weight in zip(mixture.memories, mixture.weights, strict=True):
             print(f"memory {opened.model.path} at lambda {weight:.3g}", file=sys.stderr)
         if json_:
-            done = language_model.generate(text, sampler, limits, total)
+            done = language_model.generate(prompt, sampler, limits, total)
             print_json(asdict(done))
             return
-        for chunk in language_model.stream(text, sampler, limits, total):
+        for chunk in language_model.stream(prompt, sampler, limits, total):
             print(chunk.text, end="", flush=True)
         print()
         timings = chunk.timings

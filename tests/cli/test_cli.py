@@ -198,7 +198,7 @@ def test_contexts_that_overflow_name_the_numbers(family: Family) -> None:
 
 
 def test_empty_and_broken_prompts_are_one_line(family: Family) -> None:
-    assert error_of("run", "-m", family.base, "-p", "", code=2) == "the prompt is empty: give some text to continue"
+    assert error_of("run", "-m", family.base, "-p", "", code=2) == "prompt is empty: give some text to continue"
     path = family.base.parent / "latin.txt"
     path.write_bytes(b"caf\xe9")
     assert error_of("run", "-m", family.base, "-f", path) == (
