@@ -30,7 +30,15 @@ from memdec_edge.convert import convert
 from memdec_edge.documents import read_documents
 from memdec_edge.engine import Engine
 from memdec_edge.evaluation.perplexity import score_tokens
-from memdec_edge.options import CacheOptions, ConvertOptions, EvalOptions, LoadOptions, MemoryOptions, TrainOptions
+from memdec_edge.options import (
+    LAMBDAS,
+    CacheOptions,
+    ConvertOptions,
+    EvalOptions,
+    LoadOptions,
+    MemoryOptions,
+    TrainOptions,
+)
 from memdec_edge.train import train
 from memdec_edge.train.artifacts import open_stage
 from memdec_edge.train.corpus import Tokens, pack
@@ -46,7 +54,6 @@ from memdec_edge.train.validation import Validation
 BLOCK, BATCH, K = 256, 4, 256
 DOMAIN_TOKENS, DOMAIN_EPOCHS, WARM_TOKENS = 24_576, 2, 65_536
 IMITATED = 64  # likeliest tokens of the teacher that a warm-up imitates
-LAMBDAS = tuple(round(0.05 * i, 2) for i in range(21))
 
 # name -> how a memory starts. layers: how many blocks; choice: which (see CHOICES); hidden: a smaller width with fresh
 # blocks and the embedding's strongest directions; warm: a warm-up first; rate: of learning; types: of the GGUF.
@@ -124,8 +131,9 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.cache = CacheOptions(
-            arguments.teacher, arguments.corpus, arguments.out / "cache", k=K, block=BLOCK, max_tokens=DOMAIN_TOKENS + 1
-        )
+            arguments.teacher, arguments.corpus, arguments.out / "cache", k=K, block=BLOCK, batch=BATCH,
+            max_tokens=DOMAIN_TOKENS + 1,
+        )  # fmt: skip
 
     def begin(self, name: str, choices: dict[str, Any]) -> Path | None:
         """The folder of the untrained memory; None: the teacher as it is, or a narrow one made by train()."""
@@ -162,7 +170,7 @@ class Bench:
         steps = tokens // BLOCK // BATCH
         every = max(1, steps // DOMAIN_EPOCHS)
         return TrainOptions(
-            self.cache, out, init=start, hidden=hidden, steps=steps, beta=beta, lr=rate, batch=BATCH,
+            self.cache, out, init=start, hidden=hidden, steps=steps, beta=beta, lr=rate,
             valid_every=every, save_every=every,
         )  # fmt: skip
 
