@@ -4,6 +4,7 @@ The quantiser runs in a process of its own: it works for minutes in one C call, 
 where it finds what it did not expect it ends its process. Knows nothing of checkpoints.
 """
 
+import os
 import subprocess
 import sys
 from contextlib import closing
@@ -15,9 +16,10 @@ from gguf.constants import GGMLQuantizationType as Kind
 from memdec_edge.documents import GENERAL, read_documents
 from memdec_edge.errors import ModelFileError, OutputError
 from memdec_edge.files import atomic_path, refuse_existing
-from memdec_edge.gguf import parts
-from memdec_edge.gguf.header import TensorInfo
+from memdec_edge.gguf import guard, parts
+from memdec_edge.gguf.header import Header, TensorInfo
 from memdec_edge.llama.model import Model
+from memdec_edge.llama.trial import SURROUNDINGS, last_words
 from memdec_edge.options import QuantizeOptions, QuantTypes
 
 from .compare import Distance, distance, rows, windows
@@ -57,7 +59,9 @@ def make_quantized(
 ) -> QuantizeReport:
     """As quantize(), to the path `part`, which `outfile` will take the place of."""
     documents = read_documents(types.text or GENERAL)  # what is wrong with them is said before the long work
-    tensors = parts.tensors(source)
+    with Header(source) as header:
+        guard.refuse_what_aborts(header)
+        tensors = [*header.tensors, *parts.tensors_of_others(header)]
     if (found := _first_quantised(tensors)) and not allow_requantize:
         raise ModelFileError(
             source, f"is quantised already ({found}); quantise the F16 or F32 file, or --allow-requantize and lose more"
@@ -99,11 +103,12 @@ def _run(source: Path, part: Path, types: QuantTypes, embedding: str, allow_requ
     """llama.cpp's quantiser in a process that ends with this call, whatever happens; why it failed, or empty."""
     arguments = [source, part, types.outtype, embedding, types.output_tensor, int(allow_requantize)]
     command = [sys.executable, "-c", _RUN, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", env=os.environ | SURROUNDINGS
+    )
     if not done.returncode:
         return ""
-    last_words = [f"it ended with {done.returncode}", *done.stderr.split("\n")]
-    return done.stdout.strip() or [line for line in last_words if line.strip()][-1]
+    return done.stdout.strip() or last_words(done.stderr) or f"it ended with {done.returncode}"
 
 
 def _quality(source: Path, part: Path, documents: list[str], n_tokens: int) -> Distance:

@@ -74,7 +74,7 @@ def _try(path: Path, vocab_only: bool) -> str | None:
         return ""
     if done.returncode == KILLED:
         raise MemoryLimitError(f"trying {path} in a process of its own", "free memory, or use a smaller model")
-    return _last_words(done.stderr.decode("utf-8", "replace")) or f"it ended with {done.returncode}"
+    return last_words(done.stderr.decode("utf-8", "replace")) or f"it ended with {done.returncode}"
 
 
 def _can_start_python() -> bool:
@@ -83,7 +83,7 @@ def _can_start_python() -> bool:
     return name.startswith(("python", "pypy")) and not getattr(sys, "frozen", False)
 
 
-def _last_words(stderr: str) -> str:
+def last_words(stderr: str) -> str:
     """The assertion that failed or the exception that was not caught, without the path of llama.cpp's source."""
     for line in reversed(stderr.splitlines()):
         if any(mark in line for mark in ("GGML_ASSERT", "what():", ".cpp:", ".c:")):

@@ -17,6 +17,7 @@ from memdec_edge.errors import ExistingOutputError, MissingFileError, ModelFileE
 from memdec_edge.gguf import metadata
 from memdec_edge.options import ConvertOptions, QuantizeOptions, QuantTypes
 from tests.conftest import Family
+from tests.support.raw_gguf import read
 from tests.support.tiny import tiny_checkpoint, tiny_gguf, to_gguf
 
 F32, F16, Q4_0, Q8_0, Q4_K, Q6_K = 0, 1, 2, 8, 12, 14  # enum ggml_type
@@ -131,10 +132,19 @@ def test_what_llama_cpp_refuses_is_told_and_leaves_nothing(wide: Path, out: Path
 
 
 def test_a_quantiser_that_ends_its_process_is_an_error_and_no_end(wide: Path, tmp_path: Path, out: Path) -> None:
-    broken = tmp_path / "broken.gguf"
-    broken.write_bytes(wide.read_bytes().replace(b"llama.block_count", b"llama.block_c0unt"))
-    with pytest.raises(ModelFileError, match=r"broken\.gguf: llama\.cpp cannot quantise it to q4_0"):
-        quantize(QuantizeOptions(broken, out, QuantTypes("q4_0")))
+    broken = read(wide)
+    broken.add("llama.nextn_predict_layers", 99)  # more than layers: no rule of ours sees it
+    path = broken.write(tmp_path / "broken.gguf")
+    with pytest.raises(ModelFileError, match=r"broken\.gguf: llama\.cpp cannot quantise it to q4_0 \(llama-model.cpp:"):
+        quantize(QuantizeOptions(path, out, QuantTypes("q4_0")))
+    assert list(out.parent.iterdir()) == []
+
+
+def test_what_would_end_the_quantiser_is_refused_by_key(wide: Path, tmp_path: Path, out: Path) -> None:
+    broken = read(wide)
+    broken.set("llama.block_count", 0)
+    with pytest.raises(ModelFileError, match=r"broken\.gguf: llama\.block_count is 0; it must be a whole number"):
+        quantize(QuantizeOptions(broken.write(tmp_path / "broken.gguf"), out, QuantTypes("q4_0")))
     assert list(out.parent.iterdir()) == []
 
 

@@ -13,11 +13,13 @@ from typing import Any, Literal
 
 from gguf.constants import Keys
 
+from memdec_edge.convert.tokenizer import built
 from memdec_edge.errors import MemdecError
 from memdec_edge.gguf.header import SCALARS, STRING
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.options import LoadOptions
+from tests.support.pieces import LLAMA, sentencepiece_folder, vocabulary_gguf
 from tests.support.raw_gguf import (
     ARCHITECTURES,
     BOOL,
@@ -79,18 +81,23 @@ CATALOGUE = sorted(_names(Keys) - {Keys.__module__})
 
 @dataclass(frozen=True)
 class Originals:
-    """Sound files by architecture, and one whose tokenizer they have."""
+    """Sound files, and the one whose tokenizer most of them have."""
 
     tokenizer: Path
-    models: dict[str, RawGguf]
+    models: list[tuple[str, RawGguf]]  # by architecture; the covered ones stand in it twice as often
 
 
 def originals(folder: Path) -> Originals:
-    """Write the tokenizer's file into `folder`, and build the others."""
+    """Write the tokenizers' files into `folder`, and build the models."""
     checkpoint = tiny_checkpoint(folder / "checkpoint", hidden=16, heads=2, kv_heads=1)
     tokenizer = tiny_gguf(folder / "tokenizer.gguf", checkpoint)
-    models = {name: tiny(name, tokenizer) for name in ARCHITECTURES}
-    models |= {name: read(make(folder / f"{name}.gguf", tokenizer)) for name, make in OTHERS.items()}
+    models = [(name, tiny(name, tokenizer)) for name in ARCHITECTURES]
+    for kind, n_tokens, options in (("bpe", 450, LLAMA), ("unigram", 180, {})):
+        source = sentencepiece_folder(folder / kind, kind, n_tokens, **options)
+        other = vocabulary_gguf(folder / f"{kind}.gguf", built(source, n_tokens).entries)
+        models.append(("llama", tiny("llama", other)))
+    models *= 2
+    models += [(name, read(make(folder / f"{name}.gguf", tokenizer))) for name, make in OTHERS.items()]
     return Originals(tokenizer, models)
 
 
@@ -130,8 +137,7 @@ def mutant(kind: str, random: Random, whole: Originals) -> RawGguf:
     """One hostile file."""
     if kind == "sizes":
         return _odd_sizes(random, whole)
-    architecture = random.choice((*ARCHITECTURES, *ARCHITECTURES, *OTHERS))
-    source = whole.models[architecture]
+    architecture, source = random.choice(whole.models)
     file = RawGguf(list(source.entries), list(source.tensors))
     for _ in range(random.choice((1, 1, 1, 1, 2, 3))):
         if kind == "key":
