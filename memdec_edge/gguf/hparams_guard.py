@@ -1,16 +1,16 @@
 """Hyper-parameters with which llama.cpp would end the process: refused before, by key, value and what is allowed.
 
 llama.cpp takes most numbers of a file on trust: it asserts them (GGML_ASSERT ends the process), divides by them, or
-gives them to kernels that assert. The rules here are those of llama.cpp's load_hparams() for every architecture, and of
-the graphs in its src/models for the architectures that memories have. What llama.cpp refuses by itself, as a shape that
-does not fit the hyper-parameters, is left to it. Knows nothing of tensors and of llama.cpp's API.
+gives them to kernels that assert. The rules are those of its load_hparams() for every architecture, and of its graphs
+(src/models) for the architectures that memories have. What llama.cpp refuses by itself is left to it, as a shape that
+does not fit the hyper-parameters. Knows nothing of tensors and of llama.cpp's API.
 """
 
 import math
 from dataclasses import dataclass
 
 from memdec_edge.errors import ModelFileError
-from memdec_edge.gguf.header import FLOAT32, STRING, Header, Scalar
+from memdec_edge.gguf.header import FLOAT32, STRING, Entry, Header, Scalar
 
 UINT32, INT32, BOOL = 4, 5, 7  # enum gguf_type
 NAMES = {UINT32: "a whole number (u32)", FLOAT32: "a number (f32)", BOOL: "true or false", STRING: "a string"}
@@ -46,6 +46,9 @@ ALWAYS = {  # of every architecture
     "block_count": Rule(low=1, high=MAX_BLOCKS),
     "context_length": SIZE,
     "expert_count": Rule(high=MAX_EXPERTS),
+    "expert_used_count": Rule(per_block=True),
+    "expert_group_count": Rule(),
+    "expert_group_used_count": Rule(),
     "attention.layer_norm_epsilon": EPSILON,
     "attention.layer_norm_rms_epsilon": EPSILON,
 }
@@ -116,7 +119,8 @@ def refuse_what_aborts(header: Header) -> bool:
         if found.entry(key) is None:
             raise ModelFileError(header.path, f"{name}.{key} is missing; it must be {rules[key].allowed}")
     _attention(found, known)
-    _sliding_window(found)
+    if "attention.sliding_window" in rules:
+        _sliding_window(found)
     own = {key.removeprefix(f"{name}.") for key in header.entries if key.startswith(f"{name}.")}
     return own <= rules.keys() and not found.one("expert_count", 0)
 
@@ -128,7 +132,7 @@ class _Parameters:
         self.header, self.name = header, name
         self._scalars = header.scalars()
 
-    def entry(self, key: str) -> object:
+    def entry(self, key: str) -> Entry | None:
         return self.header.entries.get(f"{self.name}.{key}")
 
     def one(self, key: str, default: Scalar) -> Scalar:
@@ -136,7 +140,7 @@ class _Parameters:
         return self._scalars.get(f"{self.name}.{key}", default)
 
     def number(self, key: str, default: int) -> int:
-        """The number under a key; of an array the first, which _attention() has compared with the others."""
+        """The number under a key, of an array the first; `default` where there is none."""
         found = self.header.numbers(f"{self.name}.{key}")
         return int(found[0]) if found else default
 
@@ -145,7 +149,7 @@ class _Parameters:
 
     def check(self, key: str, rule: Rule) -> None:
         """Raise ModelFileError where the key is there and has another type, or a value out of range."""
-        entry = self.header.entries.get(f"{self.name}.{key}")
+        entry = self.entry(key)
         if entry is None:
             return
         if entry.count is None:
@@ -160,7 +164,7 @@ class _Parameters:
 
 
 def _experts(found: _Parameters) -> None:
-    """Of a mixture of experts some must be used, of some groups."""
+    """A mixture of experts must use some of them, and some of its groups of experts."""
     n_experts = found.number("expert_count", 0)
     if found.name.startswith("hunyuan") and n_experts <= 1:
         return  # llama.cpp then takes no notice of the keys
@@ -178,7 +182,7 @@ def _experts(found: _Parameters) -> None:
 
 
 def _attention(found: _Parameters, known: Architecture) -> None:
-    """Heads must be equally many in all blocks, share keys in equal groups, and be of one length."""
+    """All blocks must have as many heads, all heads one length, and equally many heads must share a head of keys."""
     for key in ("attention.head_count", "attention.head_count_kv"):
         counts = found.header.numbers(f"{found.name}.{key}")
         if len(set(counts)) > 1:
@@ -205,13 +209,12 @@ def _attention(found: _Parameters, known: Architecture) -> None:
 
 
 def _sliding_window(found: _Parameters) -> None:
-    """With a window at least one block must use it; a pattern of n says that every n-th block sees everything."""
+    """At least one block must use the window: a period of n leaves out every n-th, an array says it of each."""
     key = "attention.sliding_window_pattern"
-    if found.name != "gemma3" or not found.number("attention.sliding_window", 0):
+    entry = found.entry(key)
+    if entry is None or not found.number("attention.sliding_window", 0):
         return
-    entry = found.header.entries.get(f"{found.name}.{key}")
-    pattern = found.header.numbers(f"{found.name}.{key}")[: found.number("block_count", 0)]
-    if entry is None:
-        return
-    if (entry.count is None and pattern == [1]) or (entry.count is not None and not any(pattern)):
+    pattern = found.header.numbers(f"{found.name}.{key}")
+    used = pattern != [1] if entry.count is None else any(pattern[: found.number("block_count", 0)])
+    if not used:
         raise found.refused(key, pattern, "such that one block at least uses the window")

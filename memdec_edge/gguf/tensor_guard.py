@@ -17,7 +17,7 @@ MATRIX_TYPES = {  # with kernels for looking up rows and for products: ggml-cpu'
     12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL",
     21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0",
 }  # fmt: skip
-NEWER = 39  # of here on: types that some versions of llama.cpp have, as MXFP4
+NEWER = 39  # MXFP4 and all after it: types that only some versions of llama.cpp have
 MATRICES = re.compile(
     r"(token_embd|position_embd|output|blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down)))\.weight"
 )

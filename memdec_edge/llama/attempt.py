@@ -1,6 +1,6 @@
-"""Opening a GGUF where it may end the process: the body of trial.py's child process.
+"""Opening a GGUF where it may end the process: what the child process of trial.py does.
 
-Knows nothing of verdicts and of who asks.
+Knows nothing of verdicts.
 """
 
 import sys
@@ -8,7 +8,6 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Literal
 
-from memdec_edge.errors import MemdecError
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.trial import DONE, READY
@@ -19,13 +18,13 @@ CELLS = 64
 
 
 def main(path: str, vocab_only: str) -> None:
-    """Use a file as its user would; print READY before and DONE after, whatever llama.cpp says meanwhile.
+    """Use a file as its user would; print READY before, and DONE after unless the process has ended.
 
     `vocab_only` is 0 or 1.
     """
     _be_quiet_when_it_ends()
     print(READY, flush=True)
-    with suppress(MemdecError):  # a refusal is no end
+    with suppress(Exception):  # a refusal is no end
         attempt(Path(path), vocab_only=vocab_only == "1")
     print(DONE, flush=True)
 

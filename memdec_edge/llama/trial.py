@@ -50,7 +50,8 @@ def refuse_what_ends(header: Header, *, vocab_only: bool = False) -> None:
         if reason is not None:
             _write(verdict, reason)
     if reason:
-        raise ModelFileError(header.path, f"llama.cpp would end the process on it ({reason}); it is damaged or too new")
+        advice = "it is damaged, or needs a newer llama-cpp-python"
+        raise ModelFileError(header.path, f"llama.cpp would end the process on it ({reason}); {advice}")
 
 
 def _try(path: Path, vocab_only: bool) -> str | None:

@@ -117,6 +117,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "an array of strings": (
         "llama", {"attention.head_count": (["4", "4"], STRING)}, "head_count is an array; it must be a whole number"
     ),
+    "groups that are no number": ("llama", {"expert_group_count": float("nan")}, "expert_group_count is nan"),
     "no context": ("llama", {"context_length": 0}, "llama.context_length is 0; it must be a whole number (u32) from 1"),
     "nothing where true or false belongs": ("gptneox", {"use_parallel_residual": 1}, "is 1; it must be true or false"),
 }  # fmt: skip
