@@ -1,6 +1,8 @@
 """The documents against the code: the command line's page, flags of examples, make targets, links, paths."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,25 @@ def test_named_paths_and_make_targets_exist(path: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", read(ROOT / "Makefile"), re.MULTILINE))
     named = {word for text in code if text.startswith("make ") for word in text.split("#")[0].split()[1:]}
     assert {word for word in named if re.fullmatch(r"[a-z-]+", word)} <= targets
+
+
+def test_messages_that_the_troubleshooting_page_quotes_are_those_of_the_code() -> None:
+    said = "\n".join(text for folder in ("memdec_edge", "train", "convert") for text in literals(ROOT / folder))
+    quoted = re.findall(r'^\*\*"(.+?)"[.*]', read(ROOT / "docs/troubleshooting.md"), re.MULTILINE)
+    assert len(quoted) > 15
+    # a quote has numbers, options and ... where the code has a value
+    parts = {text: re.split(r"\s*(?:\.\.\.|--[a-z-]+|\d+)\s*", text) for text in quoted}
+    assert [text for text, fixed in parts.items() if any(part not in said for part in fixed)] == []
+
+
+def literals(folder: Path) -> Iterator[str]:
+    """The strings in a folder's modules; a line break stands for a value in the middle of one."""
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(read(path))):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\n" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
 
 
 def test_every_page_is_linked_from_the_readme() -> None:
