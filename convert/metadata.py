@@ -1,6 +1,6 @@
-"""The metadata of a converted file: what it is, what llama.cpp must know of the architecture, what training noted.
+"""The metadata of a converted file: what it is, what llama.cpp must know of its architecture, what memdec.json adds.
 
-Knows nothing of tensors.
+Knows nothing of how tensors and tokens are written.
 """
 
 import struct
@@ -19,18 +19,22 @@ from .tokenizer import TokenizerBlock
 from .writer import GgufFile, Value
 
 OWN_KEYS = ("general.architecture", "general.type", "general.file_type", "general.quantization_version",
-            "general.alignment", metadata.SCHEMA_VERSION, metadata.ROLE)  # fmt: skip
+            "general.alignment", metadata.SCHEMA_VERSION, metadata.ROLE, metadata.TOKENIZER_SHA256,
+            metadata.TOKENIZER_N_TOKENS)  # fmt: skip  # convert itself knows these
 
 
 def add_metadata(
     file: GgufFile, options: ConvertOptions, config: ModelConfig, outtype: str, block: TokenizerBlock
 ) -> None:
-    """Add every key but the tokenizer's, and then the tokenizer's block. Raises ModelFileError."""
-    notes = _notes(options.checkpoint)
+    """Add every key but the tokenizer's, and then the tokenizer's block.
+
+    Raises ModelFileError for an entry of memdec.json that is no key of ours or has a value outside its range, and for a
+    value that GGUF cannot hold.
+    """
     general: dict[str, Value] = {
         "general.architecture": config.architecture.name,
         "general.type": "model",
-        "general.name": options.checkpoint.resolve().name,
+        **metadata.model_name(options.checkpoint),
         **_base_model(options.base),
         "general.file_type": FILE_TYPES[outtype],
         "general.quantization_version": GGML_QUANT_VERSION,
@@ -45,18 +49,18 @@ def add_metadata(
             metadata.TOKENIZER_SHA256: digest,
             metadata.TOKENIZER_N_TOKENS: n_tokens,
         }
-    general |= {
-        key: float(value) if key in metadata.PLACEHOLDERS and isinstance(value, int) else value
-        for key, value in notes.items()
-        if options.role == "memory" or key.startswith("general.")
-    }
-    if options.role == "memory":  # training leaves a recommendation here, perhaps one that cannot be
+    is_memory = options.role == "memory"
+    noted = _noted(options.checkpoint)
+    general |= {key: value for key, value in noted.items() if is_memory or key.startswith("general.")}
+    if is_memory:  # a recommended lambda may be outside its range
         metadata.MemoryMetadata.from_gguf(options.checkpoint / metadata.CHECKPOINT_METADATA, general)
     for key, value in (general | _architecture(config, len(block.tokens))).items():
         try:
             file.add(key, value)
         except (struct.error, OverflowError, UnicodeEncodeError) as error:
-            raise ModelFileError(options.checkpoint, f"{key} is {value!r:.40}, which GGUF cannot hold") from error
+            raise ModelFileError(
+                options.checkpoint, f"{key} is {value!r:.40}, which GGUF cannot hold; change it"
+            ) from error
     file.entries |= block.entries
 
 
@@ -90,31 +94,38 @@ def _architecture(config: ModelConfig, n_tokens: int) -> dict[str, Value]:
 
 
 def _base_model(base: Path | None) -> dict[str, Value]:
-    """Which model family a memory belongs to, as GGUF names it."""
+    """Which model family a memory belongs to, in GGUF's own keys: what the base's GGUF says of itself."""
     if base is None:
         return {}
-    facts, _ = metadata.read(base)
+    values, _ = metadata.read(base)
     found = {
-        f"general.base_model.0.{name}": str(facts[f"general.{name}"])
+        f"general.base_model.0.{name}": str(values[f"general.{name}"])
         for name in ("name", "organization", "repo_url")
-        if f"general.{name}" in facts
+        if f"general.{name}" in values
     }
     return {"general.base_model.count": 1, **found} if found else {}
 
 
-def _notes(folder: Path) -> dict[str, Value]:
-    """memdec.json, checked: keys of general.* and memdec_edge.*, values that GGUF has a type for."""
+def _noted(folder: Path) -> dict[str, Value]:
+    """What memdec.json adds: keys of general.* and memdec_edge.*, with values that GGUF has a type for.
+
+    Training leaves there its recommended lambda, among others. Null means not set.
+    """
     path = folder / metadata.CHECKPOINT_METADATA
     if not path.is_file():
         return {}
-    notes: dict[str, Value] = {}
+    noted: dict[str, Value] = {}
     for key, value in read_json(path).items():
+        if not key.startswith(("general.", metadata.PREFIX)) or not key.isascii() or key in OWN_KEYS:
+            raise ModelFileError(path, f"{key!r:.80} cannot be set; remove it (convert sets it, or it is not ours)")
         if value is None:
             continue
-        if not key.startswith(("general.", metadata.PREFIX)) or not key.isascii() or key in OWN_KEYS:
-            raise ModelFileError(path, f"{key} cannot be set; general.* and memdec_edge.* can, but what convert writes")
+        if key in metadata.PLACEHOLDERS:  # always f32, so that patch() can change it
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ModelFileError(path, f"{key} is {value!r:.80}; it must be a number")
+            value = float(str(value))  # infinite where it is too large, which from_gguf() refuses
         texts = isinstance(value, list) and value and all(isinstance(item, str) for item in value)
         if not isinstance(value, bool | int | float | str) and not texts:
-            raise ModelFileError(path, f"{key} is {value!r}; it must be a number, a boolean, a string or strings")
-        notes[key] = value
-    return notes
+            raise ModelFileError(path, f"{key} is {value!r:.80}; it must be a number, a boolean, a string or strings")
+        noted[key] = value
+    return noted

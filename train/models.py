@@ -20,6 +20,7 @@ from memdec_edge.errors import MissingFileError, ModelFileError
 from memdec_edge.files import sha256
 from memdec_edge.gguf import parts
 from memdec_edge.gguf.header import Header
+from memdec_edge.gguf.metadata import model_name
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.pairing import MAX_PADDING
 
@@ -89,7 +90,8 @@ def _load(path: Path, stamp: tuple[tuple[str, int], ...]) -> Source:
         gguf = Model(path, vocab_only=True)
         _mend_tokenizer(gguf, tokenizer)
     encoder = gguf_encoder(gguf) if is_gguf else _folder_encoder(path, tokenizer)
-    return Source(path, path.stem if is_gguf else path.resolve().name, model.eval(), tokenizer, encoder)
+    name = path.stem if is_gguf else model_name(path)["general.name"]
+    return Source(path, name, model.eval(), tokenizer, encoder)
 
 
 @torch.no_grad()

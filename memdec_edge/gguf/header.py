@@ -1,8 +1,8 @@
 """The header of a GGUF file: where every value lies, read without loading the model.
 
-Pure Python over a memory map, so that reading metadata needs neither llama.cpp nor seconds (gguf.GGUFReader takes 2-6 s
-for a vocabulary of 50,000-150,000 tokens, this takes 15-60 ms). Files are hostile until proven otherwise: every count
-and length is checked against what is left of the file. Knows nothing of what keys mean.
+Pure Python over a memory map, so that reading metadata needs neither llama.cpp nor seconds. For a vocabulary of
+50,000-150,000 tokens it takes 15-60 ms, where gguf.GGUFReader takes 2-6 s. Files are hostile until proven otherwise:
+every count and length is checked against what is left of the file. Knows nothing of what keys mean.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 """
@@ -15,6 +15,9 @@ from pathlib import Path
 from memdec_edge.errors import MissingFileError, ModelFileError
 
 MAGIC = b"GGUF"
+OLD_MAGICS = (b"lmgg", b"fmgg", b"tjgg", b"algg")  # how llama.cpp's files began before GGUF
+VERSIONS = (2, 3)
+DAMAGED = "the file is damaged; download or make it again"
 LFS_POINTER = b"version https://git-lfs"  # how the small text begins that stands for a file which Git LFS keeps
 FLOAT32, STRING, ARRAY = 6, 8, 9  # enum gguf_type
 SCALARS = {
@@ -33,10 +36,14 @@ Scalar = int | float | bool | str
 
 @dataclass(frozen=True)
 class Entry:
-    """One key: `entry` starts with the key's length, `start` with the value (an array's elements), `end` ends it."""
+    """Where a key lies in the file.
 
-    kind: int  # enum gguf_type; of the elements where `count` is given
-    count: int | None  # elements of an array; None: a single value
+    `entry` is where the key's length begins, `start` where the value or an array's first element does. The value ends
+    before `end`.
+    """
+
+    kind: int  # enum gguf_type; of the elements where the value is an array
+    count: int | None  # elements of an array; None: the value is a single one
     entry: int  # byte offsets from the file's start
     start: int
     end: int
@@ -60,6 +67,10 @@ class Header:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        if self.path.is_dir():
+            raise ModelFileError(
+                self.path, "is a folder and no GGUF file; make one of a checkpoint folder with memdec-edge convert"
+            )
         if not self.path.is_file():
             raise MissingFileError(self.path, "GGUF file")
         try:
@@ -67,7 +78,7 @@ class Header:
                 size = file.seek(0, 2)
                 self._data: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
         except OSError as error:
-            raise ModelFileError(self.path, f"cannot be read ({error.strerror})") from error
+            raise ModelFileError(self.path, f"cannot be read ({error.strerror}); make the file readable") from error
         self._at = 0
         self.entries: dict[str, Entry] = {}
         self.tensors: list[TensorInfo] = []
@@ -89,11 +100,11 @@ class Header:
             self._data.close()
 
     def scalars(self) -> dict[str, Scalar]:
-        """Every single value, strings decoded as UTF-8 (broken bytes replaced)."""
+        """Every single value by its key, in its own type; arrays are left out. Broken UTF-8 is replaced."""
         return {key: self._scalar(entry) for key, entry in self.entries.items() if entry.count is None}
 
     def strings(self, key: str) -> list[bytes]:
-        """The raw elements of a string array; ModelFileError where `key` is none."""
+        """The elements of the string array `key`, as bytes. Raises ModelFileError where there is no such array."""
         entry = self.entries.get(key)
         if entry is None or entry.count is None or entry.kind != STRING:
             raise ModelFileError(self.path, f"{key} is not an array of strings")
@@ -122,12 +133,8 @@ class Header:
         return value
 
     def _scan(self) -> None:
-        if self._data[:4] != MAGIC:
-            raise ModelFileError(self.path, "not a GGUF file; give a .gguf, or make one with memdec-edge convert")
-        self._at = 4
-        version = self._number(U32, "version")
-        if version not in (2, 3):
-            raise ModelFileError(self.path, f"GGUF version {version} is not supported; only 2 and 3 are")
+        self._refuse_other_formats()
+        self._at = len(MAGIC) + U32.size
         n_tensors = self._count("number of tensors", MAX_ENTRIES)
         n_entries = self._count("number of keys", MAX_ENTRIES)
         for _ in range(n_entries):
@@ -136,9 +143,31 @@ class Header:
         for _ in range(n_tensors):
             tensor = self._scan_tensor()
             if tensor.name in seen:
-                raise ModelFileError(self.path, f"the tensor {tensor.name!r} stands in it twice; the file is damaged")
+                raise ModelFileError(self.path, f"the tensor {tensor.name!r} stands in it twice; {DAMAGED}")
             seen.add(tensor.name)
             self.tensors.append(tensor)
+
+    def _refuse_other_formats(self) -> None:
+        if self._data[: len(LFS_POINTER)] == LFS_POINTER:
+            raise ModelFileError(self.path, "is a pointer of Git LFS and not the file; run git lfs pull in its folder")
+        if self._data[:4] in OLD_MAGICS:
+            raise ModelFileError(
+                self.path, "is of llama.cpp's formats before GGUF; convert or download the model again"
+            )
+        if self._data[:4] != MAGIC:
+            raise ModelFileError(self.path, "not a GGUF file; give a .gguf, or make one with memdec-edge convert")
+        self._at = len(MAGIC)
+        version = self._number(U32, "version")
+        if int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS:
+            raise ModelFileError(
+                self.path,
+                "is big-endian, llama.cpp wants little-endian; gguf-convert-endian (pip install gguf) swaps it",
+            )
+        if version not in VERSIONS:
+            known = " and ".join(map(str, VERSIONS))
+            raise ModelFileError(
+                self.path, f"GGUF version {version} is not known, only {known} are; convert the model again"
+            )
 
     def _scan_entry(self) -> None:
         begin = self._at
@@ -154,9 +183,9 @@ class Header:
         elif kind in SCALARS:
             self._skip(SCALARS[kind].size * (1 if count is None else count), key)
         else:  # an array of arrays too: llama.cpp knows none
-            raise ModelFileError(self.path, f"{key} has the unknown value type {kind}; the file is damaged")
+            raise ModelFileError(self.path, f"{key} has the unknown value type {kind}; {DAMAGED}")
         if key in self.entries:
-            raise ModelFileError(self.path, f"the key {key} stands in it twice; the file is damaged")
+            raise ModelFileError(self.path, f"the key {key} stands in it twice; {DAMAGED}")
         self.entries[key] = Entry(kind, count, begin, start, self._at)
 
     def _scan_tensor(self) -> TensorInfo:
@@ -168,7 +197,7 @@ class Header:
         return TensorInfo(name, shape, self._number(U32, name), self._number(U64, name))
 
     def _skip_strings(self, count: int, key: str) -> None:
-        """Walk over `count` strings: the one hot loop, 0.1 us for each."""
+        """Walk over `count` strings; the one hot loop, 0.1 us a string."""
         at, data, unpack, last = self._at, self._data, U64.unpack_from, len(self._data) - 8
         for _ in range(count):
             if at > last:
@@ -191,22 +220,22 @@ class Header:
     def _count(self, what: str, limit: int) -> int:
         value = self._number(U64, what)
         if value > limit:
-            raise ModelFileError(self.path, f"the {what} is {value}, more than {limit}; the file is damaged")
+            raise ModelFileError(self.path, f"the {what} is {value}, more than {limit}; {DAMAGED}")
         return value
 
     def _name(self, what: str) -> str:
         length = self._number(U64, what)
         if length > MAX_NAME:
-            raise ModelFileError(self.path, f"a {what} is {length} bytes long; the file is damaged")
+            raise ModelFileError(self.path, f"a {what} is {length} bytes long; {DAMAGED}")
         at = self._at
         self._skip(length, what)
         name = self._data[at : self._at].decode("utf-8", "replace")
         if not name.isprintable():  # it would stand in messages
-            raise ModelFileError(self.path, f"a {what} at byte {at} is no text; the file is damaged")
+            raise ModelFileError(self.path, f"a {what} at byte {at} is no text; {DAMAGED}")
         return name
 
     def _truncated(self, what: str) -> ModelFileError:
         return ModelFileError(
             self.path,
-            f"ends at byte {len(self._data)}, inside {what}; the file is cut short, download or make it again",
+            f"ends at byte {len(self._data)}, inside {what}; the file is cut short; download or make it again",
         )

@@ -1,10 +1,9 @@
 """What a memory says about itself: the `memdec_edge.*` keys of its GGUF, read, checked and patched.
 
-The names stand here and nowhere else. Values that are learned after conversion (lambda, temperature, gate,
-perplexities) are fixed-size f32 placeholders, NaN for "not set", so that they are patched in place without rewriting
-the file. The gate is eight single keys and not one array, since llama.cpp gives no arrays to those who read metadata
-through it.
-Knows nothing of models, mixing or how the values are found.
+The names stand here and nowhere else. Lambda, temperature, gate and perplexities are known only after conversion. Their
+values are f32 placeholders, NaN for "not set", so that patch() changes them in place and rewrites no file. The gate is
+eight single keys and not one array, since llama.cpp gives its callers no arrays. Knows nothing of models, of mixing,
+nor of how the values are found.
 """
 
 import hashlib
@@ -31,29 +30,29 @@ TRAIN = "memdec_edge.train."  # beta, k, knn_temperature, key, target, teacher, 
 EVAL_DATASET = "memdec_edge.eval.dataset"
 PPL_BASE = "memdec_edge.eval.ppl_base"
 PPL_MEMORY = "memdec_edge.eval.ppl_memory"
-PPL_MIXTURE = "memdec_edge.eval.ppl_fused"
-CHECKPOINT_METADATA = "memdec.json"  # of a checkpoint folder: what training wants convert to put into the GGUF
+PPL_MIXTURE = "memdec_edge.eval.ppl_fused"  # its older name stays, since files have it
+CHECKPOINT_METADATA = "memdec.json"  # in a checkpoint folder: the keys that training leaves to convert, written last
 GATE_SIZE = 8
 GATE = tuple(f"memdec_edge.gate.weight_{i}" for i in range(GATE_SIZE))
 
-TEMPERATURES = (0.01, 100.0)  # llama.cpp prints metadata with six decimals: smaller ones would lose digits
+TEMPERATURES = (0.01, 100.0)  # llama.cpp prints metadata with six decimals; smaller numbers would lose digits
 PERPLEXITIES = (PPL_BASE, PPL_MEMORY, PPL_MIXTURE)
 PLACEHOLDERS: dict[str, float] = {
     LAMBDA: math.nan,
     TEMPERATURE: 1.0,
     **dict.fromkeys(GATE, math.nan),
     **dict.fromkeys(PERPLEXITIES, math.nan),
-}  # what convert writes and patch() may change, in this order, side by side in the file
+}  # convert writes these side by side in this order, and patch() may change them
 
 
 @dataclass(frozen=True)
 class MemoryMetadata:
-    """The `memdec_edge.*` keys of a GGUF; a GGUF without them is a model with schema version 0."""
+    """The `memdec_edge.*` keys of a GGUF. A GGUF without them is a model with schema version 0."""
 
     schema_version: int = 0
     role: str = "model"  # "memory" or "model"
     domain: str = ""
-    weight: float | None = None  # recommended lambda in [0, 1]; None: no recommendation
+    weight: float | None = None  # recommended lambda in [0, 1]; None: the file recommends none
     temperature: float = 1.0  # divides the memory's logits before mixing; in TEMPERATURES
     tokenizer_sha256: str = ""
     tokenizer_n_tokens: int | None = None
@@ -66,10 +65,10 @@ class MemoryMetadata:
 
     @classmethod
     def from_gguf(cls, path: Path | str, meta: Mapping[str, object]) -> "MemoryMetadata":
-        """Facts from all keys of a GGUF, values as llama.cpp prints them or as read() gives them.
+        """The metadata among all keys of a GGUF; `meta` has the values as read() gives them, or as text.
 
-        Raises ModelFileError, naming `path`, key and value, where a value is no number, is outside its range, or was
-        written by a later schema.
+        Raises ModelFileError, which names `path`, key and value, for a value that is no number or is outside its range.
+        A later schema is refused too.
         """
         version = _whole(meta, SCHEMA_VERSION, path) or 0
         if version > SCHEMA:
@@ -78,7 +77,7 @@ class MemoryMetadata:
             )
         role = str(meta.get(ROLE, "model"))
         if role not in ("memory", "model"):
-            raise ModelFileError(path, f"{ROLE} is {role!r}; it must be memory or model")
+            raise ModelFileError(path, f"{ROLE} is {role!r:.80}; it must be memory or model")
         weights = tuple(_float(meta, key, path) for key in GATE)
         if any(weight is None for weight in weights) and any(weight is not None for weight in weights):
             raise ModelFileError(path, f"only some of {GATE[0]} ... {GATE[-1]} are set; fit the gate again")
@@ -101,12 +100,12 @@ class MemoryMetadata:
 
 
 def is_memory(meta: Mapping[str, object]) -> bool:
-    """Whether a GGUF with these keys says that it is a memory."""
+    """Whether a GGUF with these keys calls itself a memory."""
     return meta.get(ROLE) == "memory"
 
 
 def read(path: Path | str) -> tuple[dict[str, Scalar], list[TensorInfo]]:
-    """Single values (numbers, booleans, strings) and tensors of a GGUF; arrays are left out.
+    """The single values (numbers, booleans, strings) and the tensors of a GGUF; arrays are left out.
 
     Raises MissingFileError and ModelFileError. Takes 15-60 ms, whatever the file's size.
     """
@@ -117,10 +116,12 @@ def read(path: Path | str) -> tuple[dict[str, Scalar], list[TensorInfo]]:
 def patch(path: Path | str, values: Mapping[str, float]) -> None:
     """Set keys of PLACEHOLDERS in a memory GGUF, in place; NaN unsets one.
 
-    All values go out in one write that spans the first to the last, then fsync: the file is never longer or shorter,
-    and a crash leaves it loadable. Raises MissingFileError, and ModelFileError where a key is unknown or not in the
-    file, or a value is outside its range, before anything is written, or where the file cannot be written.
+    One write spans the first value to the last, then fsync: the file keeps its length, and a crash leaves it loadable.
+    Before anything is written, raises MissingFileError, and ModelFileError for a key that is unknown or not in the
+    file, or for a value outside its range. A link is refused too: other programs may share the file behind it, as in
+    the cache of the Hugging Face Hub. Raises ModelFileError where the file cannot be written.
     """
+    path = Path(path)
     checked = {key: _checked(key, value, path) for key, value in values.items()}
     if not checked:
         return
@@ -128,25 +129,38 @@ def patch(path: Path | str, values: Mapping[str, float]) -> None:
         starts = {key: _placeholder(header, key) for key in checked}
         first, last = min(starts.values()), max(starts.values()) + 4
         span = bytearray(header.raw(first, last))
+    if path.is_symlink() or path.stat().st_nlink > 1:
+        what = f"is a link to {path.resolve()}" if path.is_symlink() else "has other names (hard links)"
+        raise ModelFileError(path, f"{what}, so others may share it; copy the file and change the copy")
     for key, value in checked.items():
         struct.pack_into("<f", span, starts[key] - first, value)
     try:
-        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
-        try:
-            os.lseek(descriptor, first, os.SEEK_SET)
-            os.write(descriptor, span)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with path.open("rb+", buffering=0) as file:
+            file.seek(first)
+            file.write(span)
+            os.fsync(file.fileno())
     except OSError as error:
         raise ModelFileError(path, f"cannot be written ({error.strerror}); make the file writable") from error
 
 
-def tokenizer_digest(tokens: Iterable[bytes]) -> tuple[str, int]:
-    """SHA-256 over the vocabulary, and its number of tokens without padding at the end.
+def model_name(folder: Path | str) -> dict[str, str]:
+    """What a model folder's path says of the model, as keys of general.*: its name, perhaps its organization.
 
-    For each id in order u32 little-endian length + the token's bytes; padding, the tokens `[PAD<id>]` that converters
-    write for embedding rows without a token, is excluded.
+    The cache of the Hugging Face Hub keeps a model in models--ORGANIZATION--NAME/snapshots/COMMIT.
+    """
+    path = Path(folder).resolve()
+    kind, *names = path.parent.parent.name.split("--")
+    if path.parent.name != "snapshots" or kind != "models" or not names:
+        return {"general.name": path.name}
+    organization = {"general.organization": names[0]} if len(names) > 1 else {}
+    return {"general.name": "--".join(names[1:] or names), **organization}
+
+
+def tokenizer_digest(tokens: Iterable[bytes]) -> tuple[str, int]:
+    """SHA-256 of a vocabulary as 64 hexadecimal digits, and its number of tokens without padding at the end.
+
+    Hashed are, for each id in order, the token's length (u32, little-endian) and its bytes. Padding is left out: the
+    tokens `[PAD<id>]` that converters write for embedding rows without a token.
     """
     digest, n_tokens = hashlib.sha256(), 0
     for token_id, token in enumerate(tokens):
@@ -164,25 +178,26 @@ def _placeholder(header: Header, key: str) -> int:
 
 
 def _float(meta: Mapping[str, object], key: str, path: Path | str) -> float | None:
-    """The number under `key`; None where it is absent or NaN."""
+    """The number under `key`; None where there is none or it is NaN. Raises ModelFileError."""
     if key not in meta:
         return None
     try:
         value = float(str(meta[key]))
     except ValueError:
-        raise ModelFileError(path, f"{key} is {meta[key]!r}, not a number") from None
+        raise ModelFileError(path, f"{key} is {meta[key]!r:.80}, not a number; make the file again") from None
     return None if math.isnan(_checked(key, value, path)) else value
 
 
 def _whole(meta: Mapping[str, object], key: str, path: Path | str) -> int | None:
+    """The whole number under `key`, None where there is none. Raises ModelFileError."""
     text = str(meta.get(key, "0"))
     if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise ModelFileError(path, f"{key} is {text!r}, not a whole number")
+        raise ModelFileError(path, f"{key} is {text!r:.80}, not a whole number; make the file again")
     return int(text) if key in meta else None
 
 
 def _checked(key: str, value: float, path: Path | str) -> float:
-    """`value` where it may stand under `key`; NaN (not set) may everywhere but under TEMPERATURE."""
+    """`value` if it may stand under `key`. Raises ModelFileError. NaN, not set, may stand under all but TEMPERATURE."""
     if key not in PLACEHOLDERS:
         raise ModelFileError(path, f"{key} cannot be changed in a finished file; only {', '.join(PLACEHOLDERS)} can")
     low, high = {LAMBDA: (0.0, 1.0), TEMPERATURE: TEMPERATURES, **dict.fromkeys(PERPLEXITIES, (1.0, 3e38))}.get(

@@ -1,6 +1,7 @@
 """memdec_edge.convert: numbers against PyTorch, llama.cpp and gguf.GGUFReader; metadata; verification."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,10 @@ def test_a_qwen2_in_f32_is_that_of_pytorch(tmp_path: Path, out: Path, tied: bool
         tmp_path / "checkpoint", tied=tied, layers=3, seed=11, config=config, architecture="qwen2"
     )
     assert to_gguf(checkpoint, out).n_tensors == 2 + (not tied) + 3 * 12
-    facts, tensors = metadata.read(out)
-    assert facts["general.architecture"] == "qwen2"
-    assert {key.partition(".")[0] for key in facts} == {"general", "memdec_edge", "tokenizer", "qwen2"}
-    assert facts["qwen2.rope.freq_base"] == 1e6
+    values, tensors = metadata.read(out)
+    assert values["general.architecture"] == "qwen2"
+    assert {key.partition(".")[0] for key in values} == {"general", "memdec_edge", "tokenizer", "qwen2"}
+    assert values["qwen2.rope.freq_base"] == 1e6
     assert sum(tensor.name.endswith(".bias") for tensor in tensors) == 3 * 3
     assert np.abs(llama_log_probs(out) - torch_log_probs(checkpoint)).max() < 1e-3
 
@@ -127,14 +128,36 @@ def test_what_training_noted_goes_into_the_file(checkpoint: Path, family: Family
     model = Model(out, vocab_only=True)
     meta = model.metadata
     model.close()
-    facts = metadata.MemoryMetadata.from_gguf(out, meta)
+    found = metadata.MemoryMetadata.from_gguf(out, meta)
     assert (meta["general.name"], meta["general.license"]) == ("Tiny medicine", "cc-by-4.0")
     assert meta["general.base_model.0.name"] == family.base_checkpoint.name
-    assert (facts.domain, facts.weight) == ("medicine", 1.0)
-    assert facts.train == {"beta": "0.5", "tokens": "5000000000"}
+    assert (found.domain, found.weight) == ("medicine", 1.0)
+    assert found.train == {"beta": "0.5", "tokens": "5000000000"}
     fields = GGUFReader(out).fields
     assert fields["general.datasets"].contents() == ["one", "two"]
     assert fields["general.tags"].contents() == ["memory-decoder", "memdec-edge"]
+
+
+def test_a_recommended_lambda_goes_into_the_placeholder_and_can_be_changed_there(checkpoint: Path, out: Path) -> None:
+    (checkpoint / "memdec.json").write_text('{"memdec_edge.lambda": 0.35}', encoding="utf-8")
+    to_gguf(checkpoint, out)
+    values, _ = metadata.read(out)
+    assert metadata.MemoryMetadata.from_gguf(out, values).weight == pytest.approx(0.35)
+    keys = list(values)
+    first = keys.index(metadata.LAMBDA)
+    assert keys[first : first + len(metadata.PLACEHOLDERS)] == list(metadata.PLACEHOLDERS)
+    metadata.patch(out, {metadata.LAMBDA: 0.5, metadata.PPL_MIXTURE: 8.5})
+    assert metadata.read(out)[0][metadata.LAMBDA] == 0.5
+
+
+def test_a_snapshot_in_the_hubs_cache_gives_the_models_name_and_not_the_commits(
+    family: Family, tmp_path: Path, out: Path
+) -> None:
+    snapshot = tmp_path / "models--org--Tiny-1.5B" / "snapshots" / "0123456789abcdef"
+    shutil.copytree(family.memory_checkpoint, snapshot)
+    to_gguf(snapshot, out)
+    values, _ = metadata.read(out)
+    assert (values["general.name"], values["general.organization"]) == ("Tiny-1.5B", "org")
 
 
 def test_rows_that_the_base_does_not_have_are_dropped(tmp_path: Path, family: Family, out: Path) -> None:

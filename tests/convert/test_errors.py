@@ -159,8 +159,12 @@ def test_an_unknown_outtype_is_an_option_error(family: Family, out: Path) -> Non
 @pytest.mark.parametrize(
     ("notes", "named"),
     [
-        ({"llama.block_count": 3}, "llama.block_count cannot be set"),
-        ({"memdec_edge.role": "model"}, "memdec_edge.role cannot be set"),
+        ({"llama.block_count": 3}, "'llama.block_count' cannot be set"),
+        ({"memdec_edge.role": "model"}, "'memdec_edge.role' cannot be set"),
+        ({"memdec_edge.tokenizer.sha256": "ab"}, "'memdec_edge.tokenizer.sha256' cannot be set"),
+        ({"memdec_edge.lambda": "0.4"}, "memdec_edge.lambda is '0.4'; it must be a number"),
+        ({"memdec_edge.lambda": True}, "memdec_edge.lambda is True; it must be a number"),
+        ({"memdec_edge.temperature": 10**400}, "memdec_edge.temperature is inf; it must be from"),
         ({"memdec_edge.train.k": {"a": 1}}, "memdec_edge.train.k is {'a': 1}"),
         ({"memdec_edge.lambda": 1.5}, "memdec_edge.lambda is 1.5"),
     ],

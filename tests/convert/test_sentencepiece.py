@@ -207,6 +207,6 @@ def test_a_checkpoint_with_tokenizer_model_is_converted_and_verified(tmp_path: P
     report = to_gguf(checkpoint, tmp_path / "memdec-x.gguf", verify=True)
     assert report.verification is not None
     assert report.verification.token_difference == ""
-    facts, _ = metadata.read(report.outfile)
-    assert facts[metadata.TOKENIZER_N_TOKENS] == 450  # of 460 rows
-    assert facts["llama.vocab_size"] == 460
+    values, _ = metadata.read(report.outfile)
+    assert values[metadata.TOKENIZER_N_TOKENS] == 450  # of 460 rows
+    assert values["llama.vocab_size"] == 460

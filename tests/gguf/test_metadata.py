@@ -2,16 +2,17 @@
 
 import hashlib
 import math
+import os
 import shutil
 import struct
-import time
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 import pytest
-from gguf import GGUFReader
+from gguf import GGUFEndian, GGUFReader, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -60,20 +61,20 @@ def test_string_arrays_are_read_raw(family: Family) -> None:
             header.strings("tokenizer.ggml.token_type")
 
 
-def test_facts_read_through_llama_cpp_and_through_read_are_the_same(memory: Path) -> None:
+def test_metadata_read_through_llama_cpp_and_through_read_are_the_same(memory: Path) -> None:
     metadata.patch(memory, {LAMBDA: 0.5, TEMPERATURE: 1.25, PPL_BASE: 21.5} | dict.fromkeys(GATE, 0.25))
-    facts = MemoryMetadata.from_gguf(memory, llama_metadata(memory))
-    assert facts == MemoryMetadata.from_gguf(memory, metadata.read(memory)[0])
-    assert (facts.role, facts.weight, facts.temperature, facts.ppl_base) == ("memory", 0.5, 1.25, 21.5)
-    assert facts.gate == (0.25,) * 8
-    assert facts.ppl_mixture is None
+    found = MemoryMetadata.from_gguf(memory, llama_metadata(memory))
+    assert found == MemoryMetadata.from_gguf(memory, metadata.read(memory)[0])
+    assert (found.role, found.weight, found.temperature, found.ppl_base) == ("memory", 0.5, 1.25, 21.5)
+    assert found.gate == (0.25,) * 8
+    assert found.ppl_mixture is None
 
 
 def test_a_fresh_memory_recommends_nothing(family: Family) -> None:
     meta = llama_metadata(family.memory)
-    facts = MemoryMetadata.from_gguf(family.memory, meta)
+    found = MemoryMetadata.from_gguf(family.memory, meta)
     assert metadata.is_memory(meta)
-    assert (facts.schema_version, facts.weight, facts.temperature, facts.gate) == (1, None, 1.0, None)
+    assert (found.schema_version, found.weight, found.temperature, found.gate) == (1, None, 1.0, None)
     assert not metadata.is_memory(llama_metadata(family.base))
     assert MemoryMetadata.from_gguf(family.base, llama_metadata(family.base)) == MemoryMetadata()
 
@@ -112,6 +113,40 @@ def test_a_value_out_of_range_is_named_and_nothing_is_written(memory: Path, key:
     assert memory.read_bytes() == before
 
 
+@pytest.mark.parametrize("link", [os.symlink, os.link], ids=["a symbolic link", "a hard link"])
+def test_a_file_that_others_may_share_is_not_patched_through_a_link(
+    memory: Path, tmp_path: Path, link: Callable[[Path, Path], None]
+) -> None:
+    before, other = memory.read_bytes(), tmp_path / "memdec-other.gguf"
+    link(memory, other)
+    with pytest.raises(ModelFileError, match=r"memdec-other\.gguf: .*so others may share it; copy the file and change"):
+        metadata.patch(other, {LAMBDA: 0.4})
+    assert memory.read_bytes() == before
+    copy = Path(shutil.copy(other, tmp_path / "memdec-copy.gguf"))
+    metadata.patch(copy, {LAMBDA: 0.4})
+    assert metadata.read(copy)[0][LAMBDA] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("models--org--Tiny-1.5B/snapshots/0123abc", {"general.name": "Tiny-1.5B", "general.organization": "org"}),
+        ("models--org--a--b/snapshots/0123abc", {"general.name": "a--b", "general.organization": "org"}),
+        ("models--gpt2/snapshots/0123abc", {"general.name": "gpt2"}),
+        ("datasets--org--x/snapshots/0123abc", {"general.name": "0123abc"}),
+        ("mine/snapshots/0123abc", {"general.name": "0123abc"}),
+        ("models--org--x/0123abc", {"general.name": "0123abc"}),
+        ("mine", {"general.name": "mine"}),
+    ],
+)
+def test_a_model_is_called_by_its_folder_or_by_its_name_in_the_hubs_cache(
+    tmp_path: Path, folder: str, expected: dict[str, str]
+) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / folder)
+    assert metadata.model_name(tmp_path / folder) == metadata.model_name(tmp_path / "link") == expected
+
+
 def test_a_model_without_placeholders_is_not_patched(family: Family) -> None:
     with pytest.raises(ModelFileError, match=r"no place for memdec_edge\.lambda; make it with memdec-edge convert"):
         metadata.patch(family.base, {LAMBDA: 0.5})
@@ -145,14 +180,14 @@ VALUES = st.one_of(st.text(max_size=12), st.floats().map(str), st.integers().map
 
 @FUZZ
 @given(st.dictionaries(KEYS, VALUES, max_size=5))
-def test_any_strings_give_facts_in_range_or_an_error(meta: dict[str, str]) -> None:
+def test_any_strings_give_metadata_in_range_or_an_error(meta: dict[str, str]) -> None:
     try:
-        facts = MemoryMetadata.from_gguf("x.gguf", meta)
+        found = MemoryMetadata.from_gguf("x.gguf", meta)
     except ModelFileError:
         return
-    assert facts.weight is None or 0 <= facts.weight <= 1
-    assert 0.01 <= facts.temperature <= 100
-    assert facts.role in ("memory", "model")
+    assert found.weight is None or 0 <= found.weight <= 1
+    assert 0.01 <= found.temperature <= 100
+    assert found.role in ("memory", "model")
 
 
 def test_the_tokenizer_digest_leaves_padding_out(family: Family) -> None:
@@ -164,13 +199,29 @@ def test_the_tokenizer_digest_leaves_padding_out(family: Family) -> None:
         assert metadata.tokenizer_digest(padded.strings("tokenizer.ggml.tokens")) == (expected, len(tokens))
         assert metadata.tokenizer_digest(renamed.strings("tokenizer.ggml.tokens"))[0] != expected
     for path in (family.memory, family.padded):
-        facts = MemoryMetadata.from_gguf(path, llama_metadata(path))
-        assert (facts.tokenizer_sha256, facts.tokenizer_n_tokens) == (expected, len(tokens))
+        found = MemoryMetadata.from_gguf(path, llama_metadata(path))
+        assert (found.tokenizer_sha256, found.tokenizer_n_tokens) == (expected, len(tokens))
 
 
 def test_a_missing_file_names_the_path(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"nowhere\.gguf"):
         metadata.read(tmp_path / "nowhere.gguf")
+
+
+def test_a_big_endian_file_of_ggufs_own_writer_is_called_that(tmp_path: Path) -> None:
+    path = tmp_path / "big.gguf"
+    writer = GGUFWriter(path, "llama", endianess=GGUFEndian.BIG)
+    writer.add_name("big")
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    with pytest.raises(ModelFileError, match="is big-endian"):
+        metadata.read(path)
+
+
+def test_a_folder_given_as_a_gguf_names_convert(family: Family) -> None:
+    with pytest.raises(ModelFileError, match=r"is a folder and no GGUF file; make one .* with memdec-edge convert"):
+        metadata.read(family.memory_checkpoint)
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"hello world, I am a text", b"PK\x03\x04" * 10])
@@ -213,17 +264,25 @@ ARRAY_OF = pack_string(b"key") + struct.pack("<I", 9)
         (header_bytes(0, 2, (pack_string(b"key") + struct.pack("<II", 4, 1)) * 2), "the key key stands in it twice"),
         (header_bytes(1, 0, pack_string(b"t") + struct.pack("<I", 9)), "t has 9 dimensions"),
         (header_bytes(1, 0, pack_string(b"t") + struct.pack("<IQ", 1, 5)), "inside t"),
-        (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version 1"),
-        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "version 50331648"),
+        (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version 1 is not known, only 2 and 3 are; convert the model again"),
+        (b"GGUF" + struct.pack("<IQQ", 50331649, 0, 0), "version 50331649 is not known"),
+        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), r"is big-endian, llama\.cpp wants little-endian; gguf-convert-endian"),
+        (b"GGUF" + struct.pack(">IQQ", 2, 0, 0), "is big-endian"),
+        (
+            b"tjgg" + struct.pack("<I", 3),
+            r"is of llama\.cpp's formats before GGUF; convert or download the model again",
+        ),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "is a pointer of Git LFS and not the file; run git lfs pull",
+        ),
     ],
 )
 def test_a_lying_header_is_refused_by_name(tmp_path: Path, content: bytes, named: str) -> None:
     path = tmp_path / "lie.gguf"
     path.write_bytes(content)
-    started = time.perf_counter()
     with pytest.raises(ModelFileError, match=named):
         metadata.read(path)
-    assert time.perf_counter() - started < 1.0
 
 
 @FUZZ
@@ -270,20 +329,6 @@ def test_what_is_written_is_read_back(tmp_path: Path, values: dict[str, Any]) ->
     assert found == values
     assert [type(value) for value in found.values()] == [type(value) for value in values.values()]
     assert tensors == []
-
-
-def test_a_vocabulary_of_fifty_thousand_tokens_takes_milliseconds(tmp_path: Path) -> None:
-    file, path = GgufFile(), tmp_path / "large.gguf"
-    file.add("tokenizer.ggml.tokens", [f"token {number}" for number in range(49_152)])
-    file.add("tokenizer.ggml.merges", [f"a {number}" for number in range(49_000)])
-    file.add("general.name", "large")
-    file.write(path, [], lambda count: None)
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        assert metadata.read(path)[0] == {"general.name": "large"}
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.1
 
 
 def test_a_key_that_is_no_text_is_refused_in_one_line(tmp_path: Path) -> None:
