@@ -26,7 +26,13 @@ from .compare import Distance, distance, rows, windows
 
 UNQUANTISED = (Kind.F32, Kind.F16, Kind.BF16)
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-_RUN = "import sys; from memdec_edge.llama.model import run_quantizer; run_quantizer(*sys.argv[1:])"
+# Its standard input ends when the process that started it does, even if that one was killed; then it ends itself.
+_RUN = """
+import os, sys, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+from memdec_edge.llama.model import run_quantizer
+run_quantizer(*sys.argv[1:])
+"""
 
 
 @dataclass(frozen=True)
@@ -100,12 +106,23 @@ def _name(kind: int) -> str:
 
 
 def _run(source: Path, part: Path, types: QuantTypes, embedding: str, allow_requantize: bool) -> str:
-    """llama.cpp's quantiser in a process that ends with this call, whatever happens; why it failed, or empty."""
+    """Run llama.cpp's quantiser; return why it failed, or "". Its process ends with this call, or with ours."""
     arguments = [source, part, types.outtype, embedding, types.output_tensor, int(allow_requantize)]
-    command = [sys.executable, "-c", _RUN, *map(str, arguments)]
-    done = subprocess.run(
-        command, capture_output=True, encoding="utf-8", errors="replace", env=os.environ | SURROUNDINGS
-    )
+    # -P: a file in the working directory must not take the place of a library
+    command = [sys.executable, "-P", "-c", _RUN, *map(str, arguments)]
+    reading, writing = os.pipe()
+    try:
+        done = subprocess.run(
+            command,
+            stdin=reading,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=os.environ | SURROUNDINGS,
+        )
+    finally:
+        os.close(reading)
+        os.close(writing)
     if not done.returncode:
         return ""
     return done.stdout.strip() or last_words(done.stderr) or f"it ended with {done.returncode}"

@@ -5,7 +5,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from memdec_edge.errors import ExistingOutputError, OutputError
@@ -35,9 +35,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_path(path: Path) -> Iterator[Path]:
-    """Give the path of an empty file beside `path` that is removed in the end. Raises as atomic_path()."""
+    """Give the path of an empty file beside `path` that is removed in the end. Raises as atomic_path().
+
+    What killed processes left in that folder is removed first.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path.parent)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}{_PART}", dir=path.parent)
         os.close(handle)
     except OSError as error:
@@ -49,10 +53,34 @@ def scratch_path(path: Path) -> Iterator[Path]:
         raise OutputError(path, error.strerror or str(error)) from error
     finally:
         part.unlink(missing_ok=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Say that a process writes in `folder`, until the descriptor is closed or the process ends, however it ends.
+
+    Where no other process writes there, leftovers are removed. None where folders cannot be locked (Windows, some
+    network file systems): leftovers stay there.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    with suppress(OSError):
+        with suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for path in folder.glob(".*"):
+                if is_leftover(path):
+                    path.unlink(missing_ok=True)
+        fcntl.flock(handle, fcntl.LOCK_SH)
+    return handle
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether `path` is a temporary file of atomic_path(); where nobody writes now, its process was killed."""
+    """Whether `path` is a temporary file of atomic_path(). If no process writes it now, its own was killed."""
     return re.fullmatch(rf"\..+{re.escape(_PART)}[a-z0-9_]{{8}}", path.name) is not None and path.is_file()
 
 

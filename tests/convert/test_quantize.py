@@ -160,8 +160,8 @@ def test_unknown_types_are_option_errors(option: str) -> None:
         QuantTypes(**{option: "q3_x"})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("command", ["quantize", "convert"])
-def test_ctrl_c_leaves_nothing(tmp_path: Path, out: Path, command: str) -> None:
+def start_quantising(tmp_path: Path, out: Path, command: str) -> "subprocess.Popen[str]":
+    """A run of the command line whose quantiser is at work in a process of its own."""
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint", hidden=512, layers=6)
     program = str(Path(sys.executable).with_name("memdec-edge"))
     if command == "quantize":
@@ -170,13 +170,53 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, out: Path, command: str) -> None:
     else:
         arguments = [program, "convert", str(checkpoint), "--outfile", str(out), "--outtype", "IQ4_XS", "--no-verify"]
     running = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
-    while not (out.parent.is_dir() and any(path.stat().st_size > 1000 for path in out.parent.iterdir())):
+    # convert writes an F16 file first; the quantiser's own is the second
+    n_files = 1 if command == "quantize" else 2
+    while not (out.parent.is_dir() and sum(path.stat().st_size > 1000 for path in out.parent.iterdir()) == n_files):
         assert running.poll() is None
         time.sleep(0.01)
+    return running
+
+
+def children(process: int) -> list[int]:
+    return [int(text) for text in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def is_alive(process: int) -> bool:
+    state = Path(f"/proc/{process}/stat")
+    return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("command", ["quantize", "convert"])
+def test_ctrl_c_leaves_nothing(tmp_path: Path, out: Path, command: str) -> None:
+    running = start_quantising(tmp_path, out, command)
     os.kill(running.pid, signal.SIGINT)
     assert running.communicate()[1] == "Error: stopped\n"
     assert running.returncode == 130
     assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the quantiser through /proc")
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        ("convert", signal.SIGKILL),
+        *(("quantize", number) for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)),
+    ],
+)
+def test_the_quantiser_dies_with_its_parent_and_a_later_run_removes_what_is_left(
+    tmp_path: Path, out: Path, wide: Path, command: str, number: signal.Signals
+) -> None:
+    running = start_quantising(tmp_path, out, command)
+    (quantiser,) = children(running.pid)
+    os.kill(running.pid, number)
+    running.communicate()
+    while is_alive(quantiser):  # else the test's time limit ends it
+        time.sleep(0.01)
+    left = [path.read_bytes()[:4] for path in out.parent.iterdir()]
+    assert not left or set(left) != {b"GGUF"}  # llama.cpp writes the first bytes last: it did not finish its work
+    quantize(QuantizeOptions(wide, out, QuantTypes("q8_0", quality_tokens=0)))
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
 def test_a_full_disk_is_an_output_error_and_leaves_nothing(wide: Path, out: Path) -> None:
