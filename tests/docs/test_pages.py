@@ -45,7 +45,7 @@ def test_flags_in_running_text_exist() -> None:
     assert {(where, flag) for where, flag in found if flag not in known} == set()
 
 
-@pytest.mark.parametrize("path", PAGES, ids=name)
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks/LOG.md"], ids=name)
 def test_links_lead_somewhere(path: Path) -> None:
     broken = []
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", prose(path)):
