@@ -25,6 +25,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from memdec_edge.convert.probe import HARD, ORDINARY, Reference, compare_tokenizers
 from memdec_edge.convert.tokenizer import built
+from memdec_edge.convert.tokenizer_files import find
 from memdec_edge.convert.writer import GgufFile
 from memdec_edge.gguf.header import Header
 from memdec_edge.llama.model import Model
@@ -116,7 +117,7 @@ def measure(folder: Path, rows: int, texts: list[str]) -> dict[str, Any]:
     file.entries |= block.entries
     path = folder / "vocabulary.gguf"
     file.write(path, [], lambda count: None)
-    reference = Reference(folder)
+    reference = Reference(find(folder))
     found: dict[str, Any] = {"documents": len(texts), "bytes": sum(len(text.encode()) for text in texts), "tokens": 0}
     found |= {"documents_that_differ": 0, "tokens_that_differ": 0, "warnings": block.warnings}
     with closing(Model(path, vocab_only=True)) as model:

@@ -1,8 +1,8 @@
 """Which of its settings make llama.cpp split text as the checkpoint's own tokenizer does: found by trying them.
 
-Names in a tokenizer's files say little, and its definition can be written in many ways; ids on a probe text say all.
-Each candidate becomes a GGUF of the vocabulary alone, which llama.cpp opens. Knows nothing of where vocabularies are
-read.
+Names in a tokenizer's files say little, and one definition can be written in many ways. So the ids of a probe text
+decide. Each candidate becomes a GGUF of the vocabulary alone, which llama.cpp opens. Knows nothing of the files that
+vocabularies come from.
 """
 
 import tempfile
@@ -14,11 +14,11 @@ from memdec_edge.errors import ModelFileError
 from memdec_edge.llama.model import Model
 
 from .probe import ORDINARY, Reference, first_difference
+from .tokenizer_files import ADVICE
 from .vocabulary import BYTE_LEVEL, UNIGRAM, Vocabulary
 from .writer import GgufFile, Value
 
-ADVICE = "give the base's GGUF with --base to copy its tokenizer"
-MAX_TELLING = 512  # of the vocabulary's own tokens
+MAX_TELLING = 512  # tokens that _telling() builds texts of
 SPACES = str.maketrans("ĠĊĉč", " \n\t\r")  # how byte-level vocabularies spell them
 
 
@@ -27,7 +27,8 @@ def recognise(
 ) -> tuple[Mapping[str, Value], list[str]]:
     """The first of `vocabulary.variants` with which llama.cpp gives `reference`'s ids on ORDINARY, and warnings.
 
-    `entries` are the other keys of the tokenizer block. Raises ModelFileError naming a difference where none does.
+    `entries` are the other keys of the tokenizer block. Raises ModelFileError, which names the first difference, where
+    no variant gives those ids.
     """
     texts = (*ORDINARY, *_telling(vocabulary))
     difference = ""
@@ -55,18 +56,18 @@ def _candidates(vocabulary: Vocabulary, entries: dict[str, bytes]) -> Iterator[t
             file.write(path, [], lambda count: None)
             try:
                 model = Model(path, vocab_only=True)
-            except ModelFileError as error:  # the name of a file that nobody knows
-                raise ModelFileError(
-                    vocabulary.path, f"llama.cpp cannot use this vocabulary: {error.reason}"
-                ) from error
+            except ModelFileError as error:  # it names the temporary file, which the user does not know
+                reason = f"llama.cpp cannot use this vocabulary: {error.reason}"
+                raise ModelFileError(vocabulary.path, reason) from error
             with closing(model):
                 yield variant, model
 
 
 def _telling(vocabulary: Vocabulary) -> list[str]:
-    """Tokens whose text a pre-tokenizer may cut, and words that no merge makes: such are taken whole or not.
+    """Texts around tokens that tell pre-tokenizers apart, for a vocabulary that ORDINARY says little about.
 
-    ASCII only, and at most MAX_TELLING, evenly spaced: enough for a vocabulary that ORDINARY says little about.
+    Such are tokens that a pre-tokenizer may cut, and words that no merge makes. Only ASCII ones are taken, and at most
+    MAX_TELLING, evenly spaced.
     """
     if vocabulary.model != BYTE_LEVEL:
         return []
@@ -82,7 +83,7 @@ def _telling(vocabulary: Vocabulary) -> list[str]:
 
 
 def _within(texts: tuple[str, ...], model: Model, reference: Reference) -> tuple[str, ...]:
-    """`texts` without the characters that the checkpoint's tokenizer spells in bytes."""
+    """`texts` without the characters for which the checkpoint's tokenizer has only byte tokens."""
     known = {
         character
         for character in set("".join(texts))
@@ -92,9 +93,11 @@ def _within(texts: tuple[str, ...], model: Model, reference: Reference) -> tuple
 
 
 def _limits(model: Model, reference: Reference) -> list[str]:
+    """Warnings of what the probe, which is composed (NFC), cannot show."""
     composed, decomposed = "é", "e\u0301"
     if reference.encode(composed) == reference.encode(decomposed) != model.tokenize(decomposed, add_special=False):
         return [
-            "its tokenizer composes characters (NFC) and llama.cpp does not: text in another form gets other tokens"
+            "the checkpoint's tokenizer composes characters (NFC) and llama.cpp does not: decomposed text gets other "
+            "tokens"
         ]
     return []

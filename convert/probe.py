@@ -1,11 +1,12 @@
 """Texts on which tokenizers differ, and the comparison of llama.cpp's tokens with the checkpoint's own, id for id.
 
-ORDINARY holds what pre-tokenizers treat differently in text that everybody writes; HARD adds what breaks tokenizers:
-emoji, other scripts, control characters, long runs of spaces. All of it is NFC: llama.cpp does not normalise text.
+ORDINARY holds what pre-tokenizers treat differently in everyday text. HARD adds what breaks tokenizers: emoji, other
+scripts, control characters, long runs of spaces. Both are composed (NFC), since llama.cpp does not normalise text.
 Knows nothing of how a tokenizer block is made.
 """
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from memdec_edge.errors import MissingExtraError, ModelFileError
 from memdec_edge.llama.model import Model
 
+from .tokenizer_files import ADVICE, TokenizerFiles, find
 from .vocabulary import SPACE, added_tokens, well_formed
 
 ORDINARY = (
@@ -45,7 +47,7 @@ HARD = (
     " ",
     "\n",
 )
-MAX_SPECIALS = 256  # added tokens that are tried as text; Gemma has 6,000, of which most are alike
+MAX_SPECIALS = 256  # added tokens that are tried as text; most of Gemma's 6,000 are alike
 Encode = Callable[[str], list[int]]
 
 
@@ -55,46 +57,44 @@ class Reference:
     Raises ModelFileError where the file cannot be read, MissingExtraError without those packages.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "tokenizer.json"
+    def __init__(self, files: TokenizerFiles) -> None:
+        self.path = files.path
         self.specials: list[str] = []  # added tokens, which it finds as text
-        self.strange: list[str] = []  # added tokens that it does not know: SentencePiece has only those of its model
-        if self.path.is_file():
-            tokenizer = _tokenizers(self.path)
+        self.strange: list[str] = []  # added tokens that SentencePiece does not know: it has only those of its model
+        if files.body:
+            tokenizer = _tokenizers(files)
             added = sorted(tokenizer.get_added_tokens_decoder().items())
             self.specials = [str(token.content) for _, token in added[:MAX_SPECIALS]]
             self._encode: Encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
             self._decode: Callable[[list[int]], str] = lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
         else:
-            self.path = folder / "tokenizer.model"
             processor = _sentencepiece(self.path)
             self._encode, self._decode = processor.encode, processor.decode
-            with well_formed(folder / "tokenizer_config.json"):
-                self.strange = [
-                    str(token["content"]).replace(SPACE, " ") for token in added_tokens(folder, {}).values()
-                ]
+            with well_formed(files.settings_path):
+                self.strange = [str(token["content"]).replace(SPACE, " ") for token in added_tokens(files).values()]
 
     def encode(self, text: str) -> list[int]:
-        """Ids without BOS and EOS; added tokens are found in the text."""
+        """Ids of a text, without BOS and EOS; added tokens are found in it."""
         with _readable(self.path):
             return list(self._encode(text))
 
     def decode(self, ids: list[int]) -> str:
-        """The text of `ids`, added tokens written out."""
+        """The text of `ids`, with added tokens spelled out."""
         with _readable(self.path):
             return str(self._decode(ids))
 
 
 def compare_tokenizers(gguf: Model, checkpoint: Path) -> str:
-    """The first text that llama.cpp splits into other tokens than the checkpoint's own tokenizer, or "".
+    """The first text that llama.cpp splits into other tokens than the checkpoint's own tokenizer, in a sentence, or "".
 
-    Also "" where the checkpoint has no tokenizer. Compared are ORDINARY, HARD, both in one piece, and every added token
-    between words (the first MAX_SPECIALS). Where the checkpoint's tokenizer gives a text back, llama.cpp must too.
-    Raises as Reference does.
+    Also "" where the checkpoint has no tokenizer. Compared are ORDINARY, HARD, both in one piece, and the first
+    MAX_SPECIALS added tokens, each between words. Where the checkpoint's tokenizer gives a text back, llama.cpp must
+    too. Raises as find() and Reference do.
     """
-    if not any((checkpoint / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    files = find(checkpoint)
+    if files is None:
         return ""
-    reference = Reference(checkpoint)
+    reference = Reference(files)
     plain = (*ORDINARY, *HARD)
     specials = [f"one {token}two{token} three{token}{token}\n" for token in reference.specials]
     return first_difference(gguf, reference, (*plain, "\n".join(plain), *specials))
@@ -127,23 +127,23 @@ def _excerpt(part: str, text: str) -> str:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn what tokenizers raises over a damaged file into one error that names it."""
+    """Turn what tokenizers raises for a damaged file into one error that names the file."""
     try:
         yield
     except BaseException as error:
         # tokenizers raises nothing narrower than Exception, and on a panic of its Rust code a BaseException.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise ModelFileError(path, f"cannot be read ({' '.join(str(error).split())})") from error
+        raise ModelFileError(path, f"cannot be read ({' '.join(str(error).split()):.200}); {ADVICE}") from error
 
 
-def _tokenizers(path: Path) -> Any:
+def _tokenizers(files: TokenizerFiles) -> Any:
     try:
         from tokenizers import Tokenizer
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "tokenizers", "convert") from error
-    with _readable(path):
-        tokenizer = Tokenizer.from_file(str(path))
+    with _readable(files.path):
+        tokenizer = Tokenizer.from_str(json.dumps(files.body))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -1,8 +1,8 @@
 """The tokenizer block of a GGUF: copied byte for byte from a base GGUF, or built from the checkpoint's own files.
 
-Copying is right whenever the base GGUF is at hand: a pre-tokenizer that splits text in another way than the base's is
-the classic bug of converters. What is built was found to split a probe text as the checkpoint's tokenizer does, id for
-id. Knows nothing of tensors beyond how many rows the embedding has.
+With the base GGUF at hand, copying is right: a pre-tokenizer that splits text otherwise than the base's is the classic
+bug of converters. A built block is tried on a probe text first: its ids must be those of the checkpoint's tokenizer.
+Knows nothing of tensors beyond how many rows the embedding has.
 """
 
 import math
@@ -13,9 +13,10 @@ from memdec_edge.errors import ModelFileError
 from memdec_edge.gguf.header import Header
 from memdec_edge.llama.pairing import MAX_PADDING
 
-from .folder import Json, read_json
-from .pretokenizer import ADVICE, recognise
+from .folder import TOKENIZERS, read_json
+from .pretokenizer import recognise
 from .probe import Reference
+from .tokenizer_files import ADVICE, PARTS, TokenizerFiles, find
 from .vocabulary import BYTE, BYTE_LEVEL, NORMAL, SENTENCEPIECE, UNUSED, Vocabulary, read, well_formed
 from .writer import Value, pack_entry
 
@@ -27,7 +28,7 @@ PADDING_SCORE = -10000.0
 
 @dataclass(frozen=True)
 class TokenizerBlock:
-    """Keys as they stand in the file, the tokens by id, and what a person should know."""
+    """Keys as they stand in the file, the tokens by id, and warnings for the user."""
 
     entries: dict[str, bytes]
     tokens: list[bytes]
@@ -37,9 +38,9 @@ class TokenizerBlock:
 def copied(base: Path, folder: Path, rows: int) -> TokenizerBlock:
     """The block of the GGUF `base` for a checkpoint whose embedding has `rows` rows.
 
-    More rows than tokens (at most MAX_PADDING): the rows beyond are padding and are dropped by the caller. Fewer rows
-    than tokens: the tokens beyond must be the base's padding and are cut from the arrays; the rest stays byte for byte.
-    Raises ModelFileError where neither holds, or where the tokenizer in `folder` has another token under some id.
+    Rows beyond the tokens, at most MAX_PADDING, are padding; the caller drops them. Tokens beyond the rows must be the
+    base's padding; they are cut from the arrays, and the rest stays byte for byte. Raises ModelFileError where neither
+    holds, or where the tokenizer in `folder` has another token under some id.
     """
     with Header(base) as header:
         tokens = header.strings(TOKENS)
@@ -68,15 +69,15 @@ def built(folder: Path, rows: int) -> TokenizerBlock:
 
     Raises ModelFileError for a tokenizer with which llama.cpp would split text in another way than the checkpoint's.
     """
-    vocabulary, warnings = _fitted(read(folder), rows)
+    files = find(folder)
+    if files is None:
+        raise ModelFileError(folder, f"has no {', no '.join((*TOKENIZERS, ' with '.join(PARTS)))}; {ADVICE}")
+    vocabulary, warnings = _fitted(read(files), rows)
     path, texts = vocabulary.path, vocabulary.texts
     if not vocabulary.model:
         raise ModelFileError(path, f"its model is {vocabulary.kind}; llama.cpp knows BPE and Unigram; {ADVICE}")
     if vocabulary.model == SENTENCEPIECE and sum(kind == BYTE for kind in vocabulary.types.values()) < 256:
         raise ModelFileError(path, f"its BPE has no byte tokens, without which llama.cpp cannot use it; {ADVICE}")
-    settings_path = folder / "tokenizer_config.json"
-    settings = read_json(settings_path) if settings_path.is_file() else {}
-    body = read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else None
     tokens = [texts.get(number, f"[PAD{number}]") for number in range(rows)]
     values: dict[str, Value] = {
         "tokenizer.ggml.model": vocabulary.model,
@@ -89,31 +90,32 @@ def built(folder: Path, rows: int) -> TokenizerBlock:
     if vocabulary.model == BYTE_LEVEL:
         values[MERGES] = vocabulary.merges
     with well_formed(path):
-        special = _special_ids(folder, settings, vocabulary)
+        special = _special_ids(files, vocabulary)
         values |= {f"tokenizer.ggml.{SPECIAL[name]}": number for name, number in special.items()}
         for name in ("bos", "eos"):
             token = texts.get(special.get(name, -1))
-            values[f"tokenizer.ggml.add_{name}_token"] = _adds(path, body, settings, name, token)
-        if template := _chat_template(folder, settings):
+            values[f"tokenizer.ggml.add_{name}_token"] = _adds(files, name, token)
+        if template := _chat_template(files):
             values["tokenizer.chat_template"] = template
         entries = {key: pack_entry(key, value) for key, value in values.items()}
-    variant, limits = recognise(vocabulary, entries, Reference(folder))
+    variant, limits = recognise(vocabulary, entries, Reference(files))
     entries |= {key: pack_entry(key, value) for key, value in variant.items()}
     return TokenizerBlock(entries, [token.encode() for token in tokens], (*warnings, *limits))
 
 
 def _fitted(vocabulary: Vocabulary, rows: int) -> tuple[Vocabulary, list[str]]:
-    """The vocabulary without added tokens beyond the embedding's rows, and what was left out."""
+    """The vocabulary without added tokens beyond the embedding's rows, and warnings that name those."""
     texts, path = vocabulary.texts, vocabulary.path
     beyond = sorted(number for number in texts if number >= rows)
     if not texts or not vocabulary.added.issuperset(beyond):
         highest = max(texts, default=-1)
-        raise ModelFileError(path, f"the highest token id is {highest} and the embedding has {rows} rows")
+        sizes = f"the highest token id is {highest} and the embedding has {rows} rows"
+        raise ModelFileError(path, f"{sizes}; use the tokenizer that it was trained with")
     if not all(map(math.isfinite, vocabulary.scores.values())):
-        raise ModelFileError(path, "has a score that is no number")
+        raise ModelFileError(path, f"has a score that is no number; {ADVICE}")
     texts = {number: text for number, text in texts.items() if number < rows}
     if len(set(texts.values())) != len(texts):
-        raise ModelFileError(path, "has two tokens of one text")
+        raise ModelFileError(path, f"has two tokens of one text; {ADVICE}")
     if not beyond:
         return vocabulary, []
     names = ", ".join(vocabulary.texts[number] for number in beyond[:3])
@@ -128,10 +130,11 @@ def _cut(entry: bytes, key: str, count: int, width: int) -> bytes:
 
 
 def _compare(folder: Path, base: Path, tokens: list[bytes]) -> None:
-    """Raise ModelFileError where the checkpoint has another token under some id than `base`."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    """Raise ModelFileError where `base` has another token under some id than the checkpoint."""
+    files = find(folder)
+    if files is None:
         return
-    vocabulary = read(folder)
+    vocabulary = read(files)
     for number, text in sorted(vocabulary.texts.items()):
         own = vocabulary.types[number] in (NORMAL, BYTE)  # the others are renamed and spelled in many ways
         if own and number < len(tokens) and tokens[number] != text.encode("utf-8", "replace"):
@@ -140,8 +143,9 @@ def _compare(folder: Path, base: Path, tokens: list[bytes]) -> None:
                                  "it was trained for")  # fmt: skip
 
 
-def _special_ids(folder: Path, settings: Json, vocabulary: Vocabulary) -> dict[str, int]:
-    config = read_json(folder / "config.json")
+def _special_ids(files: TokenizerFiles, vocabulary: Vocabulary) -> dict[str, int]:
+    """The ids of BOS, EOS and the like, by their names in SPECIAL; tokenizer_config.json goes before config.json."""
+    config, settings = read_json(files.folder / "config.json"), files.settings
     ids = {text: number for number, text in vocabulary.texts.items()}
     found = {} if vocabulary.unknown is None else {"unk": vocabulary.unknown}
     for name in SPECIAL:
@@ -153,32 +157,33 @@ def _special_ids(folder: Path, settings: Json, vocabulary: Vocabulary) -> dict[s
         if isinstance(number, int) and number in vocabulary.texts:
             found[name] = int(number)
     if "eos" not in found:  # llama.cpp would take token 11
-        raise ModelFileError(folder, "names no EOS token; set eos_token in tokenizer_config.json")
+        raise ModelFileError(files.folder, "names no EOS token; set eos_token in tokenizer_config.json")
     return found
 
 
-def _adds(path: Path, body: Json | None, settings: Json, name: str, token: str | None) -> bool:
-    """Whether the tokenizer puts its BOS first or its EOS last by itself; tokenizer_config.json overrules."""
-    setting = settings.get(f"add_{name}_token")
+def _adds(files: TokenizerFiles, name: str, token: str | None) -> bool:
+    """Whether the tokenizer by itself puts its BOS first or its EOS last; tokenizer_config.json overrules the rest."""
+    setting = files.settings.get(f"add_{name}_token")
     if token is None or isinstance(setting, bool):
         return token is not None and setting is True
-    if body is None:  # tokenizer.model says nothing of it; its models are trained with BOS and without EOS
+    if not files.body:  # tokenizer.model says nothing of it; its models are trained with BOS and without EOS
         return name == "bos"
-    post = body.get("post_processor") or {"type": "ByteLevel"}
+    post = files.body.get("post_processor") or {"type": "ByteLevel"}
     for step in post.get("processors", [post]):
         if step["type"] == "TemplateProcessing":
             piece = step["single"][0 if name == "bos" else -1]
             return bool(piece.get("SpecialToken", {}).get("id") == token)
         if step["type"] != "ByteLevel":
-            raise ModelFileError(path, f"its post-processor {step['type']} is unknown; {ADVICE}")
+            raise ModelFileError(files.path, f"its post-processor {step['type']} is unknown; {ADVICE}")
     return False
 
 
-def _chat_template(folder: Path, settings: Json) -> str:
-    path = folder / "chat_template.jinja"
+def _chat_template(files: TokenizerFiles) -> str:
+    """The default chat template, or ""."""
+    path = files.folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several by name
+    template = files.settings.get("chat_template")
+    if isinstance(template, list):  # several, each with a name
         template = next((item["template"] for item in template if item["name"] == "default"), "")
     return template if isinstance(template, str) else ""

@@ -1,8 +1,8 @@
 """The tokens of a checkpoint by id: their texts, llama.cpp's types of them, and what splits text into them.
 
-Read from tokenizer.json (byte-level BPE, BPE with byte fallback, Unigram) or from SentencePiece's tokenizer.model,
-which is preferred where both are there, since it holds the scores. Files are hostile until proven otherwise. Knows
-nothing of GGUF files and does not judge whether llama.cpp splits as the checkpoint does.
+They come from tokenizer.json (byte-level BPE, BPE with byte fallback, Unigram) or from SentencePiece's tokenizer.model.
+Where both are there, tokenizer.model is read, since it holds the scores. Files are hostile until proven otherwise.
+Knows nothing of GGUF files, nor of whether llama.cpp splits text as the checkpoint does.
 """
 
 import base64
@@ -18,6 +18,7 @@ from typing import Any
 from memdec_edge.errors import MissingExtraError, ModelFileError
 
 from .folder import Json, read_json
+from .tokenizer_files import ADVICE, TokenizerFiles
 from .writer import Value
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types, SentencePiece's too
@@ -27,9 +28,9 @@ CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
 ADDED_SCORE = -1000.0  # of tokens that no merge makes
 SPACE = "▁"  # SentencePiece's spelling of a space
 
-# tokenizer.ggml.pre: one name for each way of llama.cpp to split text into words, in the order in which they are tried:
-# common ones first, and what splits more before what splits less, where only some vocabularies tell the two apart. Left
-# out are those without merges or without byte-level spelling (kimi-k2, gemma4, sarvam-moe, whitespace).
+# tokenizer.ggml.pre: one name for each way in which llama.cpp splits text into words. They are tried in this order:
+# common ones first. Where only some vocabularies tell two apart, the one that splits more stands first. Left out are
+# those without merges or without byte-level spelling (kimi-k2, gemma4, sarvam-moe, whitespace).
 PRE_TOKENIZERS = (
     "smollm", "gpt-2", "qwen2", "llama-bpe", "dbrx", "tekken", "gpt-4o", "deepseek-llm", "deepseek-coder",
     "deepseek-v3", "qwen35", "default", "falcon", "bloom", "viking", "chameleon", "seed-coder", "bailingmoe",
@@ -40,41 +41,34 @@ PRE_TOKENIZERS = (
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens by id; `variants` are sets of keys, of which one should make llama.cpp split as the checkpoint does."""
+    """Tokens by id. With one of `variants`, sets of keys, llama.cpp should split text as the checkpoint does."""
 
     path: Path
-    model: str  # llama.cpp's name, or "" where it has no such tokenizer: `kind` says which
-    kind: str
+    model: str  # llama.cpp's name of the kind; "" where it lacks that kind
+    kind: str  # in the words of the checkpoint's file
     texts: dict[int, str]
     types: dict[int, int]
     scores: dict[int, float]  # {} for byte-level BPE
     merges: list[str]
     variants: tuple[Mapping[str, Value], ...]
-    unknown: int | None = None  # the id of what is in no other token
-    added: frozenset[int] = frozenset()  # ids of tokens that are found in text before it is split
+    unknown: int | None = None  # the id that stands for text which no other token covers
+    added: frozenset[int] = frozenset()  # ids of tokens that the tokenizer finds before it splits text
 
 
-def read(folder: Path) -> Vocabulary:
-    """The vocabulary of a checkpoint folder. Raises ModelFileError, and MissingExtraError without sentencepiece."""
-    json_path, model_path = folder / "tokenizer.json", folder / "tokenizer.model"
-    if not json_path.is_file() and not model_path.is_file():
-        raise ModelFileError(
-            folder,
-            "has no tokenizer.json and no tokenizer.model; give the base's GGUF with --base to copy its tokenizer",
-        )
-    body = read_json(json_path) if json_path.is_file() else {}
-    with well_formed(json_path):
-        found = _from_json(json_path, body) if body else None
-    if model_path.is_file() and (found is None or found.model != BYTE_LEVEL):
-        found = _from_sentencepiece(model_path)
+def read(files: TokenizerFiles) -> Vocabulary:
+    """The vocabulary of a checkpoint. Raises ModelFileError, and MissingExtraError without sentencepiece."""
+    with well_formed(files.path):
+        found = _from_json(files.path, files.body) if files.body else None
+    if files.model and (found is None or found.model != BYTE_LEVEL):
+        found = _from_sentencepiece(files.model)
     assert found is not None
-    with well_formed(json_path if body else folder / "tokenizer_config.json"):
-        return _with_added(found, added_tokens(folder, body))
+    with well_formed(files.path if files.body else files.settings_path):
+        return _with_added(found, added_tokens(files))
 
 
 @contextmanager
 def well_formed(path: Path) -> Iterator[None]:
-    """Turn what broken JSON structure raises deep in its reading into one error that names the file."""
+    """Turn what a broken structure of JSON raises deep inside into one error that names the file."""
     try:
         yield
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError, struct.error) as error:
@@ -85,7 +79,7 @@ def _from_json(path: Path, body: Json) -> Vocabulary:
     model = body.get("model")
     listed = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(model, dict) or not isinstance(listed, dict | list):
-        raise ModelFileError(path, "has no vocabulary (model.vocab); give the base's GGUF with --base")
+        raise ModelFileError(path, f"has no vocabulary (model.vocab); {ADVICE}")
     kind = f"{model.get('type')}"
     pairs = listed.items() if isinstance(listed, dict) else [(item[0], number) for number, item in enumerate(listed)]
     texts = {_whole(number): str(text) for text, number in pairs}
@@ -105,13 +99,14 @@ def _from_json(path: Path, body: Json) -> Vocabulary:
     if kind == "BPE" and isinstance(listed, dict) and model.get("byte_fallback"):
         unknown = listed.get(model.get("unk_token"))
         ranks: dict[str, int] = {}
-        for rank, merge in enumerate(merges):  # llama.cpp merges what has the highest score, tokenizers the lowest rank
+        # llama.cpp merges the pair with the highest score, tokenizers the one with the lowest rank
+        for rank, merge in enumerate(merges):
             ranks.setdefault("".join(merge.split(" ")), rank)
         scores = {number: -float(ranks.get(text, len(merges))) for number, text in texts.items()}
         prefixes = tuple({ADD_SPACE: space} for space in (True, False))
         return Vocabulary(path, SENTENCEPIECE, kind, texts, _unknown(types, unknown), scores, [], prefixes, unknown)
     marks = [key for key in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
-    if kind != "BPE" or marks:  # llama.cpp has neither word pieces nor marks on them
+    if kind != "BPE" or marks:  # llama.cpp has neither word pieces nor the marks on them
         return Vocabulary(path, "", " with ".join([kind, *marks]), texts, types, {}, merges, ())
     names = tuple({"tokenizer.ggml.pre": name} for name in PRE_TOKENIZERS)
     return Vocabulary(path, BYTE_LEVEL, kind, texts, types, {}, merges, names)
@@ -126,7 +121,7 @@ def _from_sentencepiece(path: Path) -> Vocabulary:
     try:
         proto: Any = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
     except (DecodeError, OSError) as error:
-        raise ModelFileError(path, f"is no SentencePiece model ({error})") from error
+        raise ModelFileError(path, f"is no SentencePiece model ({error}); {ADVICE}") from error
     kinds = {1: ("Unigram", UNIGRAM), 2: ("BPE", SENTENCEPIECE), 3: ("Word", ""), 4: ("Char", "")}
     kind, model = kinds.get(proto.trainer_spec.model_type, ("unknown", ""))
     rules = proto.normalizer_spec
@@ -136,7 +131,7 @@ def _from_sentencepiece(path: Path) -> Vocabulary:
     pieces = dict(enumerate(proto.pieces))
     broken = [number for number, piece in pieces.items() if not isinstance(piece.piece, str)]
     if broken:
-        raise ModelFileError(path, f"piece {broken[0]} is no UTF-8; the file is damaged")
+        raise ModelFileError(path, f"piece {broken[0]} is no UTF-8, the file is damaged; {ADVICE}")
     return Vocabulary(
         path,
         model,
@@ -150,17 +145,15 @@ def _from_sentencepiece(path: Path) -> Vocabulary:
     )
 
 
-def added_tokens(folder: Path, body: Json) -> dict[int, Json]:
-    """Tokens that were added to the vocabulary, by id, as {"content", "special"}; `body`: tokenizer.json, if there."""
-    if body:
-        return {_whole(item["id"]): item for item in body.get("added_tokens") or []}
-    path, settings = folder / "added_tokens.json", folder / "tokenizer_config.json"
+def added_tokens(files: TokenizerFiles) -> dict[int, Json]:
+    """Tokens that were added to the vocabulary, by id, as {"content", "special"}."""
+    if files.body:
+        return {_whole(item["id"]): item for item in files.body.get("added_tokens") or []}
+    path = files.folder / "added_tokens.json"
     found: dict[int, Json] = {}
     if path.is_file():
         found |= {_whole(number): {"content": text} for text, number in read_json(path).items()}
-    if settings.is_file():
-        found |= {int(number): item for number, item in (read_json(settings).get("added_tokens_decoder") or {}).items()}
-    return found
+    return found | {int(number): item for number, item in (files.settings.get("added_tokens_decoder") or {}).items()}
 
 
 def _with_added(vocabulary: Vocabulary, added: dict[int, Json]) -> Vocabulary:
@@ -168,7 +161,7 @@ def _with_added(vocabulary: Vocabulary, added: dict[int, Json]) -> Vocabulary:
     for number, item in added.items():
         texts[number] = str(item["content"])
         types[number] = CONTROL if item.get("special") or _looks_special(texts[number]) else USER_DEFINED
-    if vocabulary.model != BYTE_LEVEL:  # llama.cpp looks for these in text whose spaces are still spaces
+    if vocabulary.model != BYTE_LEVEL:  # llama.cpp looks for these before it turns spaces into ▁
         spaced = (number for number, kind in types.items() if kind == USER_DEFINED)
         texts |= {number: texts[number].replace(SPACE, " ") for number in spaced}
     scores = vocabulary.scores | dict.fromkeys(added, ADDED_SCORE) if vocabulary.scores else {}
@@ -176,7 +169,7 @@ def _with_added(vocabulary: Vocabulary, added: dict[int, Json]) -> Vocabulary:
 
 
 def _looks_special(text: str) -> bool:
-    """Families mark some of these as ordinary text; llama.cpp's own converter takes them for control tokens."""
+    """Whether llama.cpp's own converter takes an added token for a control token, whatever the file calls it."""
     return re.fullmatch(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>", text, re.DOTALL) is not None
 
 
@@ -189,7 +182,7 @@ def _unknown(types: dict[int, int], unknown: int | None) -> dict[int, int]:
 
 
 def _charsmap(normalizer: Json) -> bytes:
-    """SentencePiece's table of character replacements, where tokenizer.json has one."""
+    """SentencePiece's table of character replacements in a tokenizer.json; empty where it has none."""
     for step in [normalizer, *(normalizer.get("normalizers") or [])]:
         if step.get("precompiled_charsmap"):
             return base64.b64decode(step["precompiled_charsmap"])

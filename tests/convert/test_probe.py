@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from memdec_edge.convert.probe import HARD, ORDINARY, Reference, compare_tokenizers
 from memdec_edge.convert.tokenizer import built
+from memdec_edge.convert.tokenizer_files import find
 from memdec_edge.convert.vocabulary import PRE_TOKENIZERS
 from memdec_edge.convert.writer import pack_entry
 from memdec_edge.errors import ModelFileError
@@ -90,6 +91,8 @@ def test_a_panic_inside_tokenizers_is_an_error_in_one_line(checkpoint: Path) -> 
     path = checkpoint / "tokenizer.json"
     model = json.loads(path.read_text(encoding="utf-8"))["model"]
     edit_json(path, model=model | {"continuing_subword_prefix": "##"})
+    files = find(checkpoint)
+    assert files is not None
     with pytest.raises(ModelFileError, match=r"tokenizer\.json: cannot be read \(") as caught:
-        Reference(checkpoint).encode("a fever")
+        Reference(files).encode("a fever")
     assert "\n" not in str(caught.value)

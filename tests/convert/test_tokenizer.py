@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -219,10 +219,12 @@ def test_an_unknown_pre_tokenizer_asks_for_the_base(checkpoint: Path, family: Fa
     to_gguf(checkpoint, out, base=family.base)
 
 
-def test_a_folder_without_tokenizer_asks_for_the_base(checkpoint: Path, family: Family, out: Path) -> None:
-    (checkpoint / "tokenizer.json").unlink()
+def test_a_folder_without_a_whole_tokenizer_asks_for_the_base(checkpoint: Path, family: Family, out: Path) -> None:
+    in_parts(checkpoint, "GPT2Tokenizer")
+    (checkpoint / "merges.txt").unlink()
     with pytest.raises(
-        ModelFileError, match=r"no tokenizer\.json and no tokenizer\.model; give the base's GGUF with --base"
+        ModelFileError,
+        match=r"has no tokenizer\.json, no tokenizer\.model, no vocab\.json with merges\.txt; give the base's GGUF",
     ):
         to_gguf(checkpoint, out)
     assert to_gguf(checkpoint, out, base=family.base, verify=True).verification is not None
@@ -262,4 +264,44 @@ def test_a_tokenizer_without_eos_is_refused(checkpoint: Path, out: Path) -> None
     (checkpoint / "tokenizer_config.json").unlink()
     edit_json(checkpoint / "config.json", eos_token_id=None)
     with pytest.raises(ModelFileError, match="names no EOS token"):
+        to_gguf(checkpoint, out)
+
+
+def in_parts(checkpoint: Path, tokenizer_class: str) -> None:
+    """Leave vocab.json and merges.txt in place of tokenizer.json, as older versions of transformers saved it."""
+    path = checkpoint / "tokenizer.json"
+    model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    (checkpoint / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    merges = "".join(f"{left} {right}\n" for left, right in model["merges"])
+    (checkpoint / "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
+    edit_json(checkpoint / "tokenizer_config.json", tokenizer_class=tokenizer_class)
+    path.unlink()
+
+
+@pytest.mark.parametrize("tokenizer_class", ["GPT2Tokenizer", "Qwen2Tokenizer"])
+def test_a_vocabulary_and_merges_without_tokenizer_json_split_text_as_transformers_does(
+    checkpoint: Path, out: Path, tokenizer_class: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    in_parts(checkpoint, tokenizer_class)
+    report = to_gguf(checkpoint, out, verify=True)
+    assert report.verification is not None
+    assert report.verification.token_difference == ""
+    reference = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+    with closing(Model(out, vocab_only=True)) as model:
+        for text in TEXT.splitlines():
+            assert model.tokenize(text, add_special=False) == reference.encode(text, add_special_tokens=False)
+
+
+def test_parts_of_which_transformers_makes_no_tokenizer_are_named(checkpoint: Path, out: Path) -> None:
+    in_parts(checkpoint, "GPT2Tokenizer")
+    (checkpoint / "merges.txt").write_text("#version: 0.2\nno such\n", encoding="utf-8")
+    with pytest.raises(ModelFileError, match=r"vocab\.json: transformers makes no tokenizer of it and merges\.txt \("):
+        to_gguf(checkpoint, out)
+
+
+def test_an_empty_tokenizer_json_is_named(checkpoint: Path, out: Path) -> None:
+    (checkpoint / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ModelFileError, match=r"tokenizer\.json: is empty; give the base's GGUF with --base"):
         to_gguf(checkpoint, out)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from memdec_edge.convert.tokenizer import built
+from memdec_edge.convert.tokenizer_files import find
 from memdec_edge.convert.vocabulary import CHARSMAP, read
 from memdec_edge.convert.writer import Value, pack_entry
 from memdec_edge.errors import ModelFileError
@@ -81,5 +82,5 @@ def test_a_table_of_replacements_that_points_outside_itself_is_refused(
 
 def test_the_table_is_that_of_the_checkpoint(tmp_path: Path) -> None:
     folder = sentencepiece_folder(tmp_path, "unigram", 180)
-    (keys,) = read(folder).variants
+    (keys,) = read(find(folder)).variants
     assert built(folder, 180).entries[CHARSMAP] == pack_entry(CHARSMAP, keys[CHARSMAP])
