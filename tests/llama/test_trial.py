@@ -12,6 +12,8 @@ from memdec_edge.errors import MemoryLimitError, ModelFileError
 from memdec_edge.gguf.header import Header
 from memdec_edge.llama import trial
 from memdec_edge.llama.model import Model
+from memdec_edge.llama.stock import StockLlama
+from memdec_edge.options import LoadOptions, SamplingOptions
 from tests.conftest import Family
 from tests.support.raw_gguf import read
 from tests.support.tiny_recurrent import tiny_recurrent_gguf
@@ -80,6 +82,11 @@ def test_a_file_that_ends_the_process_is_refused_every_time(ending: Path, trials
         assert ENDING in str(caught.value)
         assert "\n" not in str(caught.value)
     assert trials == [ending]
+
+
+def test_llama_cpp_python_s_own_class_gets_no_such_file_either(ending: Path) -> None:
+    with pytest.raises(ModelFileError, match="would end the process on it"):
+        StockLlama(ending, LoadOptions(threads=1, n_ctx=32), SamplingOptions())
 
 
 def test_a_file_that_changes_is_tried_again(ending: Path, strange: Path, trials: list[Path]) -> None:
