@@ -7,7 +7,13 @@ TypeError or ValueError; NaN, +infinity and rows of nothing but -infinity Floati
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from memdec_edge.mixture.rows import Chain, Ids, Row
+
+Rule = tuple[Sequence[float], float, float]  # of mixture.weights.SoftBayes: initial, eta, share
+Wide = npt.NDArray[np.float64]
 
 MAX_MEMORIES: Final[int]
 MAX_VERIFIED: Final[int]
@@ -25,16 +31,25 @@ def draft(
     chain: Chain, seed: int, position: int, suppressed: Ids, out: Row, scratch: Row, /,
 ) -> int: ...  # fmt: skip
 def verify(
-    base: Row, memories: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float],
+    base: Row, memories: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float], rule: Rule | None,
     chain: Chain, seed: int, position: int, suppressed: Ids, draft: Sequence[int], out: Row, scratch: Row, /,
-) -> tuple[list[tuple[int, float]], list[tuple[float, float, float]]]: ...  # fmt: skip
+) -> tuple[
+    list[tuple[int, float, tuple[float, ...], tuple[float, ...]]],  # mixture.rows.Sampled
+    list[tuple[float, float, float]],
+    tuple[float, ...],  # the memories' weights afterwards
+]: ...  # fmt: skip
+def learn(
+    weights: Sequence[float], rule: Rule, log_probs: Wide, mixed: Wide, path: Wide, /
+) -> tuple[float, ...]: ...  # the memories' weights afterwards
 def variants() -> list[str]: ...  # that this machine runs, best first
 def select(variant: str, /) -> None: ...  # for the whole process
 def selected() -> str: ...
-def sampler_new(n_vocab: int, weights: Sequence[float], temperatures: Sequence[float], init: int, /) -> object: ...
+def sampler_new(
+    n_vocab: int, weights: Sequence[float], temperatures: Sequence[float], rule: Rule | None, init: int, /
+) -> object: ...
 def sampler_hold(context: int, /) -> object: ...  # the state behind llama_sampler.ctx
 def sampler_context(state: object, /) -> int: ...  # for llama_sampler_init, once for each sampler
-def sampler_memories(state: object, /) -> int: ...
+def sampler_mixture(state: object, /) -> tuple[tuple[float, ...], tuple[float, ...]]: ...  # weights, temperatures
 def sampler_set_row(state: object, index: int, row: Row, /) -> None: ...
 def sampler_take_status(state: object, /) -> int: ...  # md_status of native/mix.h
 def layout() -> dict[str, dict[str, int]]: ...  # struct -> "sizeof" and offsets of members, as C was compiled

@@ -4,23 +4,25 @@
 #include <stdint.h>
 #include <string.h>
 
-static int is_float32(const char *format) {
+static int has_format(const char *format, const char *wanted) {
     const uint16_t one = 1;
     const int little = *(const unsigned char *)&one == 1;
     if (format == NULL) return 0;
     if (*format == '@' || *format == '=' || *format == (little ? '<' : '>')) format++;
-    return strcmp(format, "f") == 0;
+    return strcmp(format, wanted) == 0;
 }
 
-int md_get_floats(PyObject *object, const char *what, int n_dims, int flags, Py_buffer *view) {
+static int get_array(PyObject *object, const char *what, const char *format, Py_ssize_t size, int n_dims, int flags,
+                     Py_buffer *view) {
     if (PyObject_GetBuffer(object, view, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | flags) < 0) return -1;
-    if (!is_float32(view->format) || view->itemsize != (Py_ssize_t)sizeof(float)) {
-        PyErr_Format(PyExc_TypeError, "%s must hold float32, not format '%s'", what, view->format ? view->format : "B");
+    if (!has_format(view->format, format) || view->itemsize != size) {
+        PyErr_Format(PyExc_TypeError, "%s must hold float%zd, not format '%s'", what, 8 * size,
+                     view->format ? view->format : "B");
     } else if (view->ndim != n_dims || view->len == 0) {
         PyErr_Format(PyExc_ValueError, "%s must have %s and at least one element", what,
                      n_dims == 1 ? "one dimension" : "two dimensions");
-    } else if ((uintptr_t)view->buf % sizeof(float) != 0) {
-        PyErr_Format(PyExc_ValueError, "%s must be aligned to 4 bytes", what);
+    } else if ((uintptr_t)view->buf % (uintptr_t)size != 0) {
+        PyErr_Format(PyExc_ValueError, "%s must be aligned to %zd bytes", what, size);
     } else {
         return 0;
     }
@@ -28,31 +30,68 @@ int md_get_floats(PyObject *object, const char *what, int n_dims, int flags, Py_
     return -1;
 }
 
-static int get_number(PyObject *sequence, Py_ssize_t index, double *value) {
-    PyObject *item = PySequence_GetItem(sequence, index);
-    if (item == NULL) return -1;
-    *value = PyFloat_AsDouble(item);
-    Py_DECREF(item);
-    return *value == -1.0 && PyErr_Occurred() ? -1 : 0;
+int md_get_floats(PyObject *object, const char *what, int n_dims, int flags, Py_buffer *view) {
+    return get_array(object, what, "f", (Py_ssize_t)sizeof(float), n_dims, flags, view);
 }
 
-Py_ssize_t md_get_mixture(PyObject *weights, PyObject *temperatures, md_row *rows) {
-    const Py_ssize_t n = PySequence_Size(weights), n_temperatures = PySequence_Size(temperatures);
-    double sum = 0.0;
-    if (n < 0 || n_temperatures < 0) return -1;
-    if (n != n_temperatures || n >= MD_MAX_ROWS) {
-        PyErr_Format(PyExc_ValueError, "%zd weights and %zd temperatures for at most %d memories", n, n_temperatures,
-                     MD_MAX_ROWS - 1);
+int md_get_doubles(PyObject *object, const char *what, int n_dims, int flags, Py_buffer *view) {
+    return get_array(object, what, "d", (Py_ssize_t)sizeof(double), n_dims, flags, view);
+}
+
+/* numbers[1 .. n] from a sequence of n < MD_MAX_ROWS; n, or -1 with an exception set. */
+static Py_ssize_t get_memories(PyObject *sequence, const char *what, double *numbers) {
+    const Py_ssize_t n = PySequence_Size(sequence);
+    if (n < 0) return -1;
+    if (n >= MD_MAX_ROWS) {
+        PyErr_Format(PyExc_ValueError, "%zd %s for at most %d memories", n, what, MD_MAX_ROWS - 1);
         return -1;
     }
     for (Py_ssize_t k = 0; k < n; k++) {
-        if (get_number(weights, k, &rows[k + 1].weight) < 0) return -1;
-        if (get_number(temperatures, k, &rows[k + 1].temperature) < 0) return -1;
-        sum += rows[k + 1].weight;
+        PyObject *item = PySequence_GetItem(sequence, k);
+        if (item == NULL) return -1;
+        numbers[k + 1] = PyFloat_AsDouble(item);
+        Py_DECREF(item);
+        if (numbers[k + 1] == -1.0 && PyErr_Occurred()) return -1;
     }
-    rows[0].weight = sum < 1.0 ? 1.0 - sum : 0.0;
-    rows[0].temperature = 1.0;
+    return n;
+}
+
+Py_ssize_t md_get_weights(PyObject *sequence, double *weights) {
+    const Py_ssize_t n = get_memories(sequence, "weights", weights);
+    if (n < 0) return -1;
+    weights[0] = md_rest(weights, (size_t)n + 1);
     return n + 1;
+}
+
+Py_ssize_t md_get_mixture(PyObject *weights, PyObject *temperatures, md_row *rows) {
+    double w[MD_MAX_ROWS], t[MD_MAX_ROWS] = {1.0}; /* the base's temperature is 1 */
+    const Py_ssize_t n_rows = md_get_weights(weights, w);
+    if (n_rows < 0) return -1;
+    const Py_ssize_t n_temperatures = get_memories(temperatures, "temperatures", t);
+    if (n_temperatures < 0) return -1;
+    if (n_temperatures != n_rows - 1) {
+        PyErr_Format(PyExc_ValueError, "%zd weights and %zd temperatures", n_rows - 1, n_temperatures);
+        return -1;
+    }
+    for (Py_ssize_t k = 0; k < n_rows; k++) {
+        rows[k].weight = w[k];
+        rows[k].temperature = t[k];
+    }
+    return n_rows;
+}
+
+int md_get_rule(PyObject *object, Py_ssize_t n_rows, md_rule *rule) {
+    PyObject *initial;
+    if (object == Py_None) return 0;
+    if (!PyTuple_Check(object)) {
+        PyErr_SetString(PyExc_TypeError, "rule must be None or a tuple (initial weights, eta, share)");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(object, "Odd:rule", &initial, &rule->eta, &rule->share)) return -1;
+    const Py_ssize_t n = md_get_weights(initial, rule->initial);
+    if (n < 0 || n == n_rows) return n < 0 ? -1 : 1;
+    PyErr_Format(PyExc_ValueError, "%zd initial weights for %zd memories", n - 1, n_rows - 1);
+    return -1;
 }
 
 Py_ssize_t md_get_rows(PyObject *base, PyObject *memories, Py_ssize_t n_rows, int n_dims, Py_buffer *views) {
@@ -93,7 +132,16 @@ PyObject *md_stats_list(const md_stats *stats, size_t n) {
     return list;
 }
 
+PyObject *md_numbers_tuple(const double *numbers, size_t n) {
+    PyObject *tuple = PyTuple_New((Py_ssize_t)n);
+    for (size_t k = 0; tuple != NULL && k < n; k++) {
+        PyObject *item = PyFloat_FromDouble(numbers[k]);
+        if (item == NULL || PyTuple_SetItem(tuple, (Py_ssize_t)k, item) < 0) Py_CLEAR(tuple);
+    }
+    return tuple;
+}
+
 PyObject *md_bad_numbers(void) {
-    PyErr_SetString(PyExc_FloatingPointError, "a row holds NaN or +infinity, or no finite logit");
+    PyErr_SetString(PyExc_FloatingPointError, "a row holds NaN or +infinity, or no finite number");
     return NULL;
 }

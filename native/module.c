@@ -125,10 +125,12 @@ static PyObject *wrap_state(md_sampler *state) {
 
 static PyObject *native_sampler_new(PyObject *module, PyObject *args) {
     Py_ssize_t n_vocab;
-    PyObject *weights, *temperatures, *address;
+    PyObject *weights, *temperatures, *learning, *address;
     md_row rows[MD_MAX_ROWS] = {{NULL, 0, 0.0, 0.0}};
+    md_rule rule;
     (void)module;
-    if (!PyArg_ParseTuple(args, "nOOO:sampler_new", &n_vocab, &weights, &temperatures, &address)) return NULL;
+    if (!PyArg_ParseTuple(args, "nOOOO:sampler_new", &n_vocab, &weights, &temperatures, &learning, &address))
+        return NULL;
     void *init = PyLong_AsVoidPtr(address);
     if (init == NULL && PyErr_Occurred()) return NULL;
     if (init == NULL || n_vocab < 1 || n_vocab > INT32_MAX) {
@@ -136,11 +138,12 @@ static PyObject *native_sampler_new(PyObject *module, PyObject *args) {
         return NULL;
     }
     const Py_ssize_t n_rows = md_get_mixture(weights, temperatures, rows);
-    if (n_rows < 0) return NULL;
+    const int has_rule = n_rows < 0 ? -1 : md_get_rule(learning, n_rows, &rule);
+    if (has_rule < 0) return NULL;
     rows[0].length = (size_t)n_vocab;
     md_sampler_init init_function;
     memcpy(&init_function, &init, sizeof init); /* ISO C casts no void pointer to a function */
-    md_sampler *state = md_sampler_new(rows, (size_t)n_rows, init_function);
+    md_sampler *state = md_sampler_new(rows, (size_t)n_rows, has_rule ? &rule : NULL, init_function);
     return state == NULL ? PyErr_NoMemory() : wrap_state(state);
 }
 
@@ -162,11 +165,13 @@ static PyObject *native_sampler_set_row(PyObject *module, PyObject *args) {
     PyObject *capsule, *object;
     Py_ssize_t index;
     Py_buffer view;
+    size_t n_rows;
     (void)module;
     if (!PyArg_ParseTuple(args, "OnO:sampler_set_row", &capsule, &index, &object)) return NULL;
     md_sampler *state = state_of(capsule);
     if (state == NULL) return NULL;
-    if (index < 0 || (size_t)index + 1 >= md_sampler_rows(state)) {
+    (void)md_sampler_rows(state, &n_rows);
+    if (index < 0 || (size_t)index + 1 >= n_rows) {
         PyErr_Format(PyExc_ValueError, "the sampler has no memory %zd", index);
         return NULL;
     }
@@ -176,10 +181,21 @@ static PyObject *native_sampler_set_row(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-static PyObject *native_sampler_memories(PyObject *module, PyObject *capsule) {
+static PyObject *native_sampler_mixture(PyObject *module, PyObject *capsule) {
+    double weights[MD_MAX_ROWS], temperatures[MD_MAX_ROWS];
+    size_t n_rows;
     (void)module;
     md_sampler *state = state_of(capsule);
-    return state == NULL ? NULL : PyLong_FromSize_t(md_sampler_rows(state) - 1);
+    if (state == NULL) return NULL;
+    const md_row *rows = md_sampler_rows(state, &n_rows);
+    for (size_t k = 1; k < n_rows; k++) {
+        weights[k] = rows[k].weight;
+        temperatures[k] = rows[k].temperature;
+    }
+    PyObject *first = md_numbers_tuple(weights + 1, n_rows - 1);
+    PyObject *second = first == NULL ? NULL : md_numbers_tuple(temperatures + 1, n_rows - 1);
+    if (second == NULL) Py_CLEAR(first);
+    return second == NULL ? NULL : Py_BuildValue("(NN)", first, second);
 }
 
 static PyObject *native_sampler_take_status(PyObject *module, PyObject *capsule) {
@@ -222,6 +238,7 @@ static int native_exec(PyObject *module) {
     PyObject *functions = PyDict_New(), *names = PyModule_GetDict(module); /* borrowed */
     int failed = functions == NULL || names == NULL || md_abort_setup() < 0;
     failed = failed || add_address(functions, "name", ADDRESS(md_sampler_name)) < 0;
+    failed = failed || add_address(functions, "accept", ADDRESS(md_sampler_accept)) < 0;
     failed = failed || add_address(functions, "apply", ADDRESS(md_sampler_apply)) < 0;
     failed = failed || add_address(functions, "reset", ADDRESS(md_sampler_reset)) < 0;
     failed = failed || add_address(functions, "clone", ADDRESS(md_sampler_clone)) < 0;
@@ -231,6 +248,7 @@ static int native_exec(PyObject *module) {
     failed = failed || add_address(names, "TAP_CALLBACK", ADDRESS(md_tap_callback)) < 0;
     failed = failed || PyModule_AddIntConstant(module, "MAX_MEMORIES", MD_MAX_ROWS - 1) < 0;
     failed = failed || PyModule_AddFunctions(module, md_sample_methods) < 0;
+    failed = failed || PyModule_AddFunctions(module, md_learn_methods) < 0;
     failed = failed || PyModule_AddIntConstant(module, "MAX_VERIFIED", MD_MAX_VERIFIED) < 0;
     Py_XDECREF(functions);
     return failed ? -1 : 0;
@@ -246,7 +264,7 @@ static PyMethodDef methods[] = {
     {"sampler_hold", native_sampler_hold, METH_O, NULL},
     {"sampler_context", native_sampler_context, METH_O, NULL},
     {"sampler_set_row", native_sampler_set_row, METH_VARARGS, NULL},
-    {"sampler_memories", native_sampler_memories, METH_O, NULL},
+    {"sampler_mixture", native_sampler_mixture, METH_O, NULL},
     {"sampler_take_status", native_sampler_take_status, METH_O, NULL},
     {"layout", native_layout, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
@@ -256,7 +274,7 @@ static PyMethodDef methods[] = {
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)native_exec}, {0, NULL}};
 
 static PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "memdec_edge._native", "The mixture in C; see mixing.py.", 0, methods, slots,
+    PyModuleDef_HEAD_INIT, "memdec_edge._native", "The mixture in C; memdec_edge/mixture/ wraps it.", 0, methods, slots,
     NULL, NULL, NULL,
 };
 

@@ -200,34 +200,50 @@ static int get_matrices(const Py_buffer *views, Py_ssize_t n_rows, Py_ssize_t n_
     return -1;
 }
 
-static PyObject *verified(const md_sampled *sampled, size_t n_sampled, const md_stats *stats, size_t n_rows) {
-    PyObject *pairs = PyList_New((Py_ssize_t)n_sampled);
-    for (size_t j = 0; pairs != NULL && j < n_sampled; j++) {
-        PyObject *pair = Py_BuildValue("(id)", (int)sampled[j].token, sampled[j].log_prob);
-        if (pair == NULL || PyList_SetItem(pairs, (Py_ssize_t)j, pair) < 0) Py_CLEAR(pairs);
+static PyObject *sampled_tuple(const md_sampled *sampled, size_t n_rows) {
+    PyObject *log_probs = md_numbers_tuple(sampled->log_probs, n_rows);
+    PyObject *weights = log_probs == NULL ? NULL : md_numbers_tuple(sampled->weights, n_rows);
+    if (weights == NULL) Py_CLEAR(log_probs);
+    return weights == NULL ? NULL : Py_BuildValue("(idNN)", (int)sampled->token, sampled->log_prob, log_probs, weights);
+}
+
+static PyObject *verified(const md_row *rows, const md_sampled *sampled, size_t n_sampled, const md_stats *stats,
+                          size_t n_rows) {
+    double weights[MD_MAX_ROWS];
+    PyObject *list = PyList_New((Py_ssize_t)n_sampled);
+    for (size_t j = 0; list != NULL && j < n_sampled; j++) {
+        PyObject *item = sampled_tuple(&sampled[j], n_rows);
+        if (item == NULL || PyList_SetItem(list, (Py_ssize_t)j, item) < 0) Py_CLEAR(list);
     }
-    PyObject *list = pairs == NULL ? NULL : md_stats_list(stats, n_rows);
-    if (list == NULL) Py_CLEAR(pairs);
-    return list == NULL ? NULL : Py_BuildValue("(NN)", pairs, list);
+    for (size_t k = 0; k < n_rows; k++) weights[k] = rows[k].weight;
+    PyObject *numbers = list == NULL ? NULL : md_stats_list(stats, n_rows);
+    PyObject *after = numbers == NULL ? NULL : md_numbers_tuple(weights + 1, n_rows - 1);
+    if (after != NULL) return Py_BuildValue("(NNN)", list, numbers, after);
+    Py_XDECREF(numbers);
+    Py_XDECREF(list);
+    return NULL;
 }
 
 static PyObject *native_verify(PyObject *module, PyObject *args) {
-    PyObject *base, *memories, *weights, *temperatures, *tokens, *target;
+    PyObject *base, *memories, *weights, *temperatures, *learning, *tokens, *target;
     PyObject *chain, *seed, *position, *suppressed, *scratch;
     md_row rows[MD_MAX_ROWS];
     md_stats stats[MD_MAX_ROWS];
     md_sampled sampled[MD_MAX_VERIFIED];
     int32_t drafted[MD_MAX_VERIFIED];
     Py_buffer views[MD_MAX_ROWS], out;
+    md_rule rule;
     request r;
     size_t n_sampled = 0;
     md_status status = MD_BAD_ROW;
     (void)module;
-    if (!PyArg_ParseTuple(args, "OOOOOOOOOOO:verify", &base, &memories, &weights, &temperatures, &chain, &seed,
-                          &position, &suppressed, &tokens, &target, &scratch))
+    if (!PyArg_ParseTuple(args, "OOOOOOOOOOOO:verify", &base, &memories, &weights, &temperatures, &learning, &chain,
+                          &seed, &position, &suppressed, &tokens, &target, &scratch))
         return NULL;
-    const Py_ssize_t n_rows = md_get_mixture(weights, temperatures, rows), n_draft = get_draft(tokens, drafted);
-    if (n_rows < 0 || n_draft < 0) return NULL;
+    const Py_ssize_t n_rows = md_get_mixture(weights, temperatures, rows);
+    const int has_rule = n_rows < 0 ? -1 : md_get_rule(learning, n_rows, &rule);
+    const Py_ssize_t n_draft = has_rule < 0 ? -1 : get_draft(tokens, drafted);
+    if (n_draft < 0) return NULL;
     if (md_get_floats(target, "out", 1, PyBUF_WRITABLE, &out) < 0) return NULL;
     const size_t n_vocab = (size_t)out.len / sizeof(float);
     Py_ssize_t held = md_get_rows(base, memories, n_rows, 2, views);
@@ -237,8 +253,9 @@ static PyObject *native_verify(PyObject *module, PyObject *args) {
         failed = check_outputs(&r, &out, views, n_rows) < 0;
         if (!failed) {
             Py_BEGIN_ALLOW_THREADS
-            status = md_verify(rows, (size_t)n_rows, (size_t)views[0].shape[0], drafted, (size_t)n_draft, &r.choice,
-                               r.position, out.buf, n_vocab, r.scratch.buf, stats, sampled, &n_sampled);
+            status = md_verify(rows, (size_t)n_rows, (size_t)views[0].shape[0], has_rule ? &rule : NULL, drafted,
+                               (size_t)n_draft, &r.choice, r.position, out.buf, n_vocab, r.scratch.buf, stats, sampled,
+                               &n_sampled);
             Py_END_ALLOW_THREADS
         }
         drop(&r);
@@ -246,7 +263,7 @@ static PyObject *native_verify(PyObject *module, PyObject *args) {
     while (held > 0) PyBuffer_Release(&views[--held]);
     PyBuffer_Release(&out);
     if (failed) return NULL;
-    return status == MD_OK ? verified(sampled, n_sampled, stats, (size_t)n_rows) : md_bad_numbers();
+    return status == MD_OK ? verified(rows, sampled, n_sampled, stats, (size_t)n_rows) : md_bad_numbers();
 }
 
 PyMethodDef md_sample_methods[] = {

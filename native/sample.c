@@ -229,19 +229,26 @@ md_status md_sample(const float *row, size_t n, const md_choice *choice, uint64_
     return MD_OK;
 }
 
-md_status md_verify(md_row *rows, size_t n_rows, size_t n_positions, const int32_t *draft, size_t n_draft,
-                    const md_choice *choice, uint64_t position, float *out, size_t n_vocab, float *scratch,
-                    md_stats *stats, md_sampled *sampled, size_t *n_sampled) {
+md_status md_verify(md_row *rows, size_t n_rows, size_t n_positions, const md_rule *rule, const int32_t *draft,
+                    size_t n_draft, const md_choice *choice, uint64_t position, float *out, size_t n_vocab,
+                    float *scratch, md_stats *stats, md_sampled *sampled, size_t *n_sampled) {
+    double weights[MD_MAX_ROWS];
+    for (size_t k = 0; k < n_rows; k++) weights[k] = rows[k].weight;
     for (size_t j = 0;; j++) {
+        md_sampled *s = &sampled[j];
         md_status status = md_mix(rows, n_rows, out, n_vocab, stats);
-        if (status == MD_OK) status = md_sample(out, n_vocab, choice, position + j, scratch, &sampled[j].token);
+        if (status == MD_OK) status = md_sample(out, n_vocab, choice, position + j, scratch, &s->token);
         if (status != MD_OK) return status;
         double offset = 0.0;
         for (size_t k = 0; k < n_rows; k++)
             if (rows[k].weight > 0.0) offset += rows[k].weight * stats[k].logsumexp;
-        sampled[j].log_prob = sampled[j].token < 0 ? -INFINITY : out[sampled[j].token] - offset;
+        s->log_prob = s->token < 0 ? -INFINITY : out[s->token] - offset;
+        memcpy(s->weights, weights, n_rows * sizeof *weights);
+        md_log_probs(rows, stats, n_rows, s->token, s->log_probs);
+        if (rule != NULL) (void)md_learn(weights, n_rows, rule, s->log_probs);
+        for (size_t k = 0; k < n_rows; k++) rows[k].weight = weights[k];
         *n_sampled = j + 1;
-        if (j + 1 == n_positions || j >= n_draft || sampled[j].token < 0 || sampled[j].token != draft[j]) return MD_OK;
+        if (j + 1 == n_positions || j >= n_draft || s->token < 0 || s->token != draft[j]) return MD_OK;
         for (size_t k = 0; k < n_rows; k++) rows[k].logits += rows[k].length;
     }
 }

@@ -13,6 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "learn.h"
 #include "mix.h"
 
 #define MD_GREEDY 1e-30 /* logit / T stays finite */
@@ -37,15 +38,18 @@ md_status md_sample(const float *row, size_t n, const md_choice *choice, uint64_
 #define MD_MAX_VERIFIED 17 /* positions: a draft of 16 tokens and the one after it */
 
 typedef struct {
-    int32_t token;   /* -1: none is possible */
-    double log_prob; /* of the mixture, nats: neither the chain nor `suppressed` changes it */
+    int32_t token;                 /* -1: none is possible */
+    double log_prob;               /* of the mixture, nats: neither the chain nor `suppressed` changes it */
+    double log_probs[MD_MAX_ROWS]; /* of each row, in the same manner */
+    double weights[MD_MAX_ROWS];   /* of the rows in this mixture */
 } md_sampled;
 
 /* Mix and sample position after position, until the sample is not the drafted token or positions end.
- * rows[n_rows]: logits [n_positions, length] each; moved to the last position that was mixed. draft[n_draft];
- * out[n_vocab]: the last mixed row, stats[n_rows]: its rows'; sampled[n_positions], of which *n_sampled are set. */
-md_status md_verify(md_row *rows, size_t n_rows, size_t n_positions, const int32_t *draft, size_t n_draft,
-                    const md_choice *choice, uint64_t position, float *out, size_t n_vocab, float *scratch,
-                    md_stats *stats, md_sampled *sampled, size_t *n_sampled);
+ * rows[n_rows]: logits [n_positions, length] each; moved to the last position that was mixed, with the weights as they
+ * are after its token. rule: how the weights learn from each token; NULL: they do not. draft[n_draft]; out[n_vocab]: the
+ * last mixed row, stats[n_rows]: its rows'; sampled[n_positions], of which *n_sampled are set. */
+md_status md_verify(md_row *rows, size_t n_rows, size_t n_positions, const md_rule *rule, const int32_t *draft,
+                    size_t n_draft, const md_choice *choice, uint64_t position, float *out, size_t n_vocab,
+                    float *scratch, md_stats *stats, md_sampled *sampled, size_t *n_sampled);
 
 #endif

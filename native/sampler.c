@@ -19,18 +19,23 @@ struct md_sampler {
     size_t n_rows;
     md_row rows[MD_MAX_ROWS]; /* rows[0].logits is `gathered` */
     md_stats stats[MD_MAX_ROWS];
+    md_rule rule;
+    bool learns;
+    bool mixed_rows;           /* rows and stats are those of the last apply, and no token was accepted since */
     float *gathered, *mixed;   /* [rows[0].length] each */
     float *owned[MD_MAX_ROWS]; /* a clone's copies of its memories' rows */
 };
 
-md_sampler *md_sampler_new(const md_row *rows, size_t n_rows, md_sampler_init init) {
+md_sampler *md_sampler_new(const md_row *rows, size_t n_rows, const md_rule *rule, md_sampler_init init) {
     md_sampler *state = calloc(1, sizeof *state);
     if (state == NULL) return NULL;
     state->holders = 1;
     state->init = init;
     state->n_rows = n_rows;
     memcpy(state->rows, rows, n_rows * sizeof *rows);
-    state->gathered = malloc(rows[0].length * sizeof(float));
+    state->learns = rule != NULL;
+    if (rule != NULL) state->rule = *rule;
+    state->gathered = calloc(rows[0].length, sizeof(float)); /* a clone copies it, mixed or not */
     state->mixed = malloc(rows[0].length * sizeof(float));
     if (state->gathered == NULL || state->mixed == NULL) {
         md_sampler_release(state);
@@ -53,16 +58,21 @@ void md_sampler_release(md_sampler *state) {
     free(state);
 }
 
-size_t md_sampler_rows(const md_sampler *state) { return state->n_rows; }
+const md_row *md_sampler_rows(const md_sampler *state, size_t *n_rows) {
+    *n_rows = state->n_rows;
+    return state->rows;
+}
 
 void md_sampler_set_row(md_sampler *state, size_t index, const float *logits, size_t length) {
     state->rows[index].logits = logits;
     state->rows[index].length = length;
+    state->mixed_rows = false;
     free(state->owned[index]);
     state->owned[index] = NULL;
 }
 
 void md_sampler_forget_rows(md_sampler *state) {
+    state->mixed_rows = false;
     for (size_t k = 1; k < state->n_rows; k++)
         if (state->owned[k] == NULL) state->rows[k].logits = NULL;
 }
@@ -97,6 +107,7 @@ static bool gather(float *row, size_t n, const llama_token_data_array *candidate
 void md_sampler_apply(llama_sampler *sampler, llama_token_data_array *candidates) {
     md_sampler *state = sampler->ctx;
     md_status status = MD_OK;
+    state->mixed_rows = false;
     for (size_t k = 1; k < state->n_rows; k++)
         if (state->rows[k].logits == NULL) status = MD_NO_ROWS;
     if (status == MD_OK && !gather(state->gathered, state->rows[0].length, candidates)) status = MD_BAD_ROW;
@@ -105,17 +116,40 @@ void md_sampler_apply(llama_sampler *sampler, llama_token_data_array *candidates
         if (state->status == MD_OK) state->status = status;
         return;
     }
+    state->mixed_rows = true;
     for (size_t i = 0; i < candidates->size; i++) candidates->data[i].logit = state->mixed[candidates->data[i].id];
     candidates->sorted = false;
 }
 
-void md_sampler_reset(llama_sampler *sampler) { ((md_sampler *)sampler->ctx)->status = MD_OK; }
+/* llama.cpp calls this for every sampler of a chain, and callers for tokens of a prompt, too: those met no mixture. */
+void md_sampler_accept(llama_sampler *sampler, int32_t token) {
+    md_sampler *state = sampler->ctx;
+    double weights[MD_MAX_ROWS], log_probs[MD_MAX_ROWS];
+    if (!state->learns || !state->mixed_rows) return;
+    state->mixed_rows = false;
+    if ((size_t)token >= state->rows[0].length) return; /* negative ones too: a longer memory's row has no say */
+    for (size_t k = 0; k < state->n_rows; k++) weights[k] = state->rows[k].weight;
+    md_log_probs(state->rows, state->stats, state->n_rows, token, log_probs);
+    (void)md_learn(weights, state->n_rows, &state->rule, log_probs);
+    for (size_t k = 0; k < state->n_rows; k++) state->rows[k].weight = weights[k];
+}
+
+void md_sampler_reset(llama_sampler *sampler) {
+    md_sampler *state = sampler->ctx;
+    state->status = MD_OK;
+    state->mixed_rows = false;
+    if (!state->learns) return;
+    for (size_t k = 0; k < state->n_rows; k++) state->rows[k].weight = state->rule.initial[k];
+}
 
 /* The clone gets copies of the rows: the caller frees its own when it sets the next ones, and knows of no clone. */
 llama_sampler *md_sampler_clone(const llama_sampler *sampler) {
     const md_sampler *state = sampler->ctx;
-    md_sampler *twin = md_sampler_new(state->rows, state->n_rows, state->init);
+    md_sampler *twin = md_sampler_new(state->rows, state->n_rows, state->learns ? &state->rule : NULL, state->init);
     if (twin == NULL) return NULL;
+    memcpy(twin->stats, state->stats, sizeof state->stats);
+    memcpy(twin->gathered, state->gathered, state->rows[0].length * sizeof(float));
+    twin->mixed_rows = state->mixed_rows;
     for (size_t k = 1; k < twin->n_rows; k++) {
         if (state->rows[k].logits == NULL) continue;
         const size_t bytes = twin->rows[k].length * sizeof(float);

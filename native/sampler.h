@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "learn.h"
 #include "mix.h"
 
 struct llama_sampler;
@@ -53,13 +54,15 @@ typedef llama_sampler *(*md_sampler_init)(const llama_sampler_i *iface, void *ct
 /* What ctx points to. Counted: the chain and Python each hold it, and either may let go first. */
 typedef struct md_sampler md_sampler;
 
-/* `rows` gives n_rows weights and temperatures; of lengths only that of row 0, the base. NULL: no memory. */
-md_sampler *md_sampler_new(const md_row *rows, size_t n_rows, md_sampler_init init);
+/* `rows` gives n_rows weights and temperatures; of lengths only that of row 0, the base. rule: how the weights learn from
+ * accepted tokens; NULL: they do not. Returns NULL where there is no memory. */
+md_sampler *md_sampler_new(const md_row *rows, size_t n_rows, const md_rule *rule, md_sampler_init init);
 md_sampler *md_sampler_hold(md_sampler *state);
 void md_sampler_release(md_sampler *state);
-size_t md_sampler_rows(const md_sampler *state);
+const md_row *md_sampler_rows(const md_sampler *state, size_t *n_rows);
 
-/* Row `index` (>= 1) is from now on read from `logits` [length], which stays the caller's. */
+/* Row `index` (>= 1) is from now on read from `logits` [length], which stays the caller's: in apply and, where the
+ * weights learn, in the accept that follows it. */
 void md_sampler_set_row(md_sampler *state, size_t index, const float *logits, size_t length);
 
 /* The caller is about to free its rows. */
@@ -70,6 +73,7 @@ md_status md_sampler_take_status(md_sampler *state);
 
 /* Members of llama_sampler_i. */
 const char *md_sampler_name(const llama_sampler *sampler);
+void md_sampler_accept(llama_sampler *sampler, int32_t token);
 void md_sampler_apply(llama_sampler *sampler, llama_token_data_array *candidates);
 void md_sampler_reset(llama_sampler *sampler);
 llama_sampler *md_sampler_clone(const llama_sampler *sampler);

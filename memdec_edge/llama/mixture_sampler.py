@@ -7,7 +7,8 @@
     token = llama_cpp.llama_sampler_sample(chain, base_context, -1)
     mixer.check()
 
-The chain's other samplers then work on the mixed row. Knows nothing of models; the engine does not need it.
+The chain's other samplers then work on the mixed row. With a rule the weights learn from each token that the chain
+accepts, as llama_sampler_sample does. Knows nothing of models; the engine does not need it.
 """
 
 import ctypes
@@ -20,7 +21,7 @@ import llama_cpp
 from memdec_edge import _native
 from memdec_edge.errors import LibraryError, NumericsError
 from memdec_edge.mixture.rows import Row
-from memdec_edge.mixture.weights import Mixture
+from memdec_edge.mixture.weights import Mixture, SoftBayes
 from memdec_edge.options import check_range
 
 _FAILURES = {  # md_status of native/mix.h
@@ -32,18 +33,20 @@ _FAILURES = {  # md_status of native/mix.h
 class MixtureSampler:
     """A llama_sampler that turns the base's logits into the mixture's, see mixing.mix.
 
-    n_vocab: length of the base's row. The candidates may come in any order; ids that are absent count as impossible for
-    the base. Keep the object as long as the chain is used: it holds the arrays that the chain reads. Like every sampler
-    of llama.cpp it serves one thread at a time.
+    n_vocab: length of the base's row. rule: how the weights learn from accepted tokens; None: they stay as they are.
+    The candidates may come in any order; ids that are absent count as impossible for the base. Keep the object as long
+    as the chain is used: it holds the arrays that the chain reads. Like every sampler of llama.cpp it serves one thread
+    at a time.
 
-    Raises OptionError for n_vocab, LibraryError where llama-cpp-python's structs are not those that the C code was
-    built for.
+    Raises OptionError for n_vocab, ValueError for a rule of another number of memories, and LibraryError where
+    llama-cpp-python's structs are not those that the C code was built for.
     """
 
-    def __init__(self, n_vocab: int, mixture: Mixture) -> None:
+    def __init__(self, n_vocab: int, mixture: Mixture, rule: SoftBayes | None = None) -> None:
         check_range("n_vocab", n_vocab, 1, 2**31 - 1)
         interface, init = ctypes.pointer(_interface()), _address(llama_cpp.llama_sampler_init)
-        self._state = _native.sampler_new(n_vocab, mixture.weights, mixture.temperatures, init)
+        numbers = None if rule is None else rule.numbers
+        self._state = _native.sampler_new(n_vocab, mixture.weights, mixture.temperatures, numbers, init)
         self.sampler: Any = llama_cpp.llama_sampler_init(interface, _native.sampler_context(self._state))
         self._rows: list[Row | None] = [None] * len(mixture.weights)
 
@@ -59,14 +62,20 @@ class MixtureSampler:
         self = cls.__new__(cls)
         self._state = _native.sampler_hold(sampler.contents.ctx)
         self.sampler = sampler
-        self._rows = [None] * _native.sampler_memories(self._state)
+        self._rows = [None] * len(self.mixture.weights)
         return self
+
+    @property
+    def mixture(self) -> Mixture:
+        """Weights and temperatures of the next row. A reset of the chain brings a rule's initial weights back."""
+        return Mixture(*_native.sampler_mixture(self._state))
 
     def set_rows(self, rows: Sequence[Row]) -> None:
         """Give the memories' logits of this position, float32 [any length], C-contiguous, in the order of weights.
 
         The chain reads them when it is applied and copies nothing: an array that llama.cpp or the caller overwrites in
-        place need not be given again. Raises TypeError and ValueError for other arrays.
+        place need not be given again. With a rule the chain reads them once more when it accepts the token, so leave
+        them as they are until then. Raises TypeError and ValueError for other arrays.
         """
         if len(rows) != len(self._rows):
             raise ValueError(f"{len(rows)} rows for a sampler of {len(self._rows)} memories")

@@ -101,9 +101,10 @@ class Sampler:
         of them, the base's first. Raises NumericsError as sample() and mix() do.
         """
         if not self.stateful:
-            return sampling.verify(
+            done = sampling.verify(
                 base, memories, mixture, self.chain, self.seed, position, suppressed, draft, out, self.scratch
             )
+            return [(sample.token, sample.log_prob) for sample in done.samples], done.stats
         samples, stats = list[tuple[int, float]](), list[RowStats]()
         for index, base_row in enumerate(base):
             stats = mix(base_row, [rows[index] for rows in memories], mixture, out)

@@ -1,9 +1,10 @@
 """The mathematics of the mixture: one next-token distribution from those of a base and its memories.
 
 rows.py       what the shelf's functions take and give
-weights.py    Mixture: the weight and temperature of each memory
+weights.py    Mixture: the weight and temperature of each memory; SoftBayes: how weights learn
 mixing.py     mix, row_stats: the mixed row and what is known of its parts
 sampling.py   sample, draft, verify: the seeded next token
+online.py     learn: weights that follow a text
 reference.py  all of them in float64, the specification
 kernels.py    which implementation runs: the C extension, else fallback.py
 

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from memdec_edge.mixture import reference
-from memdec_edge.mixture.rows import MAX_VERIFIED, Chain, Ids, Row
-from memdec_edge.mixture.weights import Mixture
+from memdec_edge.mixture.rows import MAX_VERIFIED, Chain, Ids, Row, Wide
+from memdec_edge.mixture.weights import Mixture, SoftBayes
 
 Numbers = tuple[float, float, float]
+Rule = tuple[Sequence[float], float, float]
 
 
 def selected() -> str:
@@ -64,9 +65,11 @@ def draft(
 
 
 def verify(
-    base: Row, memories: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float],
+    base: Row, memories: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float], rule: Rule | None,
     chain: Chain, seed: int, position: int, suppressed: Ids, draft: Sequence[int], out: Row, scratch: Row, /,
-) -> tuple[list[tuple[int, float]], list[Numbers]]:  # fmt: skip
+) -> tuple[
+    list[tuple[int, float, tuple[float, ...], tuple[float, ...]]], list[Numbers], tuple[float, ...]
+]:  # fmt: skip
     """As sampling.verify(); the last token is -1 where none is possible."""
     _check_rows([base, *memories], 2)
     _check_count(memories, weights)
@@ -75,12 +78,25 @@ def verify(
         raise ValueError("the memories must have as many positions as the base")
     if base.shape[1] != len(out) or not len(base) - 1 <= len(draft) <= len(base) <= MAX_VERIFIED:
         raise ValueError(f"{len(base)} positions of {base.shape[1]} tokens, a draft of {len(draft)}")
-    mixture = Mixture(tuple(weights), tuple(temperatures))
-    pairs, stats = reference.verify(base, memories, mixture, chain, seed, position, suppressed, draft, out)
-    return pairs, list(stats)
+    samples, stats, mixture = reference.verify(
+        base, memories, Mixture(tuple(weights), tuple(temperatures)), _rule(rule, weights) if rule else None,
+        chain, seed, position, suppressed, draft, out,
+    )  # fmt: skip
+    return list(samples), list(stats), mixture.weights
 
 
-# What native/arguments.c, module.c and module_sample.c check.
+def learn(weights: Sequence[float], rule: Rule, log_probs: Wide, mixed: Wide, path: Wide, /) -> tuple[float, ...]:
+    """As online.learn(), into `mixed` and `path`."""
+    if log_probs.shape != path.shape or path.shape != (1 + len(weights), len(mixed)):
+        raise ValueError(f"log-probs of {log_probs.shape} and outputs of {mixed.shape}, {path.shape}")
+    soft, mixture = _rule(rule, weights), Mixture(tuple(weights), (1.0,) * len(weights))
+    for token, column in enumerate(log_probs.T.tolist()):
+        path[:, token] = mixture.shares
+        mixed[token], mixture = reference.learn(mixture, soft, column)
+    return mixture.weights
+
+
+# What native/arguments.c and native/module*.c check.
 
 
 def _check_rows(rows: Sequence[Row], n_dims: int) -> None:
@@ -94,6 +110,13 @@ def _check_rows(rows: Sequence[Row], n_dims: int) -> None:
 def _check_count(memories: Sequence[Row], weights: Sequence[float]) -> None:
     if len(memories) != len(weights):
         raise ValueError(f"{len(memories)} memories and {len(weights)} weights")
+
+
+def _rule(rule: Rule, weights: Sequence[float]) -> SoftBayes:
+    initial, eta, share = rule
+    if len(initial) != len(weights):
+        raise ValueError(f"{len(initial)} initial weights for {len(weights)} memories")
+    return SoftBayes(tuple(initial), eta, share)
 
 
 def _check_request(chain: Chain, seed: int, position: int, suppressed: Ids, scratch: Row, n_vocab: int) -> None:

@@ -1,7 +1,7 @@
 """What this shelf computes, in float64: the specification. Pure functions, except that `draft` and `verify` fill `out`.
 
-The formulas stand at the head of mixing.py and sampling.py. Every function that meets a bad row raises a NumericsError
-that names the row and the token. Knows nothing of the other implementations.
+The formulas stand at the head of mixing.py and sampling.py and in weights.SoftBayes. Every function that meets a bad
+number raises a NumericsError that names where it is. Knows nothing of the other implementations.
 """
 
 import math
@@ -11,11 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from memdec_edge.errors import NumericsError
-from memdec_edge.mixture.rows import GREEDY, LARGEST, Chain, Ids, Row, RowStats
-from memdec_edge.mixture.weights import Mixture
-
-Wide = npt.NDArray[np.float64]
-
+from memdec_edge.mixture.rows import GREEDY, LARGEST, Chain, Ids, Row, RowStats, Sampled, Wide
+from memdec_edge.mixture.weights import LEAST_WEIGHT, Mixture, SoftBayes, shares_of
 
 # --- the mixture ----------------------------------------------------------------------------------------------------
 
@@ -149,17 +146,59 @@ def draft(
 
 
 def verify(
-    base: Row, memories: Sequence[Row], mixture: Mixture,
+    base: Row, memories: Sequence[Row], mixture: Mixture, rule: SoftBayes | None,
     chain: Chain, seed: int, position: int, suppressed: Ids, draft: Sequence[int], out: Row,
-) -> tuple[list[tuple[int, float]], list[RowStats]]:  # fmt: skip
-    """Pairs (token, log-prob) and the last row's statistics; the last token is -1 where none is possible."""
-    pairs: list[tuple[int, float]] = []
-    for j, row in enumerate(base):
-        mixed, stats = mix(row, [memory[j] for memory in memories], mixture)
+) -> tuple[list[Sampled], list[RowStats], Mixture]:  # fmt: skip
+    """The samples, the last row's statistics, the mixture afterwards; the last token is -1 where none is possible."""
+    samples: list[Sampled] = []
+    for j in range(len(base)):
+        rows = [models[j] for models in (base, *memories)]
+        mixed, stats = mix(rows[0], rows[1:], mixture)
         out[:] = mixed
         token = sample(out, chain, seed, position + j, suppressed)
         offset = sum(share * stat.logsumexp for share, stat in zip(mixture.shares, stats, strict=True))
-        pairs.append((token, float(mixed[token] - offset) if token >= 0 else -math.inf))
+        log_prob = float(mixed[token] - offset) if token >= 0 else -math.inf
+        temperatures = (1.0, *mixture.temperatures)
+        log_probs = tuple(stat.log_prob(row, token, t) for stat, row, t in zip(stats, rows, temperatures, strict=True))
+        samples.append(Sampled(token, log_prob, log_probs, mixture.shares))
+        if rule:
+            _, mixture = learn(mixture, rule, log_probs)
         if token < 0 or j >= len(draft) or token != draft[j]:
             break
-    return pairs, stats
+    return samples, stats, mixture
+
+
+# --- the online weight ----------------------------------------------------------------------------------------------
+
+
+def learn(mixture: Mixture, rule: SoftBayes, log_probs: Sequence[float]) -> tuple[float, Mixture]:
+    """The log-prob of one token under the mixture, and the mixture after it.
+
+    log_probs: of the token under each model, the base's first. A token that is impossible for all models leaves the
+    mixture. Raises NumericsError for NaN and +inf.
+    """
+    for number, log_prob in enumerate(log_probs):
+        if not log_prob < math.inf:
+            name = f"memory {number}" if number else "base"
+            raise NumericsError(f"{name}: the log-prob of a token is {log_prob:g}; look for NaN in the model's logits")
+    shares = mixture.shares
+    most = max(p for p, share in zip(log_probs, shares, strict=True) if share > 0)
+    if most == -math.inf:
+        return -math.inf, mixture
+    ratios = [math.exp(p - most) if share > 0 else 0.0 for p, share in zip(log_probs, shares, strict=True)]
+    total = sum(share * ratio for share, ratio in zip(shares, ratios, strict=True))
+    if rule.eta > 0:
+        learned = [
+            (1 - rule.share) * share * (1 - rule.eta + rule.eta * ratio / total) + rule.share * initial
+            for share, ratio, initial in zip(shares, ratios, shares_of(rule.initial), strict=True)
+        ]
+        mixture = Mixture(_settle(learned), mixture.temperatures)
+    return most + math.log(total), mixture
+
+
+def _settle(shares: Sequence[float]) -> tuple[float, ...]:
+    """The memories' weights, no model's below LEAST_WEIGHT. The largest gives what that and rounding take from 1."""
+    lifted = [max(share, LEAST_WEIGHT) for share in shares]
+    largest = lifted.index(max(lifted))
+    lifted[largest] = 1.0 - sum(share for index, share in enumerate(lifted) if index != largest)
+    return tuple(lifted[1:])

@@ -1,8 +1,9 @@
-"""What the functions of this shelf take and give: rows of logits, their statistics, the chain of truncations.
+"""What the functions of this shelf take and give: rows of logits, their statistics, the chain, sampled tokens.
 
 Knows nothing of how a mixture is computed.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +13,9 @@ from memdec_edge.options import MAX_DRAFT
 
 Row = npt.NDArray[np.float32]  # logits, [n_vocab]; of several positions [n, n_vocab]
 Ids = npt.NDArray[np.int32]
+Wide = npt.NDArray[np.float64]
 
-# native/mix.h and native/sample.h have the same numbers.
+# native/mix.h, native/learn.h and native/sample.h have the same numbers.
 MAX_MEMORIES = 16
 MAX_VERIFIED = MAX_DRAFT + 1  # rows of one `verify`: a draft and the sample after it
 TEMPERATURES = (1e-4, 1e4)  # what float arithmetic on logits / T bears
@@ -28,6 +30,10 @@ class RowStats(NamedTuple):
     logsumexp: float  # log(sum(exp(logits / T)))
     entropy: float  # nats, >= 0
 
+    def log_prob(self, row: Row, token: int, temperature: float = 1.0) -> float:
+        """Of a token in the row, at the temperature of these statistics; nats, -inf for a token that the row lacks."""
+        return float(row[token]) / temperature - self.logsumexp if 0 <= token < len(row) else -math.inf
+
 
 class Chain(NamedTuple):
     """Truncations and temperature, with llama.cpp's meaning."""
@@ -36,3 +42,12 @@ class Chain(NamedTuple):
     top_p: float  # share of the probability that top-k left; >= 1: off
     min_p: float  # share of the largest probability; <= 0: off
     temperature: float  # >= 0; 0: greedy
+
+
+class Sampled(NamedTuple):
+    """A token that was sampled from a mixed row. Neither the chain nor suppressed tokens change the log-probs."""
+
+    token: int
+    log_prob: float  # of the mixture, nats
+    log_probs: tuple[float, ...]  # of each model, the base's first, [1 + memories]; -inf where a row lacks the token
+    weights: tuple[float, ...]  # of each model in this row, the same order

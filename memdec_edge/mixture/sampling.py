@@ -13,13 +13,14 @@ penalties.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from memdec_edge.errors import NumericsError
 from memdec_edge.mixture import kernels, reference
-from memdec_edge.mixture.rows import Chain, Ids, Row, RowStats
-from memdec_edge.mixture.weights import Mixture
+from memdec_edge.mixture.rows import Chain, Ids, Row, RowStats, Sampled
+from memdec_edge.mixture.weights import Mixture, SoftBayes
 
 
 def scratch(n_vocab: int) -> Row:
@@ -64,30 +65,40 @@ def draft(
         raise
 
 
+class Verified(NamedTuple):
+    """What `verify` did."""
+
+    samples: list[Sampled]  # one for each row that was mixed
+    stats: list[RowStats]  # of the last of these rows, as `mix` returns them
+    mixture: Mixture  # after the last sample
+
+
 def verify(
     base: Row, memories: Sequence[Row], mixture: Mixture,
     chain: Chain, seed: int, position: int, suppressed: Ids, draft: Sequence[int], out: Row, scratch: Row,
-) -> tuple[list[tuple[int, float]], list[RowStats]]:  # fmt: skip
+    rule: SoftBayes | None = None,
+) -> Verified:  # fmt: skip
     """Mix and sample row after row, until a sample is not the drafted token or the rows end.
 
     base: float32 [n, n_vocab], row j of position + j, n at most MAX_VERIFIED; memories: float32 [n, any length] each,
     mixed as by `mix`, maybe none; draft: n - 1 or n token ids, draft[j] for the sample from row j; out: float32
-    [n_vocab], holds the last mixed row afterwards. The rest as in `sample`.
+    [n_vocab], holds the last mixed row afterwards. rule: how the weights learn from each sample, so that the next row
+    meets others; None: they stay. The rest as in `sample`.
 
-    Returns a pair (token, log-prob) for each row that was mixed, and the statistics of the last of them as `mix` does.
-    The log-prob is that of the mixture in nats; chain and `suppressed` do not change it. Raises NumericsError as `mix`
-    and `sample` do.
+    Raises NumericsError as `mix` and `sample` do.
     """
+    numbers = None if rule is None else rule.numbers
     try:
-        pairs, stats = kernels.verify(
-            base, memories, mixture.weights, mixture.temperatures, chain, seed, position, suppressed, draft, out,
-            scratch,
+        samples, stats, weights = kernels.verify(
+            base, memories, mixture.weights, mixture.temperatures, numbers, chain, seed, position, suppressed, draft,
+            out, scratch,
         )  # fmt: skip
     except FloatingPointError:
-        reference.verify(base, memories, mixture, chain, seed, position, suppressed, draft, out)  # names the culprit
+        reference.verify(base, memories, mixture, rule, chain, seed, position, suppressed, draft, out)  # names it
         raise
-    _possible(pairs[-1][0])
-    return pairs, [RowStats(*row) for row in stats]
+    _possible(samples[-1][0])
+    after = mixture if rule is None else Mixture(weights, mixture.temperatures)
+    return Verified([Sampled(*sample) for sample in samples], [RowStats(*row) for row in stats], after)
 
 
 def _possible(token: int) -> int:

@@ -1,13 +1,18 @@
-"""How much base and memories weigh in the mixture. Pure arithmetic; knows nothing of rows and models."""
+"""How much base and memories weigh in the mixture, and how they come to weigh more or less.
+
+Pure arithmetic; knows nothing of rows and models.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memdec_edge.errors import OptionError
 from memdec_edge.mixture.rows import MAX_MEMORIES, TEMPERATURES
 from memdec_edge.options import DEFAULT_LAMBDA, check_range
 
 SLACK = 1e-6  # by which weights may sum to more than 1: float32 weights of a GGUF do
+LEAST_INITIAL = 0.02  # of each model, so that its first good tokens count
+LEAST_WEIGHT = 1e-4  # of each model while weights learn; native/learn.h has the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,56 @@ class Mixture:
     @property
     def shares(self) -> tuple[float, ...]:
         """The weights of all models, the base's first, [1 + memories]; they sum to 1."""
-        return (max(0.0, 1.0 - sum(self.weights)), *self.weights)
+        return shares_of(self.weights)
+
+
+@dataclass(frozen=True, slots=True)
+class SoftBayes:
+    """How the weights of base and memories learn online, from each token (Orseau, Lattimore and Legg 2017):
+
+        w_i <- (1 - share) w_i (1 - eta + eta p_i / p_mix) + share initial_i        p_mix = sum_i w_i p_i
+
+    p_i is what model i gave to the token, at its temperature and over its whole row. The sum of the weights stays 1.
+    eta: 0 to 1, how fast the weights follow; 0: they stay as they are. share: 0 to 1, how much of them returns to
+    `initial` with each token, so that a model that was bad for long is soon back. initial: of the memories, the base
+    has the rest; each model at least LEAST_INITIAL (see initial_weights). Raises OptionError for other numbers.
+    """
+
+    initial: tuple[float, ...]
+    eta: float = 0.05
+    share: float = 0.002
+
+    def __post_init__(self) -> None:
+        check_range("eta", self.eta, 0.0, 1.0)
+        check_range("share", self.share, 0.0, 1.0)
+        for weight in shares_of(self.initial):
+            check_range("initial weight", weight, LEAST_INITIAL - SLACK, 1.0)
+
+    def at(self, eta: float) -> "SoftBayes":
+        """The same rule at another rate: `share` changes in proportion, so 0 freezes the weights."""
+        return replace(self, eta=eta, share=self.share * eta / self.eta if self.eta else 0.0)
+
+    @property
+    def numbers(self) -> tuple[tuple[float, ...], float, float]:
+        """What native/ takes."""
+        return self.initial, self.eta, self.share
+
+
+def shares_of(weights: tuple[float, ...]) -> tuple[float, ...]:
+    """The weights of all models from those of the memories: the base, first, has the rest."""
+    return (max(0.0, 1.0 - sum(weights)), *weights)
+
+
+def initial_weights(weights: tuple[float, ...]) -> tuple[float, ...]:
+    """The memories' weights with every model, the base too, raised to LEAST_INITIAL; the others give in proportion."""
+    shares = shares_of(weights)
+    low: set[int] = set()
+    while True:
+        factor = (1.0 - LEAST_INITIAL * len(low)) / sum(share for index, share in enumerate(shares) if index not in low)
+        more = {index for index, share in enumerate(shares) if share * factor < LEAST_INITIAL} - low
+        if not more:
+            return tuple(LEAST_INITIAL if index in low else shares[index] * factor for index in range(1, len(shares)))
+        low |= more
 
 
 def mixture_weights(

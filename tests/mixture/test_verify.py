@@ -93,9 +93,13 @@ def test_verification_is_mixing_and_sampling_row_by_row(name: str, lengths: list
             ([*tokens[:3], -1, tokens[4]], 4),
             ([*tokens[:2], 2**40, *tokens[3:5]], 3),
         ):
-            found, last = sampling.verify(base, memories, mixture, chain, 4, 90, suppressed, draft, out, scratch)
-            assert [token for token, _ in found] == tokens[:n_sampled]
-            np.testing.assert_allclose([p for _, p in found], [p for _, p in pairs[:n_sampled]], atol=2e-5)
+            found, last, after = sampling.verify(base, memories, mixture, chain, 4, 90, suppressed, draft, out, scratch)
+            assert [sample.token for sample in found] == tokens[:n_sampled]
+            assert after == mixture
+            assert {sample.weights for sample in found} == {mixture.shares}
+            np.testing.assert_allclose(
+                [sample.log_prob for sample in found], [p for _, p in pairs[:n_sampled]], atol=2e-5
+            )
             np.testing.assert_allclose(last, rows[n_sampled - 1][1], rtol=1e-5)
             assert out.tobytes() == rows[n_sampled - 1][0].tobytes()
 
@@ -108,7 +112,7 @@ def test_the_log_probability_is_that_of_the_mixture_whatever_is_suppressed(name:
     with running(name):
         for suppressed in (NONE, np.argsort(-p)[:3].astype(np.int32)):
             for position in range(20):
-                [(token, log_prob)], _ = sampling.verify(
+                [(token, log_prob, _, _)], _, _ = sampling.verify(
                     base, [memory], mixture_of((0.6, 1.5)), Chain(5, 0.9, 0.1, 2), 0, position, suppressed, [],
                     np.empty(90, np.float32), sampling.scratch(90),
                 )  # fmt: skip
