@@ -16,36 +16,32 @@ void md_log_probs(const md_row *rows, const md_stats *stats, size_t n_rows, int3
     }
 }
 
-/* The largest weight takes what rounding and the floor leave: the sum stays 1. It is at least 1 / n_rows, so it bears
- * that. The base's weight comes last and from the others, since md_rest is how the next call knows it. */
-static void settle(double *weights, size_t n_rows) {
-    size_t largest = 0;
-    double rest = 1.0;
-    for (size_t k = 0; k < n_rows; k++) {
-        if (weights[k] < MD_LEAST_WEIGHT) weights[k] = MD_LEAST_WEIGHT;
-        if (weights[k] > weights[largest]) largest = k;
-    }
-    for (size_t k = 0; k < n_rows; k++)
-        if (k != largest) rest -= weights[k];
-    weights[largest] = rest;
+/* What exceeds the floor is scaled so that the sum is 1 again: where no weight was below, only rounding is mended. The
+ * base's weight is made of the others, since the next call knows it from md_rest. */
+static void lift(double *weights, size_t n_rows) {
+    double excess = 0.0;
+    for (size_t k = 0; k < n_rows; k++) excess += fmax(weights[k] - MD_LEAST_WEIGHT, 0.0);
+    const double factor = (1.0 - MD_LEAST_WEIGHT * (double)n_rows) / excess;
+    for (size_t k = 1; k < n_rows; k++)
+        weights[k] = MD_LEAST_WEIGHT + factor * fmax(weights[k] - MD_LEAST_WEIGHT, 0.0);
     weights[0] = md_rest(weights, n_rows);
 }
 
 double md_learn(double *weights, size_t n_rows, const md_rule *rule, const double *log_probs) {
-    double ratios[MD_MAX_ROWS], most = -INFINITY, sum = 0.0; /* ratios: p_i / exp(most) */
+    double parts[MD_MAX_ROWS], most = -INFINITY, sum = 0.0; /* parts: w_i p_i / exp(most) */
     for (size_t k = 0; k < n_rows; k++)
         if (weights[k] > 0.0 && log_probs[k] > most) most = log_probs[k];
     if (most == -INFINITY) return -INFINITY;
     for (size_t k = 0; k < n_rows; k++) {
-        ratios[k] = weights[k] > 0.0 ? exp(log_probs[k] - most) : 0.0; /* without weight it may be infinite */
-        sum += weights[k] * ratios[k];
+        parts[k] = weights[k] > 0.0 ? weights[k] * exp(log_probs[k] - most) : 0.0; /* without weight: maybe infinite */
+        sum += parts[k];
     }
     if (rule->eta > 0.0) {
         for (size_t k = 0; k < n_rows; k++) {
-            const double gained = weights[k] * (1.0 - rule->eta + rule->eta * ratios[k] / sum);
-            weights[k] = (1.0 - rule->share) * gained + rule->share * rule->initial[k];
+            const double learned = (1.0 - rule->eta) * weights[k] + rule->eta * (parts[k] / sum);
+            weights[k] = (1.0 - rule->share) * learned + rule->share * rule->initial[k];
         }
-        settle(weights, n_rows);
+        lift(weights, n_rows);
     }
     return most + log(sum);
 }

@@ -2,7 +2,8 @@
  *
  *   w_i <- (1 - share) w_i (1 - eta + eta p_i / p_mix) + share initial_i        p_mix = sum_i w_i p_i
  *
- * where p_i is what model i gave to the token. The sum of the weights stays 1. Knows nothing of Python and of llama.cpp.
+ * where p_i is what model i gave to the token. The sum of the weights stays 1; eta 1 and share 0 are Bayes' rule. Knows
+ * nothing of Python and of llama.cpp.
  */
 #ifndef MEMDEC_LEARN_H
 #define MEMDEC_LEARN_H

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from memdec_edge.errors import NumericsError
 from memdec_edge.mixture.rows import GREEDY, LARGEST, Chain, Ids, Row, RowStats, Sampled, Wide
-from memdec_edge.mixture.weights import LEAST_WEIGHT, Mixture, SoftBayes, shares_of
+from memdec_edge.mixture.weights import LEAST_WEIGHT, Mixture, SoftBayes, lift, shares_of
 
 # --- the mixture ----------------------------------------------------------------------------------------------------
 
@@ -185,20 +185,12 @@ def learn(mixture: Mixture, rule: SoftBayes, log_probs: Sequence[float]) -> tupl
     most = max(p for p, share in zip(log_probs, shares, strict=True) if share > 0)
     if most == -math.inf:
         return -math.inf, mixture
-    ratios = [math.exp(p - most) if share > 0 else 0.0 for p, share in zip(log_probs, shares, strict=True)]
-    total = sum(share * ratio for share, ratio in zip(shares, ratios, strict=True))
+    parts = [share * math.exp(p - most) if share > 0 else 0.0 for p, share in zip(log_probs, shares, strict=True)]
+    total = sum(parts)
     if rule.eta > 0:
         learned = [
-            (1 - rule.share) * share * (1 - rule.eta + rule.eta * ratio / total) + rule.share * initial
-            for share, ratio, initial in zip(shares, ratios, shares_of(rule.initial), strict=True)
+            (1 - rule.share) * ((1 - rule.eta) * share + rule.eta * (part / total)) + rule.share * initial
+            for share, part, initial in zip(shares, parts, shares_of(rule.initial), strict=True)
         ]
-        mixture = Mixture(_settle(learned), mixture.temperatures)
+        mixture = Mixture(lift(learned, LEAST_WEIGHT), mixture.temperatures)
     return most + math.log(total), mixture
-
-
-def _settle(shares: Sequence[float]) -> tuple[float, ...]:
-    """The memories' weights, no model's below LEAST_WEIGHT. The largest gives what that and rounding take from 1."""
-    lifted = [max(share, LEAST_WEIGHT) for share in shares]
-    largest = lifted.index(max(lifted))
-    lifted[largest] = 1.0 - sum(share for index, share in enumerate(lifted) if index != largest)
-    return tuple(lifted[1:])

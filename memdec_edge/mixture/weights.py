@@ -53,9 +53,11 @@ class SoftBayes:
         w_i <- (1 - share) w_i (1 - eta + eta p_i / p_mix) + share initial_i        p_mix = sum_i w_i p_i
 
     p_i is what model i gave to the token, at its temperature and over its whole row. The sum of the weights stays 1.
-    eta: 0 to 1, how fast the weights follow; 0: they stay as they are. share: 0 to 1, how much of them returns to
-    `initial` with each token, so that a model that was bad for long is soon back. initial: of the memories, the base
-    has the rest; each model at least LEAST_INITIAL (see initial_weights). Raises OptionError for other numbers.
+
+    initial: of the memories, the base has the rest; each model at least LEAST_INITIAL (see lift). eta: 0 to 1, how fast
+    the weights follow; 0: they stay as they are; 1, without share: Bayes' rule. share: 0 to 1, how much of the weights
+    returns to `initial` with each token, so that a model that was bad for long is soon back. Raises OptionError for
+    other numbers.
     """
 
     initial: tuple[float, ...]
@@ -83,16 +85,14 @@ def shares_of(weights: tuple[float, ...]) -> tuple[float, ...]:
     return (max(0.0, 1.0 - sum(weights)), *weights)
 
 
-def initial_weights(weights: tuple[float, ...]) -> tuple[float, ...]:
-    """The memories' weights with every model, the base too, raised to LEAST_INITIAL; the others give in proportion."""
-    shares = shares_of(weights)
-    low: set[int] = set()
-    while True:
-        factor = (1.0 - LEAST_INITIAL * len(low)) / sum(share for index, share in enumerate(shares) if index not in low)
-        more = {index for index, share in enumerate(shares) if share * factor < LEAST_INITIAL} - low
-        if not more:
-            return tuple(LEAST_INITIAL if index in low else shares[index] * factor for index in range(1, len(shares)))
-        low |= more
+def lift(shares: Sequence[float], least: float) -> tuple[float, ...]:
+    """The memories' weights, [memories], after no model's is below `least`, from those of all models.
+
+    What exceeds `least` is scaled so that the sum is 1 again. shares: [1 + memories], about 1 in sum, the base's first.
+    """
+    excess = [max(share - least, 0.0) for share in shares]
+    factor = (1.0 - least * len(shares)) / sum(excess)
+    return tuple(least + factor * part for part in excess[1:])
 
 
 def mixture_weights(

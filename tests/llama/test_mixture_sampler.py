@@ -326,7 +326,8 @@ def test_a_token_that_met_no_mixed_row_teaches_nothing(learner: MixtureSampler) 
     learner.set_rows(some_rows(2)[1])  # no longer those that were mixed
     llama_cpp.llama_sampler_accept(chain, 3)
     assert learner.mixture == MIXTURE
-    apply(chain, np.full_like(base, np.nan))
+    apply(chain, base)
+    apply(chain, np.full_like(base, np.nan))  # the last row failed
     llama_cpp.llama_sampler_accept(chain, 3)
     assert learner.mixture == MIXTURE
     for token in (-1, N, 2**31 - 1):  # no model can give it

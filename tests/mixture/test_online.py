@@ -12,7 +12,7 @@ from memdec_edge.mixture import sampling
 from memdec_edge.mixture.online import learn
 from memdec_edge.mixture.rows import Chain, Row, RowStats, Sampled, Wide
 from memdec_edge.mixture.sampling import Verified
-from memdec_edge.mixture.weights import LEAST_INITIAL, LEAST_WEIGHT, Mixture, SoftBayes, initial_weights, shares_of
+from memdec_edge.mixture.weights import LEAST_INITIAL, LEAST_WEIGHT, Mixture, SoftBayes, lift, shares_of
 from tests.mixture.test_mixing import each, mixture_of, running
 from tests.mixture.test_sampling import DEFAULT, NONE, PLAIN, normal, softmax
 
@@ -61,6 +61,16 @@ def test_weights_follow_the_published_formula(name: str, n_memories: int, eta: f
 
 
 @each
+def test_at_full_rate_the_weights_are_the_posterior_of_bayes(name: str) -> None:
+    log_probs = -np.random.default_rng(5).exponential(0.4, (3, 12))
+    joint = np.log([0.5, 0.2, 0.3]) + log_probs.sum(1)
+    with running(name):
+        found = learn(mixture_with((0.2, 0.3)), SoftBayes(even(2), 1.0, 0.0), log_probs)
+    np.testing.assert_allclose(found.mixture.shares, softmax(joint), rtol=1e-10)
+    assert found.log_probs.sum() == pytest.approx(np.logaddexp.reduce(joint), rel=1e-12)
+
+
+@each
 def test_learning_in_parts_is_learning_at_once(name: str) -> None:
     rule, log_probs = SoftBayes(even(2)), some_log_probs(3, 3, 40)
     with running(name):
@@ -82,7 +92,8 @@ def lessons(draw: st.DrawFn) -> tuple[Mixture, SoftBayes, Wide]:
     weights = [draw(st.floats(0, 1)) for _ in range(1 + n_memories)]
     total = sum(weights)
     start = tuple(weight / total for weight in weights[1:]) if total > 0 else even(n_memories)
-    rule = SoftBayes(initial_weights(start), draw(st.floats(0, 1)), draw(st.floats(0, 1)))
+    rule = SoftBayes(lift(shares_of(start), LEAST_INITIAL), draw(st.floats(0, 1)), draw(st.floats(0, 1)))
+    # whatever is a legal mixture: weights of 0 and of 1e-310 too
     log_prob = st.floats(-1e3, 0) | st.sampled_from([0.0, -np.inf, -700.0, -1e300])
     n_tokens = draw(st.integers(1, 12))
     columns = draw(st.lists(st.lists(log_prob, min_size=n_tokens, max_size=n_tokens), min_size=1 + n_memories,
@@ -197,16 +208,16 @@ def test_numbers_that_are_no_rule_are_refused(
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=17))
-def test_initial_weights_give_every_model_a_chance(shares: list[float]) -> None:
+def test_lifted_weights_give_every_model_a_chance(shares: list[float]) -> None:
     total = sum(shares)
     start = tuple(share / total for share in shares[1:]) if total > 0 else even(len(shares) - 1)
-    found = shares_of(initial_weights(start))
+    found = shares_of(lift(shares_of(start), LEAST_INITIAL))
     SoftBayes(found[1:])  # accepts them
     assert sum(found) == pytest.approx(1)
     assert min(found) >= LEAST_INITIAL - 1e-9
     assert np.all(np.diff(np.array(found)[np.argsort(shares_of(start), kind="stable")]) >= -1e-9)
     if min(shares_of(start)) >= LEAST_INITIAL:
-        assert initial_weights(start) == start
+        np.testing.assert_allclose(found, shares_of(start), rtol=1e-12)
 
 
 # --- in verify ------------------------------------------------------------------------------------------------------
