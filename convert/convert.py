@@ -46,8 +46,7 @@ def convert(options: ConvertOptions) -> ConvertReport:
     ExistingOutputError, MissingFileError, ModelFileError (naming the key, tensor or token that does not fit),
     MissingExtraError, OutputError and Cancelled.
     """
-    if not options.overwrite:
-        refuse_existing(options.outfile)
+    refuse_existing(options.outfile, options.overwrite)
     refuse_what_is_no_checkpoint(options.checkpoint)
     config = read_config(options.checkpoint)
     checkpoint = Checkpoint(options.checkpoint, config.architecture.prefix, config.architecture.head, config.weights)

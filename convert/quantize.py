@@ -54,8 +54,7 @@ def quantize(options: QuantizeOptions) -> QuantizeReport:
     Raises ExistingOutputError, MissingFileError, ModelFileError (a source that is quantised already, a type that
     llama.cpp cannot make of it), CorpusError, OutputError and Cancelled.
     """
-    if not options.overwrite:
-        refuse_existing(options.outfile)
+    refuse_existing(options.outfile, options.overwrite)
     with atomic_path(options.outfile) as part:
         return make_quantized(options.source, part, options.types, options.outfile, options.allow_requantize)
 
@@ -70,7 +69,7 @@ def make_quantized(
         tensors = [*header.tensors, *parts.tensors_of_others(header)]
     if (found := _first_quantised(tensors)) and not allow_requantize:
         raise ModelFileError(
-            source, f"is quantised already ({found}); quantise the F16 or F32 file, or --allow-requantize and lose more"
+            source, f"is quantised already ({found}); quantise the F16 or F32 file, or `allow_requantize` and lose more"
         )
     if told := _run(source, part, types, embedding_type(types, tensors), allow_requantize):
         if "iostream" in told:  # all that C++ says of a full disk

@@ -174,7 +174,7 @@ def encode(array: Array, dtype: str, kind: GGMLQuantizationType, offset: float =
         with np.errstate(over="ignore"):
             encoded: Encoded = quantize(rows, kind)
         if kind == Kind.F16 and not np.isfinite(encoded).all():
-            raise ValueError("exceeds the range of f16; use --outtype bf16")
+            raise ValueError("exceeds the range of f16; use `outtype` bf16")
         yield encoded
 
 

@@ -17,7 +17,7 @@ from .folder import TOKENIZERS, Json, read_json
 
 JSON, MODEL = TOKENIZERS
 PARTS = ("vocab.json", "merges.txt")  # of a byte-level BPE that was saved without tokenizer.json
-ADVICE = "give the base's GGUF with --base to copy its tokenizer"
+ADVICE = "give the base's GGUF as `base` to copy its tokenizer"
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,83 @@
-"""memdec-edge: domain memory for language models on your own machine."""
+"""memdec-edge: domain memory for language models on your own machine.
 
-__version__ = "0.1.0"
+    from memdec_edge import open_model
+
+    with open_model("base.gguf", ["memdec-medicine.gguf"]) as model:
+        print(model.generate("Anaemia is").text)
+
+The names of `__all__` are the public ones. Each is imported at its first use, so that importing the package is cheap.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memdec_edge.api import LanguageModel, open_model
+    from memdec_edge.errors import (
+        BusyError,
+        Cancelled,
+        ContextError,
+        CorpusError,
+        DecodeError,
+        ExistingOutputError,
+        LibraryError,
+        MemdecError,
+        MemoryLimitError,
+        MissingExtraError,
+        MissingFileError,
+        ModelFileError,
+        NumericsError,
+        OptionError,
+        OutputError,
+        PairingError,
+        RoleError,
+        StageError,
+    )
+    from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
+
+    __version__: str
+
+__all__ = [
+    "BusyError",
+    "Cancelled",
+    "ContextError",
+    "CorpusError",
+    "DecodeError",
+    "ExistingOutputError",
+    "GenerationOptions",
+    "LanguageModel",
+    "LibraryError",
+    "LoadOptions",
+    "MemdecError",
+    "MemoryLimitError",
+    "MemoryOptions",
+    "MissingExtraError",
+    "MissingFileError",
+    "ModelFileError",
+    "NumericsError",
+    "OptionError",
+    "OutputError",
+    "PairingError",
+    "RoleError",
+    "SamplingOptions",
+    "StageError",
+    "open_model",
+]
+_HOMES = ("errors", "options", "api")  # the light ones first: api loads llama.cpp
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("memdec-edge")
+    if name in __all__:
+        for home in _HOMES:
+            module = import_module(f"memdec_edge.{home}")
+            if hasattr(module, name):
+                return globals().setdefault(name, getattr(module, name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -20,9 +20,12 @@
     └── Cancelled                   exit 130, HTTP 499 the user or a caller stopped the work
 
 Each message names the culprit, the value and the next step, on one line. Classes carry their data as attributes.
+Options are called by their fields, in backticks where they stand inside a message; spelled() gives them other names.
 Knows nothing of where an error is shown: the CLI prints `Error: <message>`, the server the OpenAI error shape.
 """
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -31,6 +34,20 @@ class MemdecError(Exception):
 
     exit_code = 1
     http_status = 500
+
+    def spelled(self, names: Mapping[str, str]) -> str:
+        """Return the message with each field called as `names` says; one that `names` lacks loses its backticks."""
+        return spell(str(self), names)
+
+
+def plain(value: object) -> str:
+    """Return a value as a message shows it: 200 for 200.0."""
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def spell(text: str, names: Mapping[str, str]) -> str:
+    """Return `text` with each `field` in backticks called as `names` says, or bare where `names` lacks it."""
+    return re.sub(r"`(\w+)`", lambda found: names.get(found[1], found[1]), text)
 
 
 class OptionError(MemdecError):
@@ -41,7 +58,11 @@ class OptionError(MemdecError):
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
         self.field, self.value, self.allowed = field, value, allowed
-        super().__init__(f"{field} is {value}: {allowed}")
+        super().__init__(f"{field} is {plain(value)}: {allowed}")
+
+    def spelled(self, names: Mapping[str, str]) -> str:
+        """As MemdecError.spelled(); the field that the message begins with has no backticks."""
+        return names.get(self.field, self.field) + super().spelled(names).removeprefix(self.field)
 
 
 class MissingFileError(MemdecError):
@@ -59,9 +80,9 @@ class ExistingOutputError(MemdecError):
 
     http_status = 409
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, advice: str = "remove it or choose another path") -> None:
         self.path = Path(path)
-        super().__init__(f"{path} exists and is not overwritten; remove it or choose another path")
+        super().__init__(f"{path} exists and is not overwritten; {advice}")
 
 
 class OutputError(MemdecError):
@@ -103,7 +124,7 @@ class PairingError(MemdecError):
         self.base, self.memory, self.difference = Path(base), Path(memory), difference
         super().__init__(
             f"{memory} does not match {base}: {difference}; "
-            "use a memory trained for this model family, or --force to mix them anyway"
+            "use a memory trained for this model family, or `force` to mix them anyway"
         )
 
 
@@ -123,7 +144,7 @@ class StageError(MemdecError):
     http_status = 409
 
     def __init__(
-        self, path: Path | str, reason: str, advice: str = "use another output folder, or --fresh to redo it"
+        self, path: Path | str, reason: str, advice: str = "use another output folder, or `fresh` to redo it"
     ) -> None:
         self.path, self.reason = Path(path), reason
         super().__init__(f"{path}: {reason}; {advice}")
@@ -139,7 +160,7 @@ class ContextError(MemdecError):
         need = f"a prompt of {prompt} tokens" + (f" and {wanted} new ones" if wanted else "")
         super().__init__(
             f"{need} do not fit the context of {n_ctx}; "
-            "raise -c as far as the models were trained, shorten the prompt or lower -n"
+            "raise `n_ctx` as far as the models were trained, shorten the prompt or lower `n_predict`"
         )
 
 
@@ -152,7 +173,7 @@ class BusyError(MemdecError):
         self.kind, self.wanted, self.free, self.total = kind, wanted, free, total
         super().__init__(
             f"{wanted} {kind} wanted and {free} of {total} are free; wait until another session is closed, "
-            f"or open the engine with more of them ({'LoadOptions.n_seq' if kind == 'slots' else '-c'})"
+            f"or open the engine with more of them ({'`n_seq`' if kind == 'slots' else '`n_ctx`'})"
         )
 
 
@@ -178,11 +199,11 @@ class LibraryError(MemdecError):
     """llama-cpp-python declares a struct differently from what the C code was built for. `found` is its version."""
 
     def __init__(self, found: str, difference: str) -> None:
-        from memdec_edge import __version__
+        from importlib.metadata import version
 
         self.found, self.difference = found, difference
         super().__init__(
-            f"llama-cpp-python {found} does not fit memdec-edge {__version__}: {difference}; "
+            f"llama-cpp-python {found} does not fit memdec-edge {version('memdec-edge')}: {difference}; "
             "pip install 'llama-cpp-python>=0.3.36,<0.4'"
         )
 

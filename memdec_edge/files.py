@@ -1,8 +1,9 @@
-"""Writing files so that a reader sees the old one or the whole new one. Knows nothing of what is written."""
+"""Writing files: a reader sees the old one or the whole new one. Knows nothing of what is written."""
 
 import hashlib
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,32 +11,42 @@ from pathlib import Path
 
 from memdec_edge.errors import ExistingOutputError, OutputError
 
+MANIFEST = "manifest.json"  # in a folder of results: what they were made from
 _PART = ".memdec-part-"  # in the names of temporary files: no user's dotfile has it
 
 
-def refuse_existing(path: Path) -> None:
-    """Raise ExistingOutputError when something stands at `path`."""
-    if path.exists():
-        raise ExistingOutputError(path)
+def refuse_existing(path: Path, overwrite: bool = False) -> None:
+    """Raise ExistingOutputError where `path` may not be written: a file without `overwrite`, a folder, pipe or device.
+
+    A symbolic link stands for what it leads to.
+    """
+    if path.exists() and not path.is_file():
+        raise ExistingOutputError(path, "it is no regular file; choose another path")
+    if path.exists() and not overwrite:
+        raise ExistingOutputError(path, "give `overwrite` to replace it, or choose another path")
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success it is fsynced and renamed to `path`, else removed.
+    """Yield a temporary path; on success it is fsynced and renamed to `path`, else removed.
 
-    Raises OutputError when the operating system refuses (no space, no permission, file size limit).
+    Where `path` is a symbolic link, the file that it leads to is replaced, and the link stays. The new file keeps the
+    permissions of the old one. Raises ExistingOutputError for what is no regular file, and OutputError when the
+    operating system refuses (no space, no permission, file size limit).
     """
-    with scratch_path(path) as part:
+    refuse_existing(path, overwrite=True)
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    with scratch_path(target) as part:
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
-        part.chmod(0o666 & ~_umask())
-        part.replace(path)
+        part.chmod(stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask())
+        part.replace(target)
 
 
 @contextmanager
 def scratch_path(path: Path) -> Iterator[Path]:
-    """Give the path of an empty file beside `path` that is removed in the end. Raises as atomic_path().
+    """Yield the path of an empty file beside `path` that is removed in the end. Raises OutputError.
 
     What killed processes left in that folder is removed first.
     """
@@ -80,12 +91,12 @@ def _lock(folder: Path) -> int | None:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether `path` is a temporary file of atomic_path(). If no process writes it now, its own was killed."""
+    """Return whether `path` is a temporary file of atomic_path(); where no process writes it, its own was killed."""
     return re.fullmatch(rf"\..+{re.escape(_PART)}[a-z0-9_]{{8}}", path.name) is not None and path.is_file()
 
 
 def cache_home() -> Path:
-    """Where lies what can be made again: in MEMDEC_HOME, else in the platform's user cache folder."""
+    """Return the folder of what can be made again: MEMDEC_HOME, else the platform's user cache folder."""
     import platformdirs
 
     return Path(os.environ.get("MEMDEC_HOME") or platformdirs.user_cache_path("memdec-edge"))
@@ -98,7 +109,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Return the hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

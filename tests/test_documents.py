@@ -1,6 +1,8 @@
 """Reading text files as documents."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -67,7 +69,36 @@ def test_half_a_surrogate_pair_in_json_becomes_a_question_mark(tmp_path: Path) -
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_what_is_utf8_reads_back(text: str) -> None:
-    assert decode_text(b"\xef\xbb\xbf" + text.encode(), "x") == text
+    assert decode_text(b"\xef\xbb\xbf" + text.encode(), "x") == text.replace("\r\n", "\n")
+
+
+def test_line_ends_of_windows_become_those_of_everyone(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\rthree\n")
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "four\\r\\n"}\r\n{"text": "five"}\r\n')
+    assert read_documents(tmp_path) == ["one\ntwo\rthree\n", "four\r\n", "five"]  # JSON spells what it means
+
+
+def test_folders_that_training_made_are_no_documents(tmp_path: Path) -> None:
+    for name, manifest in (("memory", {"stage": "memory"}), ("web", {"icons": []})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
+        (tmp_path / name / "a.txt").write_text(name)
+    (tmp_path / "memory" / "metrics.jsonl").write_text('{"step": 1}')
+    assert read_documents(tmp_path) == ["web"]
+    with pytest.raises(CorpusError, match=r"memory: holds what training made, not documents; give text$"):
+        read_documents(tmp_path / "memory")
+    (tmp_path / "memory" / "cache").mkdir()
+    (tmp_path / "memory" / "cache" / "test.jsonl").write_text('{"text": "held out"}')
+    with pytest.raises(CorpusError, match=r"give text, such as .*memory/cache/test\.jsonl$"):
+        read_documents(tmp_path / "memory")
+    assert read_documents(tmp_path / "memory" / "cache") == ["held out"]
+
+
+def test_a_pipe_is_read_as_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        pool.submit((tmp_path / "pipe").write_text, "through a pipe")
+        assert read_documents(tmp_path / "pipe") == ["through a pipe"]
 
 
 @given(st.binary())

@@ -4,5 +4,4 @@ import sys
 
 from memdec_edge.cli import main
 
-sys.argv.insert(1, "train")
-main()
+main(["train", *sys.argv[1:]])

@@ -21,12 +21,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from memdec_edge.errors import ExistingOutputError, OutputError, StageError
-from memdec_edge.files import atomic_path, is_leftover, sha256, write_text
+from memdec_edge.files import MANIFEST, atomic_path, is_leftover, sha256, write_text
 
-REMAKE = "remove that file and run again to make it anew, or --fresh to redo everything"
+REMAKE = "remove that file and run again to make it anew, or `fresh` to redo everything"
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-MANIFEST = "manifest.json"
 FORMAT = 4  # raised when the meaning of a stage's files changes
 DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "U16": np.uint16, "U32": np.uint32, "I64": np.int64}
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from memdec_edge.errors import OutputError
 from memdec_edge.files import sha256, write_text
 from memdec_edge.gguf import metadata
+from memdec_edge.gguf.origin import MAX_TEXTS, TEXTS
 from memdec_edge.options import TrainOptions
 
 from .artifacts import Stage
@@ -66,9 +67,19 @@ def _saved(model: Any, tokenizer: Any, scratch: Path, target: Path) -> Iterator[
 
 
 def write_facts(
-    folder: Path, options: TrainOptions, *, teacher: str, tau: float | None, epochs: float, tokens: int
+    folder: Path,
+    options: TrainOptions,
+    *,
+    teacher: str,
+    tau: float | None,
+    epochs: float,
+    tokens: int,
+    texts: list[str],
 ) -> None:
-    """Write memdec.json: where the memory comes from, and the notice; tau None: it imitated no retriever."""
+    """Write memdec.json: where the memory comes from, and the notice.
+
+    tau None: it imitated no retriever. texts: SHA-256 of the files that it was trained on.
+    """
     domain = options.domain or options.cache.corpus.stem
     train: dict[str, str | int | float] = {
         "beta": options.beta,
@@ -83,12 +94,14 @@ def write_facts(
             "key": options.cache.key,
             "target": options.cache.target,
         }
-    facts: dict[str, str | int | float] = {
+    facts: dict[str, str | int | float | list[str]] = {
         metadata.DOMAIN: domain,
         **{metadata.TRAIN + name: value for name, value in train.items()},
         "general.name": "memdec-" + "-".join(domain.lower().split()),
         "general.description": f"Memory Decoder for {domain}. {NOTICE}",
     }
+    if len(texts) <= MAX_TEXTS:
+        facts[TEXTS] = texts
     if options.license:
         facts["general.license"] = options.license
     write_text(folder / metadata.CHECKPOINT_METADATA, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")

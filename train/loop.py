@@ -134,15 +134,15 @@ class _Run:
         metrics = Metrics(self.stage.folder, step) if main else None
         whole = True  # the weights are those after `step` steps
         try:
-            with progress("training", self.steps * self.blocks_per_step * self.data.block) as done:
-                done(step * self.blocks_per_step * self.data.block)
+            tokens = self.blocks_per_step * self.data.block  # of a step
+            with progress("training", self.steps * tokens, done=step * tokens) as advance:
                 while step < self.steps:
                     began = time.monotonic()
                     loss, ce, kl, norm = self._gradients(step)
                     if not math.isfinite(loss) or not math.isfinite(norm):
                         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
                         kept = f"the state after step {saved} is kept" if saved else "nothing was saved yet"
-                        raise NumericsError(f"{what} at step {step + 1}; {kept}; use --fresh and a lower --lr")
+                        raise NumericsError(f"{what} at step {step + 1}; {kept}; use `fresh` and a lower `lr`")
                     if main and step > saved and step % options.save_every == 0:
                         self._save(step)  # only now: that its weights give a finite loss is known
                         saved = step
@@ -157,7 +157,7 @@ class _Run:
                     whole = True  # only now: a step whose validation was interrupted is done again
                     if metrics:
                         metrics.add(step, line)
-                    done(self.blocks_per_step * self.data.block)
+                    advance(tokens)
         except KeyboardInterrupt:
             if main and whole and saved < step < self.steps:  # the last one is not done before it is validated
                 self._save(step)
@@ -224,7 +224,7 @@ class _Run:
         if best:
             load_best(self.stage, self.weights)
         elif self.data.validation.blocks:
-            raise NumericsError("the memory predicts NaN; use --fresh and a lower --lr")
+            raise NumericsError("the memory predicts NaN; use `fresh` and a lower `lr`")
         for name, parameter in self.parameters.items():
             parameter.data = self.weights[name]
         write_checkpoint(self.stage, self.model.eval(), self.source.tokenizer)

@@ -77,7 +77,8 @@ def train(options: TrainOptions) -> TrainReport:
         manifest = cache.stage.manifest
         share, tau = finished["best_step"] / finished["steps"], manifest["tau"] if options.beta > 0 else None
         epochs, tokens = finished["epochs"] * share, round(finished["tokens"] * share)
-        write_facts(options.out, options, teacher=manifest["teacher"], tau=tau, epochs=epochs, tokens=tokens)
+        seen = {"epochs": epochs, "tokens": tokens, "texts": cache.texts}
+        write_facts(options.out, options, teacher=manifest["teacher"], tau=tau, **seen)
     done = {name: finished[name] for name in ("steps", "tokens", "best_step", *FIGURES)}
     return TrainReport(options.out, **done, seconds=time.monotonic() - began)
 

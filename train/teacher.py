@@ -177,7 +177,7 @@ class LlamaTeacher(Teacher):
                 self._context.decode([(0, part[:-1].tolist())])
                 rows = self._tap.take()
                 if len(rows) < len(part) - 1:
-                    reason = f"llama.cpp computes no {self._tap.name} for it; choose another kind of key (--key)"
+                    reason = f"llama.cpp computes no {self._tap.name} for it; choose another `key`"
                     raise ModelFileError(self._model.path, reason)
                 keys.append(torch.from_numpy(rows.copy()))
                 if scored or most:

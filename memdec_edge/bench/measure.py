@@ -118,7 +118,7 @@ def _prompts(engine: Engine, documents: Sequence[str] | None, options: BenchOpti
     documents = [GENERAL.read_text(encoding="utf-8")] if documents is None else documents
     prompts = cut_prompts(engine, documents, options.prompt_tokens, options.repetitions)
     if not prompts:
-        reason = f"shorter than a prompt of {options.prompt_tokens} tokens; give a longer one or lower --prompt-tokens"
+        reason = f"shorter than a prompt of {options.prompt_tokens} tokens; give a longer one or lower `prompt_tokens`"
         raise CorpusError("the text", reason)
     return prompts
 

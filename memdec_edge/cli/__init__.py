@@ -4,32 +4,35 @@ Results go to stdout, everything else to stderr; with --json the last line of st
 `Error: ...` line on stderr and the error's exit code. Nothing heavy is imported before a command runs.
 """
 
-import io
-import os
+import errno
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 import typer
 
-from memdec_edge import __version__
 from memdec_edge.cli.bench import bench
 from memdec_edge.cli.cache import cache
 from memdec_edge.cli.check import check
 from memdec_edge.cli.convert import convert
 from memdec_edge.cli.demo import demo
 from memdec_edge.cli.eval import eval_
-from memdec_edge.cli.flags import CommandError
+from memdec_edge.cli.flags import CommandError, unknown_flag
+from memdec_edge.cli.output import note
+from memdec_edge.cli.process import abandon_broken_streams, open_missing_streams, show_every_character, stoppable
 from memdec_edge.cli.quantize import quantize
 from memdec_edge.cli.run import run
 from memdec_edge.cli.show import show
 from memdec_edge.cli.train import train
-from memdec_edge.errors import Cancelled
+from memdec_edge.errors import Cancelled, OptionError
+
+UNWRITTEN = (errno.ENOSPC, errno.EIO, errno.EFBIG)  # what a stream that has no file name gives
 
 app = typer.Typer(
     name="memdec-edge",
     help="Domain memory for language models on your own machine.",
     invoke_without_command=True,
     add_completion=False,
-    pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: instant, and the same in every terminal
 )
 for command in (run, eval_, bench, check, show, cache, train, convert, quantize, demo):
@@ -38,6 +41,8 @@ for command in (run, eval_, bench, check, show, cache, train, convert, quantize,
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from memdec_edge import __version__
+
         print(f"memdec-edge {__version__}")
         raise typer.Exit
 
@@ -51,32 +56,48 @@ def _main(
         print(context.get_help())
 
 
-def main() -> None:
-    """Entry point of `memdec-edge` and `python -m memdec_edge`."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
-    try:
-        code = app(standalone_mode=False, prog_name="memdec-edge")
-        if code == Cancelled.exit_code:  # typer's answer to Ctrl-C outside our own code
-            raise KeyboardInterrupt
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output went away: not an error, but nothing more to say either
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        code = 0
-    except (KeyboardInterrupt, typer.Abort):
-        code = _fail("stopped", Cancelled.exit_code)
-    except CommandError as error:
-        code = _fail(str(error), error.exit_code)
-    except typer.TyperException as error:
-        code = _fail(error.format_message(), 2)
-    except MemoryError:
-        code = _fail("out of memory; use smaller models or a smaller -c", 1)
-    except OSError as error:
-        code = _fail(str(error), 1)
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run `memdec-edge ARGUMENTS`, by default those of the process, and exit. Raises SystemExit and nothing else."""
+    open_missing_streams()
+    show_every_character()
+    with stoppable() as stop:
+        try:
+            message, code = _outcome(sys.argv[1:] if arguments is None else arguments)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader of our output went away: not an error, but nothing more to say either
+            message, code = "", 0
+        except (KeyboardInterrupt, typer.Abort):
+            message, code = "stopped", Cancelled.exit_code
+        except OSError as error:
+            message, code = _of_system(error), 1
+        if code == Cancelled.exit_code:
+            code = stop.exit_code
+        abandon_broken_streams()
+        if message:
+            note(f"Error: {' '.join(message.split())}")
     sys.exit(code)
 
 
-def _fail(message: str, code: int) -> int:
-    print(f"Error: {' '.join(message.split())}", file=sys.stderr)
-    return code
+def _outcome(arguments: Sequence[str]) -> tuple[str, int]:
+    """Run a command; return what to say of its failure, empty where it did not fail, and the exit code."""
+    program = typer.main.get_command(app)
+    try:
+        with program.make_context("memdec-edge", list(arguments)) as context:
+            program.invoke(context)
+    except typer.Exit as error:  # --help and --version
+        return "", error.exit_code
+    except CommandError as error:
+        return str(error), error.exit_code
+    except typer.TyperException as error:
+        return unknown_flag(error, arguments) or error.format_message(), OptionError.exit_code
+    except MemoryError:
+        return "out of memory; use smaller models or a smaller --ctx-size", 1
+    return "", 0
+
+
+def _of_system(error: OSError) -> str:
+    """What the operating system refused, and where."""
+    reason = error.strerror or str(error)
+    if error.filename is None and error.errno in UNWRITTEN:
+        return f"the output could not be written: {reason}"
+    return f"{error.filename}: {reason}" if error.filename else reason

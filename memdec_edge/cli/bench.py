@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memdec_edge.cli.common import (
+from memdec_edge.cli.flags import Flags, Given, spread
+from memdec_edge.cli.output import print_json, warn
+from memdec_edge.cli.parameters import (
     Base,
     Json,
     Lambda,
@@ -18,10 +20,7 @@ from memdec_edge.cli.common import (
     check_one,
     memory_options,
     set_verbose,
-    warn,
 )
-from memdec_edge.cli.flags import Flags, Given, spread
-from memdec_edge.cli.output import print_json
 from memdec_edge.options import BenchOptions, LoadOptions, SamplingOptions
 
 if TYPE_CHECKING:

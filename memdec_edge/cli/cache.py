@@ -2,9 +2,9 @@
 
 from dataclasses import asdict
 
-from memdec_edge.cli.common import Json
 from memdec_edge.cli.flags import Given, spread
 from memdec_edge.cli.output import print_json
+from memdec_edge.cli.parameters import Json
 from memdec_edge.options import CacheOptions
 from memdec_edge.progress import is_first_process
 
@@ -13,8 +13,8 @@ from memdec_edge.progress import is_first_process
 def cache(*, caching: Given[CacheOptions], json_: Json = False) -> None:
     """Build the kNN cache of a corpus.
 
-    A teacher runs over the text; what the nearest neighbours of each position predict is kept. `train` does this by
-    itself; run again to go on after a stop.
+    A teacher runs over the text; what the nearest neighbours of each position predict is kept. The command train does
+    this by itself. Run again to go on after a stop.
     """
     options = caching()
     from memdec_edge.train import build_cache

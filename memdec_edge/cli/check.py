@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
-from memdec_edge.cli.common import Base, warn
-from memdec_edge.cli.flags import spread
+from memdec_edge.cli.flags import CommandError, spread
+from memdec_edge.cli.output import warn
+from memdec_edge.cli.parameters import Base
+from memdec_edge.errors import PairingError
 
 
 @spread
@@ -22,6 +24,10 @@ def check(
     from memdec_edge.llama.pairing import require_match
 
     with closing(Model(model, vocab_only=True)) as base, closing(Model(memory, vocab_only=True)) as opened:
-        warning = require_match(base, opened)
+        try:
+            warning = require_match(base, opened)
+        except PairingError as error:  # its own advice is for commands that can mix the two
+            reason = f"{memory} does not match {model}: {error.difference}"
+            raise CommandError(f"{reason}; use a memory trained for this model family", error.exit_code) from error
         warn([warning] if warning else [])
         print(f"{memory} matches {model}: {min(base.n_vocab, opened.n_vocab)} shared tokens")

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated
 
-from memdec_edge.cli.common import Json, warn
 from memdec_edge.cli.flags import Flags, Given, spread
-from memdec_edge.cli.output import print_json
+from memdec_edge.cli.output import print_json, warn
+from memdec_edge.cli.parameters import Json
 from memdec_edge.cli.quantize import print_quality
 from memdec_edge.options import ConvertOptions, QuantTypes
 

@@ -1,8 +1,8 @@
 """The command demo: a small memory of real text, and what it is worth. Knows nothing of how that is shown."""
 
-from memdec_edge.cli.common import Json
 from memdec_edge.cli.flags import Given, spread
 from memdec_edge.cli.output import print_json
+from memdec_edge.cli.parameters import Json
 from memdec_edge.options import DemoOptions
 
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from contextlib import closing
+from math import isnan
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memdec_edge.cli.common import (
+from memdec_edge.cli.flags import Flags, Given, spread
+from memdec_edge.cli.output import print_json, warn
+from memdec_edge.cli.parameters import (
     Base,
     Json,
     Lambda,
@@ -17,11 +20,11 @@ from memdec_edge.cli.common import (
     check_lambda,
     memory_options,
     set_verbose,
-    warn,
 )
-from memdec_edge.cli.flags import Flags, Given, spread
-from memdec_edge.cli.output import print_json
 from memdec_edge.options import EvalOptions, LoadOptions
+
+if TYPE_CHECKING:
+    from memdec_edge.evaluation.perplexity import Evaluation, Score
 
 
 @spread
@@ -45,35 +48,64 @@ def eval_(
     loading = load(n_ctx=options.window)
     check_lambda(total)
     set_verbose(verbose)
-    from memdec_edge.documents import read_documents
+    from memdec_edge.documents import read_documents, scored_files
     from memdec_edge.engine import Engine
     from memdec_edge.evaluation.perplexity import evaluate
 
     documents = read_documents(path)
     with closing(Engine(model, chosen, loading)) as engine:
         warn(engine.warnings)
+        _warn_of_seen_text(scored_files(path), [each.path for each in chosen])
         found = evaluate(engine, documents, options, total)
-    scores = {"base": found.base, "memory": found.memory, "mixture": found.mixture}
+    _print_table(found, options)
+    if json_:
+        print_json(_report(found, options))
+
+
+def _warn_of_seen_text(files: list[Path], memories: list[Path]) -> None:
+    """Say on stderr that a low perplexity may come from text learned by heart."""
+    from memdec_edge.gguf.origin import files_seen
+
+    seen = {file: memory for memory in memories for file in files_seen(memory, files)}
+    warn(
+        f"{memory} was trained on {file}, so its perplexity there says little of other text; score held-out text, "
+        "such as test.jsonl of its cache folder"
+        for file, memory in seen.items()
+    )
+    if memories and not seen and any(file.name == "train.jsonl" for file in files):
+        warn(["train.jsonl is a training split; a memory that has seen it scores too well, so score a test split"])
+
+
+def _print_table(found: "Evaluation", options: EvalOptions) -> None:
+    """Print what was scored, a row for each model, and the sweep over lambda."""
     print(f"{found.tokens} of {found.text_tokens} tokens scored, window {options.window}, stride {options.stride}")
-    for name, score in scores.items():
+    for name, score in _scores(found).items():
         if score:
+            error = "" if isnan(score.standard_error) else f" ± {score.standard_error:.3f}"  # of one window: none
+            weight = f"   lambda {found.weight:g}" if name == "mixture" else ""
             print(
-                f"{name:8} perplexity {score.perplexity:9.3f} ± {score.standard_error:.3f}   "
-                f"bits per byte {score.bits_per_byte:.4f}" + (f"   lambda {found.weight:g}" * (name == "mixture"))
+                f"{name:8} perplexity {score.perplexity:9.3f}{error}   bits per byte {score.bits_per_byte:.4f}{weight}"
             )
     for value, perplexity in found.lambda_sweep.items():
         print(f"lambda {value:<4g} perplexity {perplexity:9.3f}")
-    if json_:
-        report = {
-            "tokens": found.tokens,
-            "text_tokens": found.text_tokens,
-            "lambda": found.weight,
-            **{
-                field: {name: score and getattr(score, field) for name, score in scores.items()}
-                for field in ("perplexity", "standard_error", "bits_per_byte")
-            },
-            "lambda_sweep": [{"lambda": key, "perplexity": value} for key, value in found.lambda_sweep.items()],
-            "window": options.window,
-            "stride": options.stride,
-        }
-        print_json(report)
+
+
+def _report(found: "Evaluation", options: EvalOptions) -> dict[str, Any]:
+    """What --json prints."""
+    figures = ("perplexity", "standard_error", "bits_per_byte")
+    return {
+        "tokens": found.tokens,
+        "text_tokens": found.text_tokens,
+        "lambda": found.weight,
+        **{
+            field: {name: score and getattr(score, field) for name, score in _scores(found).items()}
+            for field in figures
+        },
+        "lambda_sweep": [{"lambda": key, "perplexity": value} for key, value in found.lambda_sweep.items()],
+        "window": options.window,
+        "stride": options.stride,
+    }
+
+
+def _scores(found: "Evaluation") -> dict[str, "Score | None"]:
+    return {"base": found.base, "memory": found.memory, "mixture": found.mixture}

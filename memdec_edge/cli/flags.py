@@ -10,14 +10,14 @@ given filled in: to call it makes the object, and checks it. Knows nothing of an
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from functools import partial, wraps
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 
-from memdec_edge.errors import MemdecError, OptionError
+from memdec_edge.errors import MemdecError, OptionError, spell
 
 Options = TypeVar("Options")
 
@@ -42,7 +42,7 @@ class CommandError(Exception):
 
 def flag(about: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Any:
     """Typer's description of an option or argument, from the metadata of a field."""
-    how: dict[str, Any] = {"metavar": about.get("metavar"), "help": in_flags(about.get("help", ""), names or {})}
+    how: dict[str, Any] = {"metavar": about.get("metavar"), "help": spell(about.get("help", ""), names or {})}
     return typer.Option(*about["flags"], **how) if about["flags"] else typer.Argument(**how)
 
 
@@ -51,11 +51,6 @@ def of(options: type, name: str) -> Any:
     found = flag(next(each.metadata for each in fields(options) if each.name == name))
     found.field = name
     return found
-
-
-def in_flags(text: str, names: Mapping[str, str]) -> str:
-    """`text` with each field in backticks spelled as the flag that `names` has for it, or bare where it has none."""
-    return re.sub(r"`(\w+)`", lambda found: names.get(found[1], found[1]), text)
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
@@ -89,18 +84,20 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
                 given[group] = partial(kind, **{name: _value(each, given.pop(name)) for name, each in chosen.items()})
             command(**given)
         except MemdecError as error:
-            raise CommandError(message(error, names), error.exit_code) from error
+            raise CommandError(error.spelled(names), error.exit_code) from error
 
     spread_out.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return spread_out
 
 
-def message(error: MemdecError, names: Mapping[str, str]) -> str:
-    """What an error says to a user of these flags."""
-    text = str(error)
-    if isinstance(error, OptionError) and error.field in names:
-        text = names[error.field] + text.removeprefix(error.field)
-    return in_flags(text, names)
+def unknown_flag(error: typer.TyperException, arguments: Sequence[str]) -> str:
+    """What to say where an unknown flag of several letters was read as a short flag with a value; empty elsewhere.
+
+    To the parser `-cnv` is `-c nv`; a user of llama.cpp means one flag.
+    """
+    short = [flag for flag in getattr(getattr(error, "param", None), "opts", ()) if re.fullmatch(r"-\w", flag)]
+    meant = [text for text in arguments if text[:2] in short and re.fullmatch(r"-[A-Za-z][A-Za-z-]+", text)]
+    return f"No such option: {meant[0]}" if meant else ""
 
 
 def _names(

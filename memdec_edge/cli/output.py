@@ -1,13 +1,40 @@
-"""JSON on stdout, the same for every command."""
+"""What commands print: JSON on stdout, notes on stderr, untrusted text without control characters.
+
+Knows nothing of what is printed.
+"""
 
 import json
+import sys
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories of characters that act on a terminal, or are none
+
 
 def print_json(value: Any) -> None:
-    """One line; paths become strings, NaN and infinity, which JSON lacks, null."""
+    """Print `value` as one line; paths become strings, NaN and infinity, which JSON lacks, null."""
     print(json.dumps(_jsonable(value)))
+
+
+def note(line: str) -> None:
+    """Print one line on stderr."""
+    print(printable(line), file=sys.stderr)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Print each warning as one line on stderr."""
+    for warning in warnings:
+        note(f"Warning: {warning}")
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters escaped as Python spells them, so that a file cannot steer a terminal."""
+    return "".join(
+        character.encode("unicode_escape").decode() if unicodedata.category(character) in CONTROL else character
+        for character in text
+    )
 
 
 def _jsonable(value: Any) -> Any:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
-from memdec_edge.cli.common import Json
 from memdec_edge.cli.flags import Flags, Given, of, spread
 from memdec_edge.cli.output import print_json
+from memdec_edge.cli.parameters import Json
 from memdec_edge.options import QuantizeOptions, QuantTypes
 
 if TYPE_CHECKING:

@@ -1,13 +1,16 @@
 """The command run: continue a text. Knows nothing of how text is generated."""
 
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memdec_edge.cli.common import (
+from memdec_edge.cli.flags import Given, spread
+from memdec_edge.cli.output import note, print_json, warn
+from memdec_edge.cli.parameters import (
     Base,
     Json,
     Lambda,
@@ -18,12 +21,14 @@ from memdec_edge.cli.common import (
     check_one,
     memory_options,
     set_verbose,
-    warn,
 )
-from memdec_edge.cli.flags import Given, spread
-from memdec_edge.cli.output import print_json
 from memdec_edge.errors import OptionError
 from memdec_edge.options import GenerationOptions, LoadOptions, SamplingOptions
+
+if TYPE_CHECKING:
+    from memdec_edge.api import LanguageModel, Timings
+
+ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}  # the others stand for themselves, \xHH for a byte
 
 
 @spread
@@ -35,6 +40,12 @@ def run(
     total: Lambda = None,
     text: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to continue; else -f, else stdin.")] = None,
     file: Annotated[Path | None, typer.Option("-f", "--file", metavar="FILE", help="Text to continue.")] = None,
+    escape: Annotated[
+        bool, typer.Option("--escape/--no-escape", "-e", help=r"Read \n, \t, \\ and the like in -p and -r.")
+    ] = True,
+    special: Annotated[
+        bool, typer.Option("--special/--no-special", help="Read names of control tokens in the prompt as those tokens.")
+    ] = True,
     generation: Given[GenerationOptions],
     sampling: Given[SamplingOptions],
     grammar_file: Annotated[
@@ -48,38 +59,67 @@ def run(
 
     Raw completion, no chat template. Text streams to stdout, everything else goes to stderr.
     """
-    chosen = memory_options(memory, scaled)
-    sampler, limits, loading = sampling(), generation(), load()
+    limits, sampler, loading = generation(), sampling(), load()
     check_lambda(total)
     check_one(text, file)
+    if escape:
+        limits = generation(stop=tuple(map(unescaped, limits.stop)))
+        text = None if text is None else unescaped(text)
+    if grammar_file and sampler.grammar:
+        raise OptionError("grammar_file", grammar_file, "given beside `grammar`; give one of the two")
+    memories = memory_options(memory, scaled)
     if grammar_file:
-        if sampler.grammar:
-            raise OptionError("grammar_file", str(grammar_file), "given beside `grammar`; give one of the two")
         sampler = sampling(grammar=_text_of(grammar_file))
     set_verbose(verbose)
     from memdec_edge.api import open_model
 
-    prompt = text if text is not None else _text_of(file)
-    with open_model(model, chosen, loading) as language_model:
+    prompt = _text_of(file) if text is None else text
+    with open_model(model, memories, loading) as language_model:
         engine = language_model.engine
         mixture = engine.mixture(total)
         warn(engine.warnings)
         for opened, weight in zip(mixture.memories, mixture.weights, strict=True):
-            print(f"memory {opened.model.path} at lambda {weight:.3g}", file=sys.stderr)
+            note(f"memory {opened.model.path} at lambda {weight:.3g}")
+        tokens = engine.base.tokenize(prompt, parse_special=special)
         if json_:
-            done = language_model.generate(prompt, sampler, limits, total)
+            done = language_model.generate(tokens, sampler, limits, total)
+            _explain_silence(language_model, done.timings, done.finish_reason)
             print_json(asdict(done))
             return
-        for chunk in language_model.stream(prompt, sampler, limits, total):
+        for chunk in language_model.stream(tokens, sampler, limits, total):
             print(chunk.text, end="", flush=True)
         print()
-        timings = chunk.timings
-        print(
-            f"{timings.prompt_n} prompt tokens in {timings.prompt_ms / 1e3:.2f} s, "
-            f"{timings.predicted_n} new in {timings.predicted_ms / 1e3:.2f} s "
-            f"({timings.predicted_per_second:.1f} tokens/s), ended by {chunk.finish_reason}"
-            + (f", {timings.draft_n_accepted} of {timings.draft_n} drafted were accepted" if timings.draft_n else ""),
-            file=sys.stderr,
+        _print_timings(chunk.timings, str(chunk.finish_reason))
+        _explain_silence(language_model, chunk.timings, str(chunk.finish_reason))
+
+
+def unescaped(text: str) -> str:
+    """Return `text` with the escape sequences that llama.cpp knows replaced; a backslash before others stays."""
+    data = re.sub(
+        rb"\\(?:x([0-9a-fA-F]{2})|([nrt'\"\\]))",
+        lambda found: bytes.fromhex(found[1].decode()) if found[1] else ESCAPES.get(found[2], found[2]),
+        text.encode("utf-8", "surrogateescape"),
+    )
+    return data.decode("utf-8", "surrogateescape")  # bytes that are no UTF-8 are refused where they are used
+
+
+def _print_timings(timings: "Timings", reason: str) -> None:
+    """Print on stderr how many tokens took how long."""
+    drafts = f", {timings.draft_n_accepted} of {timings.draft_n} drafted were accepted" if timings.draft_n else ""
+    note(
+        f"{timings.prompt_n} prompt tokens in {timings.prompt_ms / 1e3:.2f} s, "
+        f"{timings.predicted_n} new in {timings.predicted_ms / 1e3:.2f} s "
+        f"({timings.predicted_per_second:.1f} tokens/s), ended by {reason}{drafts}"
+    )
+
+
+def _explain_silence(model: "LanguageModel", timings: "Timings", reason: str) -> None:
+    """Say on stderr why an instruct model had nothing to add: it takes a bare question for a whole document."""
+    base = model.engine.base
+    if reason == "stop" and not timings.predicted_n and "tokenizer.chat_template" in base.metadata:
+        note(
+            f"{base.path} has a chat template, and run continues raw text without it; "
+            "write the prompt in that template, begin the answer yourself, or give --ignore-eos"
         )
 
 

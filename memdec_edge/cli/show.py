@@ -1,14 +1,13 @@
 """The command show: what a memory GGUF says about itself. Knows nothing of how a GGUF is read."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from memdec_edge.cli.common import Json
 from memdec_edge.cli.flags import spread
-from memdec_edge.cli.output import print_json
+from memdec_edge.cli.output import note, print_json, printable
+from memdec_edge.cli.parameters import Json
 
 
 @spread
@@ -25,9 +24,9 @@ def show(*, file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF.")
     }
     found |= {"tensors": len(parts.tensors(file)), "bytes": parts.n_bytes(file)}
     if not metadata.is_memory(values):
-        print(f"{file} is a plain model, not a memory", file=sys.stderr)
+        note(f"{file} is a plain model, not a memory")
     width = max(map(len, found))
     for key, value in found.items():
-        print(f"{key:{width}}  {value}")
+        print(f"{printable(key):{width}}  {printable(str(value))}")
     if json_:
         print_json(found)

@@ -1,13 +1,12 @@
 """The command train: a memory from a corpus. Knows nothing of how it is trained."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated
 
-from memdec_edge.cli.common import Json
 from memdec_edge.cli.flags import Flags, Given, spread
-from memdec_edge.cli.output import print_json
+from memdec_edge.cli.output import note, print_json
+from memdec_edge.cli.parameters import Json
 from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.progress import is_first_process
 
@@ -37,6 +36,6 @@ def train(
     if report.best_step < report.steps:
         print(f"the weights are those after step {report.best_step} of {report.steps}: "
               "more training did worse on validation text")  # fmt: skip
-    print(report.notice, file=sys.stderr)
+    note(report.notice)
     if json_:
         print_json(asdict(report))

@@ -61,7 +61,7 @@ class Model:
         self._vocab = llama_cpp.llama_model_get_vocab(self._handle)
         if llama_cpp.llama_vocab_type(self._vocab) == VOCAB_TYPE_NONE:
             self.close()
-            raise ModelFileError(self.path, "it has no tokenizer; convert it again with one (--base)")
+            raise ModelFileError(self.path, "it has no tokenizer; convert it again with that of a `base`")
         if not vocab_only and not llama_cpp.llama_model_has_decoder(self._handle):
             self.close()
             raise ModelFileError(self.path, "it is no decoder; only models that generate text can be used")

@@ -84,10 +84,10 @@ def require_match(base: Model, memory: Model, *, force: bool = False) -> str:
     """
     if not force:
         if is_memory(base.metadata):
-            raise RoleError(base.path, "memory", "base model", "give it with -M, and its base with -m")
+            raise RoleError(base.path, "memory", "base model", "give it as `memory`, and its base as `model`")
         if not is_memory(memory.metadata):
             raise RoleError(
-                memory.path, "plain model", "memory", "give a file made by memdec-edge convert, or --force to mix it"
+                memory.path, "plain model", "memory", "give a file made by memdec-edge convert, or `force` to mix it"
             )
     pairing = compare(base, memory)
     if pairing.difference is None:

@@ -15,7 +15,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack, get_args, get_origin
 
-from memdec_edge.errors import OptionError
+from memdec_edge.errors import OptionError, plain
 
 T = TypeVar("T")
 KINDS = (  # of fields, what a value of each may be, and how a message calls it
@@ -88,7 +88,8 @@ def _check_item(each: Field[Any], value: Any, kinds: tuple[Any, ...]) -> None:
 def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
     """Raise OptionError unless low <= value <= high (so NaN fails too)."""
     if not low <= value <= high:
-        raise OptionError(name, value, f"must be from {low} to {high}" if high < math.inf else f"must be >= {low}")
+        bounds = f"from {plain(low)} to {plain(high)}" if high < math.inf else f">= {plain(low)}"
+        raise OptionError(name, value, f"must be {bounds}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -15,8 +15,8 @@ from memdec_edge.bench.figures import Speed, one_after_another, predicted_tps
 from memdec_edge.bench.systems import Costs, cut_prompts, row_costs, run
 from memdec_edge.engine import Engine, MemoryMixture
 from memdec_edge.options import BenchOptions, GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
-from tests.cli.test_cli import error_of, last_json, memdec
 from tests.conftest import Family
+from tests.support.command import error_of, last_json, memdec
 from tests.support.tiny import tiny_checkpoint, tiny_gguf
 from tests.support.tiny_recurrent import tiny_recurrent_gguf
 
@@ -92,7 +92,7 @@ def test_without_a_memory_only_the_base_is_measured(family: Family) -> None:
         done = memdec("bench", "-m", family.base, *memory, *SHORT, "--json")
         assert "mixture" not in done.stdout.rpartition("{")[0].splitlines()[1]
         alone = last_json(done)
-        assert alone["base"]["gen_tps"] > 0  # type: ignore[index]
+        assert alone["base"]["gen_tps"] > 0
         for name in ("memory", "mixture", "drafted", "ratio_to_base", "ratio_to_mixture", "memory_step_ms"):
             assert alone[name] is None
 
@@ -201,7 +201,7 @@ def test_models_one_after_another_add_their_times() -> None:
             "--cache-type-k is q3: must be one of f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, iq4_nl",
             2,
         ),
-        (["--temp", -1], "--temp is -1.0: must be from 0.0 to 100.0", 2),
+        (["--temp", -1], "--temp is -1: must be from 0 to 100", 2),
         (["-p", "x", "-f", "y"], "--file is y: given beside --prompt; give one of the two", 2),
         (["-f", "no.txt"], "no.txt: no such text file or folder; check the path", 1),
         (
@@ -212,7 +212,7 @@ def test_models_one_after_another_add_their_times() -> None:
         (
             ["-n", 500],
             "a prompt of 24 tokens and 500 new ones do not fit the context of 512; "
-            "raise -c as far as the models were trained, shorten the prompt or lower -n",
+            "raise --ctx-size as far as the models were trained, shorten the prompt or lower --predict",
             1,
         ),
         (["-M", "no.gguf"], "no.gguf: no such GGUF file; check the path", 1),

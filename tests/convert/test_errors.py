@@ -50,7 +50,7 @@ def test_a_diverged_checkpoint_is_refused(checkpoint: Path, out: Path) -> None:
 
 def test_a_weight_beyond_f16_is_refused_and_bf16_advised(checkpoint: Path, out: Path) -> None:
     edit_tensors(checkpoint, {"model.layers.0.mlp.down_proj.weight": np.full((64, 128), 1e6, np.float32)})
-    with pytest.raises(ModelFileError, match="exceeds the range of f16; use --outtype bf16"):
+    with pytest.raises(ModelFileError, match="exceeds the range of f16; use `outtype` bf16"):
         to_gguf(checkpoint, out, "f16")
     assert to_gguf(checkpoint, out, "bf16").outtype == "bf16"
 

@@ -107,7 +107,7 @@ def test_a_quantised_source_is_refused_unless_asked_for(wide: Path, tmp_path: Pa
     once = tmp_path / "once.gguf"
     quantize(QuantizeOptions(wide, once, QuantTypes("q8_0", quality_tokens=0)))
     options = QuantizeOptions(once, out, QuantTypes("q4_0", quality_tokens=0))
-    with pytest.raises(ModelFileError, match=r"quantised already \(.* is Q8_0\); .* --allow-requantize"):
+    with pytest.raises(ModelFileError, match=r"quantised already \(.* is Q8_0\); .* `allow_requantize`"):
         quantize(options)
     assert list(out.parent.iterdir()) == []
     quantize(QuantizeOptions(once, out, options.types, allow_requantize=True))

@@ -93,7 +93,7 @@ def test_pieces_scores_and_types_are_sentencepieces_own(tmp_path: Path) -> None:
 def test_what_llama_cpp_cannot_do_is_refused(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
     n_tokens = 450 if options.get("byte_fallback", True) else 200
     folder = sentencepiece_folder(tmp_path, "bpe", n_tokens, **LLAMA | options)
-    with pytest.raises(ModelFileError, match=f"tokenizer.model: {reason}.* --base"):
+    with pytest.raises(ModelFileError, match=f"tokenizer.model: {reason}.* `base`"):
         built(folder, n_tokens)
 
 

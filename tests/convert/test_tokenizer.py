@@ -208,13 +208,13 @@ def test_a_special_token_that_is_left_empty_is_no_token(checkpoint: Path, out: P
 def test_subword_marks_ask_for_the_base(checkpoint: Path, out: Path) -> None:
     path = checkpoint / "tokenizer.json"
     edit_json(path, model=json.loads(path.read_text(encoding="utf-8"))["model"] | {"continuing_subword_prefix": "##"})
-    with pytest.raises(ModelFileError, match=r"its model is BPE with continuing_subword_prefix; .* --base"):
+    with pytest.raises(ModelFileError, match=r"its model is BPE with continuing_subword_prefix; .* `base`"):
         to_gguf(checkpoint, out)
 
 
 def test_an_unknown_pre_tokenizer_asks_for_the_base(checkpoint: Path, family: Family, out: Path) -> None:
     edit_json(checkpoint / "tokenizer.json", pre_tokenizer={"type": "Whitespace"})
-    with pytest.raises(ModelFileError, match=r"no pre-tokenizer of llama\.cpp fits \(llama\.cpp splits .* --base"):
+    with pytest.raises(ModelFileError, match=r"no pre-tokenizer of llama\.cpp fits \(llama\.cpp splits .* `base`"):
         to_gguf(checkpoint, out)
     to_gguf(checkpoint, out, base=family.base)
 
@@ -303,5 +303,5 @@ def test_parts_of_which_transformers_makes_no_tokenizer_are_named(checkpoint: Pa
 
 def test_an_empty_tokenizer_json_is_named(checkpoint: Path, out: Path) -> None:
     (checkpoint / "tokenizer.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ModelFileError, match=r"tokenizer\.json: is empty; give the base's GGUF with --base"):
+    with pytest.raises(ModelFileError, match=r"tokenizer\.json: is empty; give the base's GGUF as `base`"):
         to_gguf(checkpoint, out)

@@ -54,7 +54,7 @@ def test_a_real_model_and_a_tiny_one_differ(family: Family) -> None:
 def test_roles_are_checked_both_ways(family: Family) -> None:
     with ExitStack() as stack:
         base, memory = opened(stack, family.base, family.memory)
-        with pytest.raises(RoleError, match="is a memory, not a base model; give it with -M"):
+        with pytest.raises(RoleError, match="is a memory, not a base model; give it as `memory`"):
             require_match(memory, memory)
         with pytest.raises(RoleError, match="is a plain model, not a memory"):
             require_match(base, base)

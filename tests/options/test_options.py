@@ -36,8 +36,8 @@ def refusal(make: Any) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"temperature": 200}, "temperature is 200: must be from 0.0 to 100.0"),
-        ({"temperature": float("nan")}, "temperature is nan: must be from 0.0 to 100.0"),
+        ({"temperature": 200}, "temperature is 200: must be from 0 to 100"),
+        ({"temperature": float("nan")}, "temperature is nan: must be from 0 to 100"),
         ({"temperature": "hot"}, "temperature is hot: must be a number"),
         ({"top_k": 10**20}, "top_k is 100000000000000000000: must be from 0 to 2147483647"),
         ({"top_k": 1.5}, "top_k is 1.5: must be a whole number"),
@@ -52,7 +52,7 @@ def test_a_sampling_option_that_cannot_be_names_field_value_and_range(changes: d
 
 
 def test_items_of_a_tuple_are_checked_one_by_one() -> None:
-    assert refusal(lambda: EvalOptions(lambdas=(0.5, 1.5))) == "lambdas is 1.5: must be from 0.0 to 1.0"
+    assert refusal(lambda: EvalOptions(lambdas=(0.5, 1.5))) == "lambdas is 1.5: must be from 0 to 1"
     assert refusal(lambda: GenerationOptions(stop="end")) == "stop is end: must be a tuple"  # type: ignore[arg-type]
     assert refusal(lambda: GenerationOptions(stop=("a", ""))) == "stop is an empty string: give at least one character"
     assert "not UTF-8 at character 0" in refusal(lambda: GenerationOptions(stop=("\udcff",)))
@@ -65,7 +65,7 @@ def test_choices_are_listed() -> None:
 
 def test_what_stands_for_a_default_is_no_number_out_of_range() -> None:
     assert replace(CACHE, knn_temp=None).knn_temp is None
-    assert refusal(lambda: replace(CACHE, knn_temp=0.0)).startswith("knn_temp is 0.0: must be from 1e-06 to ")
+    assert refusal(lambda: replace(CACHE, knn_temp=0.0)).startswith("knn_temp is 0: must be from 1e-06 to ")
     assert LoadOptions(memory_gpu_layers=None).memory_gpu_layers is None
     assert "memory_gpu_layers is -1" in refusal(lambda: LoadOptions(memory_gpu_layers=-1))
 

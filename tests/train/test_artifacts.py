@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from memdec_edge.errors import ExistingOutputError, StageError
-from memdec_edge.files import sha256
+from memdec_edge.files import MANIFEST, sha256
 from memdec_edge.train import artifacts
-from memdec_edge.train.artifacts import MANIFEST, Arrays, Stage, open_stage
+from memdec_edge.train.artifacts import Arrays, Stage, open_stage
 from tests.support.training import flip
 
 LAYOUT = ("*.safetensors", "keys/*.safetensors", "sub/*.safetensors")
@@ -75,7 +75,7 @@ def test_a_changed_input_is_named_unless_fresh(tmp_path: Path) -> None:
         opened(tmp_path, digest="2")
     assert str(caught.value) == (
         f"{tmp_path}: made with other inputs: corpus a.txt has changed; "
-        "use another output folder, or --fresh to redo it"
+        "use another output folder, or `fresh` to redo it"
     )
     stage = opened(tmp_path, digest="2", fresh=True)
     assert (tmp_path / "keys" / "a.safetensors").exists()  # what is checked afterwards may still refuse the work
@@ -85,7 +85,7 @@ def test_a_changed_input_is_named_unless_fresh(tmp_path: Path) -> None:
 
 def test_a_changed_option_is_named_with_both_values(tmp_path: Path) -> None:
     begun(tmp_path)
-    with pytest.raises(StageError, match="made with --k 4, now 8; use another output folder, or --fresh"):
+    with pytest.raises(StageError, match="made with --k 4, now 8; use another output folder, or `fresh`"):
         opened(tmp_path, k=8)
 
 

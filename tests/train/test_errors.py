@@ -55,7 +55,7 @@ def test_a_corpus_shorter_than_a_block_names_both_sizes(room: Path, tmp_path: Pa
     with pytest.raises(CorpusError) as caught:
         build_cache(options)
     assert "a.txt: " in str(caught.value)
-    assert "training tokens are less than one block and a token; give more text, or a smaller --block than 16" in str(
+    assert "training tokens are less than one block and a token; give more text, or a smaller `block` than 16" in str(
         caught.value
     )
 
@@ -138,9 +138,9 @@ def test_a_gguf_teacher_and_a_folder_of_the_same_tokens_go_together(room: Path, 
     [
         ({"key": "values"}, "key is values: must be one of mlp_input, hidden"),
         ({"search": "brute"}, "search is brute: must be one of auto, exact, ivfpq, hnsw"),
-        ({"top_mass": 0.0}, "top_mass is 0.0: must be from 0.01 to 1.0"),
-        ({"knn_temp": float("nan")}, "knn_temp is nan: must be from 1e-06 to 1000000000000.0"),
-        ({"finetune_teacher": -1}, "finetune_teacher is -1: must be from 0.0 to 1000000.0"),
+        ({"top_mass": 0.0}, "top_mass is 0: must be from 0.01 to 1"),
+        ({"knn_temp": float("nan")}, "knn_temp is nan: must be from 1e-06 to 1000000000000"),
+        ({"finetune_teacher": -1}, "finetune_teacher is -1: must be from 0 to 1000000"),
     ],
 )
 def test_options_of_the_cache_out_of_range_are_refused(room: Path, changes: dict[str, Any], message: str) -> None:
@@ -226,7 +226,7 @@ def test_a_cache_made_otherwise_is_refused_naming_the_difference(room: Path, tmp
     with pytest.raises(StageError) as caught:
         build_cache(replace(options, k=7))
     assert str(caught.value) == (
-        f"{options.out}: made with --k 6, now 7; use another output folder, or --fresh to redo it"
+        f"{options.out}: made with --k 6, now 7; use another output folder, or `fresh` to redo it"
     )
     corpus = tmp_path / "corpus"
     shutil.copytree(room / "corpus", corpus)
@@ -278,9 +278,9 @@ def test_a_loss_of_nan_stops_and_keeps_the_last_state(room: Path, tmp_path: Path
     with pytest.raises(NumericsError) as caught:
         train(train_options(room, tmp_path / "memory", init=init))
     assert str(caught.value) == (
-        "the loss is nan at step 8; the state after step 5 is kept; use --fresh and a lower --lr"
+        "the loss is nan at step 8; the state after step 5 is kept; use `fresh` and a lower `lr`"
     )
-    with pytest.raises(StageError, match=r"made with --lr 0\.003, now 0; use another output folder, or --fresh"):
+    with pytest.raises(StageError, match=r"made with --lr 0\.003, now 0; use another output folder, or `fresh`"):
         train(train_options(room, tmp_path / "memory", init=init, lr=0.0))
     with pytest.raises(StageError, match=r"made with a weight decay of 0\.01, now 0\.1; use"):
         train(train_options(room, tmp_path / "memory", init=init, weight_decay=0.1))
@@ -321,8 +321,8 @@ def test_too_little_memory_names_what_to_lower(room: Path) -> None:
     with pytest.raises(MemoryLimitError) as caught, enough_memory(cache_options(room, batch=4096)):
         torch.empty(1 << 50)
     assert str(caught.value) == (
-        "out of memory: 4096 blocks of 16 tokens in a pass, 6 neighbours; a smaller --batch (with --accumulate), "
-        "--block, --k or model needs less"
+        "out of memory: 4096 blocks of 16 tokens in a pass, 6 neighbours; a smaller `batch` (with `accumulate`), "
+        "`block`, `k` or model needs less"
     )
 
 

@@ -16,11 +16,11 @@ from accelerate import Accelerator
 
 from memdec_edge.documents import split_files
 from memdec_edge.errors import Cancelled, CorpusError, MemoryLimitError, OptionError
-from memdec_edge.files import atomic_path, sha256, write_text
+from memdec_edge.files import MANIFEST, atomic_path, sha256, write_text
 from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.progress import progress
 
-from ..artifacts import MANIFEST, open_stage
+from ..artifacts import open_stage
 from ..corpus import Tokens, pack, split_documents
 from ..loop import LAYOUT, Data, accelerator, fit, settings
 from ..models import load_source
@@ -76,7 +76,7 @@ def enough_memory(options: CacheOptions) -> Iterator[None]:
             raise
         work = f"{options.batch} blocks of {options.block} tokens in a pass, {options.k} neighbours"
         raise MemoryLimitError(
-            work, "a smaller --batch (with --accumulate), --block, --k or model needs less"
+            work, "a smaller `batch` (with `accumulate`), `block`, `k` or model needs less"
         ) from error
 
 
@@ -148,7 +148,7 @@ def _check_blocks(options: CacheOptions, context: int, train: Tokens) -> None:
         raise OptionError("block", options.block, f"the teacher's context is {context} tokens")
     if n_blocks(train, options.block) == 0:
         few = f"{len(train)} training tokens are less than one block and a token"
-        raise CorpusError(options.corpus, f"{few}; give more text, or a smaller --block than {options.block}")
+        raise CorpusError(options.corpus, f"{few}; give more text, or a smaller `block` than {options.block}")
 
 
 def _check_neighbours(options: CacheOptions, train: Tokens, valid: Tokens) -> None:

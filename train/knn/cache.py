@@ -3,7 +3,7 @@
     tokens/{train,valid}.npy          the packed splits, uint32
     test.jsonl                        held-out documents, where the corpus names no test split of its own
     teacher/                          a copy of the teacher, fine-tuned on the corpus, where that was asked for
-    keys/N.safetensors                the datastore, float16; for --target knn-lm what the teacher itself predicts, too
+    keys/N.safetensors                the datastore, float16; for target knn-lm what the teacher itself predicts, too
     index.faiss                       what finds neighbours in one too large for exact search
     validation.safetensors            neighbours of validation positions, their distances, the teacher's log-probs
     targets/N.safetensors             what a memory is to predict at the training positions
@@ -89,6 +89,14 @@ class Cache:
         inputs = digests(source_files(options.teacher), "teacher")
         inputs |= digests({str(file.relative_to(root)): file for file in texts}, "corpus")
         self.stage = open_stage(options.out, "kNN cache", inputs, chosen, LAYOUT, options.fresh)
+
+    @property
+    def texts(self) -> list[str]:
+        """SHA-256 of each file of the corpus that is no test split: what a memory has seen of it."""
+        inputs = self.stage.made_from["inputs"]
+        return sorted(
+            {digest for name, digest in inputs.items() if name.startswith("corpus ") and name != "corpus test.jsonl"}
+        )
 
     @property
     def teacher(self) -> Path:

@@ -1,7 +1,6 @@
 """Parameters that several commands share and no dataclass of options has. Knows nothing of what a command does."""
 
-import sys
-from collections.abc import Iterable
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 from memdec_edge.cli.flags import flag, of
 from memdec_edge.errors import OptionError
 from memdec_edge.options import MemoryOptions, check_range
+from memdec_edge.options.fields import check_text
 from memdec_edge.options.inference import TOTAL_LAMBDA
 
 Base = Annotated[Path, typer.Option("-m", "--model", metavar="FILE", help="Base model, GGUF.")]
@@ -21,7 +21,7 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show llama.cpp's
 
 
 def memory_options(memories: list[Path] | None, scaled: list[str] | None) -> list[MemoryOptions]:
-    """-M files first, then --memory-scaled ones, each split at its last colon. Raises OptionError."""
+    """Return -M files first, then --memory-scaled ones, each split at its last colon. Raises OptionError."""
     chosen = [MemoryOptions(path) for path in memories or ()]
     for text in scaled or ():
         path, colon, weight = text.rpartition(":")
@@ -31,30 +31,30 @@ def memory_options(memories: list[Path] | None, scaled: list[str] | None) -> lis
             colon = ""
         if not colon:
             raise OptionError("weight", text, "must be FILE:LAMBDA, such as memdec-law.gguf:0.4")
+    for memory in memories or ():
+        file, _, number = str(memory).rpartition(":")
+        if not memory.exists() and re.fullmatch(r"[0-9.]+", number) and Path(file).is_file():
+            raise OptionError("memory", memory, "no file has that name; a memory with its weight is given by `weight`")
     return chosen
 
 
 def check_lambda(value: float | None) -> None:
-    """Before models are loaded; weights.mixture_weights checks it for everyone else. Raises OptionError."""
+    """Raise OptionError for a --lambda out of range, before models are loaded."""
     if value is not None:
         check_range("total", value, TOTAL_LAMBDA["low"], TOTAL_LAMBDA["high"])
 
 
 def check_one(text: str | None, file: Path | None) -> None:
-    """Raise OptionError where both were given."""
+    """Raise OptionError where both were given, or a text that is not UTF-8."""
+    if text is not None:
+        check_text("text", text)
     if text is not None and file is not None:
         raise OptionError("file", str(file), "given beside `text`; give one of the two")
 
 
 def set_verbose(verbose: bool) -> None:
-    """Of llama.cpp, where --verbose was given."""
+    """Show llama.cpp's log where --verbose was given."""
     if verbose:
         from memdec_edge.llama.library import set_verbose
 
         set_verbose(True)
-
-
-def warn(warnings: Iterable[str]) -> None:
-    """One line of stderr each."""
-    for warning in warnings:
-        print(f"Warning: {warning}", file=sys.stderr)
