@@ -52,7 +52,7 @@ def speed(runs: Sequence[Run], options: BenchOptions) -> Speed:
     """Medians over the runs."""
     return Speed(
         median((options.prompt_tokens - 1) / run.prompt_seconds for run in runs),
-        median(options.new_tokens / run.gen_seconds for run in runs),
+        median(options.n_predict / run.gen_seconds for run in runs),
     )
 
 

@@ -95,10 +95,10 @@ def bench(
         prompts = _prompts(engine, documents, options)
         load = replace(load, n_ctx=engine.n_ctx, n_seq=1)
         mixture = engine.mixture(total).running()
-        plain = GenerationOptions(options.new_tokens, ignore_eos=True, draft=0)
+        plain = GenerationOptions(options.n_predict, ignore_eos=True, draft=0)
         llama = opened.enter_context(closing(StockLlama(base, load, sampling)))
         systems: dict[str, System] = {
-            "llama": partial(run_llama, llama, sampling, options.new_tokens),
+            "llama": partial(run_llama, llama, sampling, options.n_predict),
             "engine": partial(run, engine, sampling, plain, NO_MEMORY),
         }
         for memory in mixture.memories:
@@ -113,8 +113,8 @@ def bench(
 
 def _prompts(engine: Engine, documents: Sequence[str] | None, options: BenchOptions) -> list[list[int]]:
     """The prompts that every system continues."""
-    if options.prompt_tokens + options.new_tokens > engine.longest():
-        raise ContextError(options.prompt_tokens, options.new_tokens, engine.longest())
+    if options.prompt_tokens + options.n_predict > engine.longest():
+        raise ContextError(options.prompt_tokens, options.n_predict, engine.longest())
     documents = [GENERAL.read_text(encoding="utf-8")] if documents is None else documents
     prompts = cut_prompts(engine, documents, options.prompt_tokens, options.repetitions)
     if not prompts:
@@ -135,7 +135,7 @@ def _take_turns(
     meter = None if has_gpu() and engine.options.n_gpu_layers else bandwidth_meter(_threads(engine.options))
     rolls_back = all(context.can_roll_back for context in (engine.context, *(memory.context for memory in mixed)))
     rows = min(max(MAX_ROWS, (options.draft or 0) + 1), engine.context.n_batch, engine.longest() // 2)
-    start = min(options.prompt_tokens + options.new_tokens // 2, engine.longest() - rows)
+    start = min(options.prompt_tokens + options.n_predict // 2, engine.longest() - rows)
     with progress("bench", (len(prompts) + 1) * len(systems), "runs") as advance:
         for system in systems.values():
             system(prompts[0])

@@ -73,7 +73,7 @@ def bench(
 def _print_table(report: "Report") -> None:
     options, sampling = report.options, report.sampling
     print(
-        f"{options.repetitions} prompts of {options.prompt_tokens} tokens, {options.new_tokens} new ones each, "
+        f"{options.repetitions} prompts of {options.prompt_tokens} tokens, {options.n_predict} new ones each, "
         f"temperature {sampling.temperature:g}, seed {sampling.seed}, context {report.n_ctx}, "
         f"{report.threads} threads (memories {report.memory_threads}), mixed by {report.mixes_with}"
     )

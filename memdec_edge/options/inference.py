@@ -148,7 +148,7 @@ class BenchOptions(Checked):
     """How speed is measured: how long prompts and continuations are, and how many of them."""
 
     prompt_tokens: int = option(256, "--prompt-tokens", low=2, high=1 << 20, help="Tokens of a prompt.")
-    new_tokens: int = option(128, "-n", "--predict", low=1, high=1 << 20, help="New tokens after each prompt.")
+    n_predict: int = option(128, "-n", "--predict", low=1, high=1 << 20, help="New tokens after each prompt.")
     repetitions: int = option(
         5, "--repetitions", low=1, high=1000, help="Prompts that each system continues; figures are medians."
     )

@@ -98,7 +98,7 @@ def test_without_a_memory_only_the_base_is_measured(family: Family) -> None:
 
 
 def test_the_policy_chooses_among_lengths_up_to_seven(family: Family) -> None:
-    options = BenchOptions(prompt_tokens=16, new_tokens=40, repetitions=1)
+    options = BenchOptions(prompt_tokens=16, n_predict=40, repetitions=1)
     report = bench(family.base, [MemoryOptions(family.memory)], LOAD, SamplingOptions(seed=1), options)
     assert report.drafted
     assert set(report.drafted.draft_lengths) <= set(range(8))
