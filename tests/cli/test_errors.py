@@ -31,7 +31,7 @@ def test_a_truncated_gguf_is_named(family: Family, tmp_path: Path) -> None:
     )
     path.write_bytes(family.base.read_bytes()[:1000])
     assert re.fullmatch(
-        rf"{path}: ends at byte 1000, inside \S+; the file is cut short, download or make it again",
+        rf"{path}: ends at byte 1000, inside \S+; the file is cut short; download or make it again",
         error_of("run", "-m", path, "-p", "x"),
     )
 
