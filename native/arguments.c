@@ -1,4 +1,4 @@
-/* Arguments of memdec_edge._native: what Python gives is checked here before C looks at it. */
+/* Arguments of memdec_edge._native: checks what Python gives before the kernels read it. */
 #include "module.h"
 
 #include <stdint.h>

@@ -1,4 +1,4 @@
-/* What one instruction-set variant offers, and the table of each. */
+/* The kernels that each instruction-set variant offers. */
 #ifndef MEMDEC_KERNELS_H
 #define MEMDEC_KERNELS_H
 
@@ -18,8 +18,8 @@ typedef struct {
     double sum, weighted;
 } md_sums;
 
-/* x -> (scale + scale_low) * x + (shift + shift_low): each number in two floats, since logits of 1e4 may meet a shift
- * of -1e4 and what is left must still be right. */
+/* x -> (scale + scale_low) * x + (shift + shift_low). Each number takes two floats: logits of 1e4 may meet a shift of
+ * -1e4, and their sum must keep its digits. */
 typedef struct {
     float scale, scale_low, shift, shift_low;
 } md_affine;
@@ -47,7 +47,7 @@ typedef struct {
     void (*set)(float *out, const float *x, size_t n, const md_affine *affine);
     /* out[n] = log(exp(out[n]) + exp(affine(x[n]))) */
     void (*add)(float *out, const float *x, size_t n, const md_affine *affine);
-    /* the largest of x[n]; NaN is passed over, -infinity where nothing else is */
+    /* the largest of x[n], which ignores NaN; -infinity where it finds nothing else */
     float (*maximum)(const float *x, size_t n);
     /* the first i with x[i] > bound, n where there is none */
     size_t (*above)(const float *x, size_t n, float bound);

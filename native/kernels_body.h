@@ -10,14 +10,14 @@
  *   v_any(a, b)          whether any a > b
  *   v_ldexp(p, t)        p * 2^n, where t = 1.5 * 2^23 + n
  *
- * No header guard: it is meant to be included by several files, once each.
+ * No header guard: several files include it, once each.
  */
 #include <math.h>
 
 #include "kernels.h"
 
 #define BLOCK 2048 /* floats: two rows of it stay in the L1 cache between the passes over them */
-#define GROUP 64   /* tokens whose noise is looked at together */
+#define GROUP 64   /* tokens whose noise one comparison covers */
 #define ROUND 12582912.0f /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits of a float */
 #define LOWEST (-126.0f)  /* 2^LOWEST is the smallest normal float, which is nothing beside a sum >= 1 */
 #define LOG2_E 1.44269504f
@@ -67,7 +67,7 @@ MD_TARGET static inline double v_total(V v) {
     return total;
 }
 
-/* NaN is passed over. */
+/* Ignores NaN. */
 MD_TARGET static float highest(const float *x, size_t n) {
     V high = v_set(-INFINITY), high2 = high;
     size_t i = 0;
@@ -114,7 +114,7 @@ MD_TARGET static void sums(const float *x, size_t n, float scale, md_sums *resul
     for (size_t i = 0; i < n && weighted == weighted; i += BLOCK) {
         const size_t count = n - i < BLOCK ? n - i : BLOCK;
         const float high = highest(x + i, count);
-        if (high > maximum) { /* what was summed so far was relative to a lower maximum */
+        if (high > maximum) { /* the sums so far are relative to a lower maximum */
             const double d = ((double)maximum - (double)high) * (double)scale, factor = exp(d);
             weighted = factor > 0.0 ? factor * (weighted + d * sum) : 0.0;
             sum *= factor;
@@ -129,14 +129,14 @@ MD_TARGET static void sums(const float *x, size_t n, float scale, md_sums *resul
     result->weighted = weighted;
 }
 
-/* -infinity stays -infinity; the low parts see a finite x, for 0 * infinity is NaN. */
+/* -infinity stays -infinity. The low parts get a finite x, for 0 * infinity is NaN. */
 MD_TARGET static inline V v_affine(V x, const md_affine *a) {
     const V low = v_fma(v_max(x, v_set(-1e30f)), v_set(a->scale_low), v_set(a->shift_low));
     return v_add(v_fma_exact(x, v_set(a->scale), v_set(a->shift)), low);
 }
 
-/* log(exp(a) + exp(b)): right however small both are, and -infinity if both are (their difference is then NaN, which
- * v_max turns into LOWEST). */
+/* log(exp(a) + exp(b)), right however small both are. Two -infinities give -infinity: v_max turns the NaN of their
+ * difference into LOWEST. */
 MD_TARGET static inline V v_log_add(V a, V b) {
     const V high = v_max(a, b);
     const V d = v_max(v_mul(v_sub(v_min(a, b), high), v_set(LOG2_E)), v_set(LOWEST));
@@ -164,7 +164,7 @@ MD_TARGET static size_t above(const float *x, size_t n, float bound) {
     const V low = v_set(bound);
     size_t i = 0;
     for (; n - i >= 4 * W; i += 4 * W) {
-        const V high = v_max(v_load(x + i + W), v_max(v_load(x + i), low)); /* a NaN leaves what is right of it */
+        const V high = v_max(v_load(x + i + W), v_max(v_load(x + i), low)); /* v_max drops a NaN on its left */
         const V high2 = v_max(v_load(x + i + 3 * W), v_max(v_load(x + i + 2 * W), low));
         if (v_any(v_max(high, high2), low)) break;
     }

@@ -16,8 +16,8 @@ void md_log_probs(const md_row *rows, const md_stats *stats, size_t n_rows, int3
     }
 }
 
-/* What exceeds the floor is scaled so that the sum is 1 again: where no weight was below, only rounding is mended. The
- * base's weight is made of the others, since the next call knows it from md_rest. */
+/* Scales what exceeds the floor so that the sum is 1 again; where no weight was below, that only mends rounding. The
+ * base gets what the others leave, since the next call knows its weight from md_rest. */
 static void lift(double *weights, size_t n_rows) {
     double excess = 0.0;
     for (size_t k = 0; k < n_rows; k++) excess += fmax(weights[k] - MD_LEAST_WEIGHT, 0.0);

@@ -79,7 +79,7 @@ static void split(double value, float *high, float *low) {
 /* out[from .. end), where each of rows[n_rows] either ends at `from` or before, or goes on to `end`. */
 static void mix_segment(const md_row *rows, const md_affine *affines, size_t n_rows, size_t from, size_t end,
                         float *out) {
-    const size_t block = 2048; /* `out` stays in the L1 cache while row after row is added */
+    const size_t block = 2048; /* the L1 cache holds a block of `out` while the rows come in one after another */
     const md_kernels *kernels = variants[selected];
     for (size_t i = from; i < end; i += block) {
         const size_t count = end - i < block ? end - i : block;
@@ -111,7 +111,7 @@ md_status md_mix(const md_row *given, size_t n_rows, float *out, size_t n, md_st
         last = k;
     }
 
-    if (active == 1 && rows[last].temperature == 1.0) { /* nothing is mixed, and nothing rounded */
+    if (active == 1 && rows[last].temperature == 1.0) { /* nothing to mix, so nothing may be rounded */
         memcpy(out, rows[last].logits, rows[last].length * sizeof *out);
         for (size_t y = rows[last].length; y < n; y++) out[y] = -INFINITY;
         return MD_OK;

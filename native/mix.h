@@ -2,9 +2,9 @@
  *
  *   out[y] = log(sum_i w_i p_i(y)) + sum_i w_i logsumexp_i        p_i = softmax(logits_i / T_i)
  *
- * Ids beyond the end of `out` leave a row's softmax; ids that a row lacks have p_i = 0. The second term keeps the sign
- * and size of raw logits, which llama.cpp's repeat penalty looks at. Knows nothing of Python and of llama.cpp, and does
- * not care which of the rows is the base.
+ * A row's softmax leaves out ids beyond the end of `out`. Ids that a row lacks have p_i = 0. The second term keeps the
+ * sign and size of raw logits, which llama.cpp's repeat penalty looks at. Knows nothing of Python and of llama.cpp, and
+ * does not care which of the rows is the base.
  */
 #ifndef MEMDEC_MIX_H
 #define MEMDEC_MIX_H
@@ -37,7 +37,7 @@ typedef struct {
 /* Statistics of one row: stats[1]. */
 md_status md_row_stats(const md_row *row, md_stats *stats);
 
-/* rows[n_rows], out[n] overlapping no row, stats[n_rows]. On failure `out` is untouched.
+/* rows[n_rows], out[n] overlapping no row, stats[n_rows]. A failure leaves `out` as it was.
  * One weight 1 at T = 1, the others 0: that row bit for bit, -infinity beyond its end. */
 md_status md_mix(const md_row *rows, size_t n_rows, float *out, size_t n, md_stats *stats);
 

@@ -110,7 +110,7 @@ static PyObject *native_selected(PyObject *module, PyObject *ignored) {
 
 static md_sampler *state_of(PyObject *capsule) { return PyCapsule_GetPointer(capsule, STATE_NAME); }
 
-/* Python lets go: its rows may be freed next, and the chain may live on. */
+/* Python lets go: it may free its rows next, and the chain may live on. */
 static void drop_state(PyObject *capsule) {
     md_sampler *state = state_of(capsule);
     md_sampler_forget_rows(state);

@@ -23,8 +23,8 @@ Py_ssize_t md_get_mixture(PyObject *weights, PyObject *temperatures, md_row *row
  * exception set. */
 int md_get_rule(PyObject *object, Py_ssize_t n_rows, md_rule *rule);
 
-/* views[n_rows] of n_dims dimensions, the first of `base` where that is not NULL. How many are held and to be released:
- * fewer than n_rows with an exception set. */
+/* views[n_rows] of n_dims dimensions, the first of `base` where that is not NULL. Returns how many views the caller
+ * must release: fewer than n_rows with an exception set. */
 Py_ssize_t md_get_rows(PyObject *base, PyObject *memories, Py_ssize_t n_rows, int n_dims, Py_buffer *views);
 
 /* -1 with an exception set if they share memory. */

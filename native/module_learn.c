@@ -6,7 +6,8 @@
 
 #include "learn.h"
 
-/* log_probs[n_rows, n_tokens], token after token; mixed[n_tokens] and path[n_rows, n_tokens] are what each token met. */
+/* log_probs[n_rows, n_tokens]. For each token mixed[n_tokens] gets the mixture's log-prob, path[n_rows, n_tokens] the
+ * weights that met it. */
 static md_status learn(double *weights, size_t n_rows, size_t n_tokens, const md_rule *rule, const double *log_probs,
                        double *mixed, double *path) {
     double column[MD_MAX_ROWS];
@@ -25,8 +26,8 @@ static int check_shapes(const Py_buffer *given, const Py_buffer *mixed, const Py
     if (given->shape[0] == n_rows && path->shape[0] == n_rows && path->shape[1] == given->shape[1] &&
         mixed->shape[0] == given->shape[1])
         return md_check_apart(mixed, given) < 0 || md_check_apart(path, given) < 0 ? -1 : md_check_apart(mixed, path);
-    PyErr_Format(PyExc_ValueError, "log-probs of %zd models by %zd tokens, with %zd weights, and outputs for %zd tokens",
-                 given->shape[0], given->shape[1], n_rows, mixed->shape[0]);
+    PyErr_Format(PyExc_ValueError, "%zd weights for log-probs of %zd models by %zd tokens, outputs for %zd tokens", n_rows,
+                 given->shape[0], given->shape[1], mixed->shape[0]);
     return -1;
 }
 

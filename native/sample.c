@@ -132,7 +132,7 @@ typedef struct {
     md_keys keys;
 } race;
 
-/* The best token that is not below the floor and precedes `bound`, -1 if there is none. In a block whose maximum is m
+/* The best token that reaches the floor and precedes `bound`, -1 if there is none. In a block whose maximum is m
  * only tokens with noise above best - m / T can win; that is a bound on their bits. */
 static entry run(const race *r, entry bound) {
     const md_kernels *kernels = md_kernels_selected();
@@ -170,8 +170,8 @@ static double mass_before(const float *row, size_t n, float maximum, entry item)
            kernels->mass(row + id, n - id, maximum, item.logit);
 }
 
-/* A token wins among the kept ones if it wins among more and is kept itself, which its own place in the order tells.
- * If it is not kept, only those that precede it can be. */
+/* A token that wins among more tokens and is kept wins among the kept ones; its own place in the order tells whether it
+ * is kept. If not, only tokens that precede it can be. */
 static md_status sample_from_all(const float *row, size_t n, const md_choice *choice, md_keys keys, float *maxima,
                                int32_t *token) {
     const md_kernels *kernels = md_kernels_selected();

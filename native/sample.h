@@ -4,8 +4,8 @@
  *
  * which draws from softmax(logits / T) of the kept tokens (the Gumbel-max trick). T = 0: the largest logit. The lowest
  * id wins a tie. Kept is what llama.cpp's samplers leave, in its order top-k, top-p, min-p, temperature: each a prefix
- * of the list by falling logit (equal logits by rising id). Seed and position are all the state of the noise: what is
- * drafted and what is verified meet the same. Knows nothing of Python and of llama.cpp.
+ * of the list by falling logit (equal logits by rising id). Seed and position are all the state of the noise, so draft
+ * and verification meet the same. Knows nothing of Python and of llama.cpp.
  */
 #ifndef MEMDEC_SAMPLE_H
 #define MEMDEC_SAMPLE_H
@@ -24,7 +24,7 @@ typedef struct {
     double min_p;       /* <= 0: off; at least one token stays */
     double temperature; /* below MD_GREEDY: 0 */
     uint32_t seed;
-    const int32_t *suppressed; /* [n_suppressed], a few: as if their logits were -infinity; ids beyond the row are none */
+    const int32_t *suppressed; /* [n_suppressed], a few: count as -infinity; ids beyond the row do nothing */
     size_t n_suppressed;
 } md_choice;
 
@@ -44,10 +44,10 @@ typedef struct {
     double weights[MD_MAX_ROWS];   /* of the rows in this mixture */
 } md_sampled;
 
-/* Mix and sample position after position, until the sample is not the drafted token or positions end.
- * rows[n_rows]: logits [n_positions, length] each; moved to the last position that was mixed, with the weights as they
- * are after its token. rule: how the weights learn from each token; NULL: they do not. draft[n_draft]; out[n_vocab]: the
- * last mixed row, stats[n_rows]: its rows'; sampled[n_positions], of which *n_sampled are set. */
+/* Mix and sample position after position, until a sample differs from the draft or positions end.
+ * rows[n_rows]: logits [n_positions, length] each; afterwards at the last mixed position, with the weights that follow
+ * from its token. rule: how the weights learn from each token; NULL: they do not. draft[n_draft]; out[n_vocab]: the
+ * last mixed row, stats[n_rows]: its rows'; sampled[n_positions]: the first *n_sampled hold samples. */
 md_status md_verify(md_row *rows, size_t n_rows, size_t n_positions, const md_rule *rule, const int32_t *draft,
                     size_t n_draft, const md_choice *choice, uint64_t position, float *out, size_t n_vocab,
                     float *scratch, md_stats *stats, md_sampled *sampled, size_t *n_sampled);

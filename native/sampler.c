@@ -21,7 +21,7 @@ struct md_sampler {
     md_stats stats[MD_MAX_ROWS];
     md_rule rule;
     bool learns;
-    bool mixed_rows;           /* rows and stats are those of the last apply, and no token was accepted since */
+    bool mixed_rows;           /* rows and stats are those of the last apply, and the chain accepted no token since */
     float *gathered, *mixed;   /* [rows[0].length] each */
     float *owned[MD_MAX_ROWS]; /* a clone's copies of its memories' rows */
 };
@@ -88,8 +88,8 @@ const char *md_sampler_name(const llama_sampler *sampler) {
     return "memdec-mixture";
 }
 
-/* Whether the candidates are all tokens in order of id, as a chain's first sampler gets them. Any other order, and any
- * part of the vocabulary, is gathered too: what is absent has no probability. */
+/* A chain's first sampler gets all tokens in order of id, which is quick to gather. Any order and any part of the
+ * vocabulary do, too: an absent token has no probability. Returns false for an id outside the vocabulary. */
 static bool gather(float *row, size_t n, const llama_token_data_array *candidates) {
     const llama_token_data *data = candidates->data;
     size_t i = 0;

@@ -28,7 +28,7 @@ typedef struct llama_token_data_array {
     bool sorted;
 } llama_token_data_array;
 
-/* The last six are not ours and stay null; they are here for the size of the struct. */
+/* The last six stay null: they only give the struct its size. */
 typedef struct llama_sampler_i {
     const char *(*name)(const struct llama_sampler *);
     void (*accept)(struct llama_sampler *, int32_t);
@@ -54,8 +54,8 @@ typedef llama_sampler *(*md_sampler_init)(const llama_sampler_i *iface, void *ct
 /* What ctx points to. Counted: the chain and Python each hold it, and either may let go first. */
 typedef struct md_sampler md_sampler;
 
-/* `rows` gives n_rows weights and temperatures; of lengths only that of row 0, the base. rule: how the weights learn from
- * accepted tokens; NULL: they do not. Returns NULL where there is no memory. */
+/* `rows` gives n_rows weights and temperatures; of lengths only that of row 0, the base. rule: how the weights learn
+ * from accepted tokens; NULL: they do not. Returns NULL where the machine has no memory left. */
 md_sampler *md_sampler_new(const md_row *rows, size_t n_rows, const md_rule *rule, md_sampler_init init);
 md_sampler *md_sampler_hold(md_sampler *state);
 void md_sampler_release(md_sampler *state);

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Caller-owned; memdec_edge/llama/tap.py declares the same struct for ctypes. The functions are ggml's: none is linked. */
+/* Caller-owned; memdec_edge/llama/tap.py declares the same struct for ctypes. The functions are ggml's, by address. */
 typedef struct md_tap {
     const char *name;                                            /* of the wanted tensor */
     const char *(*get_name)(const void *tensor);                 /* ggml_get_name */
@@ -14,8 +14,8 @@ typedef struct md_tap {
     void (*get)(const void *tensor, void *, size_t at, size_t n); /* ggml_backend_tensor_get: from wherever it lies */
     char *rows;                                                  /* room for `size` bytes */
     size_t size;
-    size_t used; /* bytes of all passes since the caller set it to 0; beyond `size` they were not stored */
-    int32_t last; /* nothing after the tensor is wanted: the rest of the pass is left out */
+    size_t used; /* bytes of all passes since the caller set it to 0; it stores none beyond `size` */
+    int32_t last; /* 1: the pass may end after the tensor */
 } md_tap;
 
 /* llama.cpp's cb_eval (ggml_backend_sched_eval_callback): asked whether `tensor` is wanted, then given it computed. In C,

@@ -38,7 +38,7 @@ class MixtureSampler:
     as the chain is used: it holds the arrays that the chain reads. Like every sampler of llama.cpp it serves one thread
     at a time.
 
-    Raises OptionError for n_vocab, ValueError for a rule of another number of memories, and LibraryError where
+    Raises OptionError for n_vocab and ValueError for a rule of another number of memories. Raises LibraryError where
     llama-cpp-python's structs are not those that the C code was built for.
     """
 

@@ -5,8 +5,8 @@
 is a draw from softmax(logits / temperature) of the kept tokens (the Gumbel-max trick); at temperature 0 it is the
 largest logit; the lowest id wins a tie. Kept is what llama.cpp's samplers leave in its order top-k, top-p, min-p,
 temperature: a prefix of the tokens by falling logit, equal ones by rising id. The noise depends on seed, position and
-token alone. So a draft from a similar row meets the same noise and is likely the same sample, and no draft changes what
-is sampled from the mixture.
+token alone. So a draft from a similar row meets the same noise and is likely the same sample. No draft changes what the
+mixture gives.
 
 reference.py specifies the results, kernels.py chooses what computes them. Knows nothing of models, grammars and
 penalties.

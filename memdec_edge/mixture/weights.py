@@ -56,7 +56,7 @@ class SoftBayes:
 
     initial: of the memories, the base has the rest; each model at least LEAST_INITIAL (see lift). eta: 0 to 1, how fast
     the weights follow; 0: they stay as they are; 1, without share: Bayes' rule. share: 0 to 1, how much of the weights
-    returns to `initial` with each token, so that a model that was bad for long is soon back. Raises OptionError for
+    returns to `initial` with each token; a model that was bad for long is then soon back. Raises OptionError for
     other numbers.
     """
 
