@@ -168,7 +168,7 @@ def token_log_probs(
         targets = tokens[window.scored : window.end]
         for target, row in zip(targets, context.feed_rows(tokens[window.scored - 1 : window.end - 1]), strict=True):
             stats = mixing.row_stats(row, length, temperature)
-            found.append(float(row[target]) / temperature - stats.logsumexp if target < length else -math.inf)
+            found.append(stats.log_prob(row[:length], target, temperature))
         advance(len(targets))
     return np.array(found)
 
