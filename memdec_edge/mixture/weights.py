@@ -68,7 +68,7 @@ class SoftBayes:
         check_range("eta", self.eta, 0.0, 1.0)
         check_range("share", self.share, 0.0, 1.0)
         for weight in shares_of(self.initial):
-            check_range("initial weight", weight, LEAST_INITIAL - SLACK, 1.0)
+            check_range("initial weight", round(weight, 6), LEAST_INITIAL, 1.0)  # 1 - 0.98 is a little less
 
     def at(self, eta: float) -> "SoftBayes":
         """The same rule at another rate: `share` changes in proportion, so 0 freezes the weights."""
