@@ -15,6 +15,7 @@
     ├── NumericsError               exit 1, HTTP 500   NaN where numbers belong
     ├── MemoryLimitError            exit 1, HTTP 507   more memory than there is, on this machine or its GPU
     ├── DecodeError                 exit 1, HTTP 500   llama.cpp refused a batch
+    ├── WorkerError                 exit 1, HTTP 500   a process that did the work ended without an answer
     ├── LibraryError                exit 1, HTTP 500   llama-cpp-python lays out its structs differently
     ├── MissingExtraError           exit 1, HTTP 501   an optional dependency is not installed
     └── Cancelled                   exit 130, HTTP 499 the user or a caller stopped the work
@@ -39,6 +40,11 @@ class MemdecError(Exception):
         """Return the message with each field called as `names` says; one that `names` lacks loses its backticks."""
         return spell(str(self), names)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Let errors cross between processes: they are rebuilt from their attributes, not from their arguments."""
+        return _rebuilt, (type(self), str(self), self.__dict__)
+
+
 
 def plain(value: object) -> str:
     """Return a value as a message shows it: 200 for 200.0."""
@@ -48,6 +54,13 @@ def plain(value: object) -> str:
 def spell(text: str, names: Mapping[str, str]) -> str:
     """Return `text` with each `field` in backticks called as `names` says, or bare where `names` lacks it."""
     return re.sub(r"`(\w+)`", lambda found: names.get(found[1], found[1]), text)
+
+
+
+def _rebuilt(kind: type[MemdecError], message: str, attributes: dict[str, object]) -> MemdecError:
+    error = kind.__new__(kind, message)
+    error.__dict__.update(attributes)
+    return error
 
 
 class OptionError(MemdecError):
@@ -193,6 +206,18 @@ class MemoryLimitError(MemdecError):
 
 class DecodeError(MemdecError):
     """llama.cpp refused a batch."""
+
+
+class WorkerError(MemdecError):
+    """A process that did the work ended without an answer; `returncode` is negative where a signal ended it."""
+
+    def __init__(self, returncode: int) -> None:
+        self.returncode = returncode
+        if returncode == -9:  # SIGKILL, which no process sends to itself
+            how = "was killed, most likely because memory ran out; close other programs, or choose a smaller model"
+        else:
+            how = f"ended with {returncode} and no answer; what it said last stands above"
+        super().__init__(f"the process that did the work {how}; what was finished is kept")
 
 
 class LibraryError(MemdecError):

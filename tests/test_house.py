@@ -24,7 +24,7 @@ MAKERS = ("train", "convert")
 # From the ground up: a shelf imports from the floors below its own, and from itself.
 FLOORS = (
     ("errors", "_native"),
-    ("options", "files", "progress"),
+    ("options", "files", "progress", "machine", "child"),
     ("gguf", "mixture", "documents", "text"),
     ("llama",),
     ("engine",),
@@ -33,7 +33,9 @@ FLOORS = (
     ("workflow", "server", "dropin"),
     ("cli", "__main__"),
 )
-OF_MAKERS = {"errors", "options", "files", "progress", "documents", "gguf", "llama"}  # what train and convert import
+OF_MAKERS = {  # what train and convert import
+    "errors", "options", "files", "progress", "machine", "child", "documents", "gguf", "llama",
+}  # fmt: skip
 LONGEST = 400  # lines of a file
 
 REGISTRY = re.compile(

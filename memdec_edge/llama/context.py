@@ -5,7 +5,6 @@ process: token ids, batch sizes and cells are checked here. Knows nothing of mix
 """
 
 import ctypes
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from memdec_edge.llama.abort import AbortFlag
 from memdec_edge.llama.library import forget_reasons, reason
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.tap import Tap
+from memdec_edge.machine import usable_cpus
 from memdec_edge.mixture.rows import Row
 from memdec_edge.options import CACHE_TYPES, LoadOptions
 
@@ -29,7 +29,7 @@ UNQUANTISED, BLOCK = ("f32", "f16", "bf16"), 32  # cache types; numbers that the
 
 def default_threads() -> int:
     """One thread for each CPU that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cpus()
 
 
 class Context:

@@ -1,0 +1,49 @@
+"""What the machine offers to this process: CPUs and memory. Knows nothing of the work that needs them."""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")  # version 2, where containers and services of Linux have their limits
+OF_THIS_PROCESS = Path("/proc/self/cgroup")
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use at a time, at least 1: its affinity, and the quota of its cgroups."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for folder in _cgroups():
+        quota, period = (_read(folder / "cpu.max") or "max 1").split()
+        if quota != "max":
+            allowed = min(allowed, math.ceil(int(quota) / int(period)))
+    return max(1, allowed)
+
+
+def free_memory() -> int | None:
+    """Bytes that this process can still take without swapping; None where that cannot be found out."""
+    try:
+        import psutil  # comes with the extra [train]; the core does without
+    except ImportError:
+        return None
+    free = int(psutil.virtual_memory().available)
+    for folder in _cgroups():
+        limit, used = _read(folder / "memory.max"), _read(folder / "memory.current")
+        if limit and used and limit != "max":
+            cached = dict(line.split() for line in (_read(folder / "memory.stat") or "").splitlines())
+            free = min(free, int(limit) - int(used) + int(cached.get("inactive_file", 0)))
+    return max(0, free)
+
+
+def _cgroups() -> Iterator[Path]:
+    """The cgroup of this process and those above it; each limits all below."""
+    for line in (_read(OF_THIS_PROCESS) or "").splitlines():
+        if line.startswith("0::"):
+            own = CGROUPS / line.removeprefix("0::").lstrip("/")
+            yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(CGROUPS))
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
