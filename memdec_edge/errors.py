@@ -45,7 +45,6 @@ class MemdecError(Exception):
         return _rebuilt, (type(self), str(self), self.__dict__)
 
 
-
 def plain(value: object) -> str:
     """Return a value as a message shows it: 200 for 200.0."""
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
@@ -54,7 +53,6 @@ def plain(value: object) -> str:
 def spell(text: str, names: Mapping[str, str]) -> str:
     """Return `text` with each `field` in backticks called as `names` says, or bare where `names` lacks it."""
     return re.sub(r"`(\w+)`", lambda found: names.get(found[1], found[1]), text)
-
 
 
 def _rebuilt(kind: type[MemdecError], message: str, attributes: dict[str, object]) -> MemdecError:

@@ -34,7 +34,7 @@ FLOORS = (
     ("cli", "__main__"),
 )
 OF_MAKERS = {  # what train and convert import
-    "errors", "options", "files", "progress", "machine", "child", "documents", "gguf", "llama",
+    "errors", "options", "files", "progress", "machine", "child", "documents", "gguf", "mixture", "llama",
 }  # fmt: skip
 LONGEST = 400  # lines of a file
 

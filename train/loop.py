@@ -1,16 +1,15 @@
-"""Training: a model learns from blocks of tokens, and from what a retriever says comes next where there is one.
+"""A training from its start to its end: the rate, the steps, validation, what is kept and what is published.
 
-bfloat16 weights where the hardware multiplies them, float32 master weights for AdamW; warm-up, cosine, clipping. Which
-blocks a step sees and its random numbers depend on the seed and the step alone, so that a resumed run equals one that
-was never stopped, and a control (beta = 0) sees the same text in the same order. What is published are the weights that
-did best on validation text, since a small corpus is soon learned by heart. Knows nothing of caches and GGUF.
+Before the first step the start is measured and kept, and a learning rate is chosen. What is published are the weights
+that did best on validation text, which may be the start's: a small corpus is soon learned by heart. An interrupted
+training goes on where it was. Knows nothing of caches and GGUF, nor of how a step is made.
 """
 
 import math
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from datetime import timedelta
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,32 +19,22 @@ from accelerate.utils import InitProcessGroupKwargs
 from memdec_edge.errors import NumericsError
 from memdec_edge.gguf.metadata import CHECKPOINT_METADATA
 from memdec_edge.options import TrainOptions
-from memdec_edge.progress import progress
+from memdec_edge.progress import Advance, progress
 
 from .artifacts import Stage
 from .checkpoint import SCRATCH, write_checkpoint
-from .corpus import Tokens
 from .layers import POSITIONS, choose_layers
-from .loss import Objective
-from .metrics import CURVES, METRICS, TENSORBOARD, Metrics, draw_curves
-from .models import Source, cast_parameters, work_dtype
-from .state import BEST, STATE, best_figures, load_best, load_state, remove_kept, save_best, save_state
+from .metrics import CURVES, METRICS, TENSORBOARD, Metrics, draw_curves, read_metrics
+from .models import Source
+from .rate import FRESH_RATES, RATES, choose_rate, learning_rate, trial_steps
+from .state import BEST, STATE, best_figures, best_weights, load_state, remove_kept, save_best, save_state
+from .step import Data, Learner
 from .student import make_memory
-from .targets import Support, Targets
-from .teacher import gather_blocks, n_blocks, spread_blocks
-from .validation import ALONE, FIGURES, MIXED, Validation
+from .teacher import gather_blocks, spread_blocks
+from .validation import ALONE, FIGURES, MIXED, Figures, Validation, merit
 
 LAYOUT = (METRICS, CURVES, STATE, BEST, CHECKPOINT_METADATA, f"{SCRATCH}/*", f"{TENSORBOARD}/*")
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a training sees."""
-
-    train: Tokens
-    targets: Targets | None  # of the training positions; None: cross-entropy alone
-    validation: Validation
-    block: int  # tokens
+TRIAL_POSITIONS = 2048  # of validation text that a trial of a learning rate is measured on
 
 
 def settings(options: TrainOptions, processes: int) -> dict[str, Any]:
@@ -57,7 +46,7 @@ def settings(options: TrainOptions, processes: int) -> dict[str, Any]:
         "--epochs": options.epochs,
         "--steps": options.steps,
         "--beta": options.beta,
-        "--lr": options.lr,
+        "--lr": "auto" if options.lr is None else options.lr,
         "--batch": options.cache.batch,
         "--accumulate": options.accumulate,
         "--seed": options.cache.seed,
@@ -74,11 +63,14 @@ def accelerator() -> Accelerator:
     return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[waits])
 
 
-def fit(options: TrainOptions, source: Source, data: Data, stage: Stage, accelerator: Accelerator) -> None:
+def fit(
+    options: TrainOptions, source: Source, data: Data, stage: Stage, accelerator: Accelerator, name: str = "memory"
+) -> None:
     """Train a model made from `source` in the stage's folder, or finish it; a finished one is left as it is.
 
-    Raises OutputError, StageError for a damaged state, NumericsError naming the step whose loss is no number (what was
-    saved last is kept), and KeyboardInterrupt (what was done is kept).
+    Prints to stderr where the model, called `name`, stands before the first step, and the learning rate that was
+    chosen. Raises OutputError, StageError for a damaged state, NumericsError naming the step whose loss is no number,
+    and KeyboardInterrupt, after which all finished steps are kept. After an error what was saved last is kept.
     """
     if "finished" in stage.manifest:
         if accelerator.is_main_process:
@@ -91,49 +83,39 @@ def fit(options: TrainOptions, source: Source, data: Data, stage: Stage, acceler
             stage.record(layers=choose_layers(source, options.layers, ids, accelerator.device))
     accelerator.wait_for_everyone()
     stage.reload()
-    _Run(options, source, data, stage, accelerator).run()
+    shape = stage.manifest.get("layers", options.layers), options.hidden, options.cache.seed
+    model = make_memory(source, *shape, fresh=options.from_scratch)
+    _Run(options, Learner(options, model, data, accelerator), source.tokenizer, stage, name).run()
     accelerator.wait_for_everyone()
 
 
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, blocks: int) -> list[int]:
-    """The order in which an epoch goes through the blocks."""
-    generator = torch.Generator().manual_seed((seed << 20) + epoch)
-    order: list[int] = torch.randperm(blocks, generator=generator).tolist()
-    return order
-
-
 class _Run:
-    """One training: model, float32 weights, optimiser, data."""
+    """One training. `step` steps are done, `saved` of them are on disk.
 
-    def __init__(
-        self, options: TrainOptions, source: Source, data: Data, stage: Stage, accelerator: Accelerator
-    ) -> None:
-        self.options, self.source, self.data, self.stage, self.accelerator = options, source, data, stage, accelerator
-        self.blocks = n_blocks(data.train, data.block)
-        self.blocks_per_step = options.cache.batch * options.accumulate * accelerator.num_processes
-        self.steps = options.steps or max(1, math.ceil(options.epochs * self.blocks / self.blocks_per_step))
+    line   what is to be recorded of the last step, once its validation is done; empty: it is recorded
+    sound  after so many steps the weights are known to give a loss that is a number
+    whole  weights and moments are those after `step` steps, not on the way to the next
+    """
 
-        shape = stage.manifest.get("layers", options.layers), options.hidden, options.cache.seed
-        self.model = make_memory(source, *shape, fresh=options.from_scratch).to(accelerator.device)
-        self.weights = {name: weight.detach() for name, weight in self.model.named_parameters()}
-        cast_parameters(self.model, work_dtype(accelerator.device.type))  # self.weights stays float32
-        self.objective = Objective(self.model.train())
-        self.parameters = dict(self.model.named_parameters())
-        decayed = [weight for weight in self.weights.values() if weight.ndim > 1]  # no decay of norms and biases
-        others = [weight for weight in self.weights.values() if weight.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay, fused=True)
+    def __init__(self, options: TrainOptions, learner: Learner, tokenizer: Any, stage: Stage, name: str) -> None:
+        self.options, self.learner, self.tokenizer, self.stage, self.name = options, learner, tokenizer, stage, name
+        self.data, self.accelerator = learner.data, learner.accelerator
+        self.main = self.accelerator.is_main_process
+        self.steps = options.steps or max(1, math.ceil(options.epochs * learner.blocks / learner.blocks_per_step))
+        self.step, self.line = load_state(stage, learner.weights, learner.optimizer)
+        self.saved = self.sound = self.step
+        self.whole = True
+        learner.show_weights()
 
     def run(self) -> None:
-        """From the last saved state to the published checkpoint."""
-        options, main = self.options, self.accelerator.is_main_process
-        step = saved = load_state(self.stage, self.weights, self.optimizer)
-        self.best = best_figures(self.stage)  # of the weights that did best on validation text; {}: none yet
-        self._copy_weights()
-        metrics = Metrics(self.stage.folder, step) if main else None
-        whole = True  # the weights are those after `step` steps
+        """From the start or the last saved state to the published checkpoint."""
+        self._measure_start()
+        self._choose_rate()
+        self.best = best_figures(self.stage)
+        recorded, tokens = self.step - bool(self.line), self.learner.blocks_per_step * self.data.block
+        metrics = Metrics(self.stage.folder, recorded) if self.main else None
         try:
+<<<<<<< HEAD
             tokens = self.blocks_per_step * self.data.block  # of a step
             with progress("training", self.steps * tokens, done=step * tokens) as advance:
                 while step < self.steps:
@@ -158,66 +140,77 @@ class _Run:
                     if metrics:
                         metrics.add(step, line)
                     advance(tokens)
+=======
+            with progress(f"training the {self.name}", self.steps * tokens) as advance:
+                advance(recorded * tokens)
+                while self.step < self.steps or self.line:
+                    if not self.line:
+                        self._learn()
+                    if metrics:
+                        metrics.add(self.step, self.line | self._validate())
+                    self.line = {}
+                    advance(tokens)
+            if self.main:
+                self._publish()
+>>>>>>> baa4a18 (train: the start is measured and kept, short trials choose the rate, an interrupt loses no finished step, lambda goes from 0 to 1)
         except KeyboardInterrupt:
-            if main and whole and saved < step < self.steps:  # the last one is not done before it is validated
-                self._save(step)
+            self._keep()
             raise
         finally:
             if metrics:
                 metrics.close()
-        if main:
-            self._finish()
 
-    def _save(self, step: int) -> None:
-        save_state(self.stage, step, self.weights, self.optimizer, int(self.best.get("step", 0)))
+    def _measure_start(self) -> None:
+        """Score the weights before the first step, and keep them: nothing worse is published."""
+        there = "start" in self.stage.manifest and (self.stage.folder / BEST).exists()
+        if self.main and not self.step and not there:
+            found = self._score(self.data.validation)
+            save_best(self.stage, self.learner.weights, {"step": 0, **found})
+            self.stage.record(start=found)
+            if found:
+                print(f"validation perplexity of the {self.name} before training: {_shown(found)}", file=sys.stderr)
+        self._meet()
 
-    def _gradients(self, step: int) -> tuple[float, float, float, float]:
-        """Leave the step's mean gradient, clipped, in self.weights; return loss, CE, KL and its norm before."""
-        options, accelerator, length = self.options, self.accelerator, self.data.block
-        torch.manual_seed((options.cache.seed << 24) + step * accelerator.num_processes + accelerator.process_index)
-        total = torch.zeros(3, device=accelerator.device)
-        for part in range(options.accumulate):
-            first = (step * options.accumulate + part) * accelerator.num_processes + accelerator.process_index
-            slots = range(first * options.cache.batch, (first + 1) * options.cache.batch)
-            blocks = [
-                _order(options.cache.seed, slot // self.blocks, self.blocks)[slot % self.blocks] for slot in slots
-            ]
-            ids = gather_blocks(self.data.train, blocks, length).to(accelerator.device)
-            if self.data.targets:
-                support = self.data.targets.rows([block * length for block in blocks], length)
-            else:
-                support = Support.empty(len(blocks) * length)
-            losses = self.objective(ids, support.to(accelerator.device), options.beta)
-            (losses[0] / options.accumulate).backward()
-            total += torch.stack([loss.detach() for loss in losses]) / options.accumulate
-            for name, parameter in self.parameters.items():
-                if parameter.grad is None:
-                    continue
-                weight, grad = self.weights[name], parameter.grad.float()
-                weight.grad = grad if weight.grad is None else weight.grad.add_(grad)
-                parameter.grad = None
-        for weight in self.weights.values():  # once a step and in float32: no rounding depends on how work is divided
-            if weight.grad is not None:
-                weight.grad = accelerator.reduce(weight.grad, "mean")
-        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), options.clip).item()
-        loss, ce, kl = accelerator.reduce(total, "mean").tolist()
-        return loss, ce, kl, norm
+    def _choose_rate(self) -> None:
+        """Set the peak of the learning rate: the one that was asked for, or the best of short trials from the start."""
+        if self.options.lr is not None:
+            self.peak = self.options.lr
+            return
+        if "lr" not in self.stage.manifest:
+            rates = FRESH_RATES if self.options.hidden or self.options.from_scratch else RATES
+            with progress("trying learning rates", len(rates) * trial_steps(self.steps), "steps") as advance:
+                peak = choose_rate(rates, lambda rate: self._trial(rate, advance))
+            if self.main:
+                self.stage.record(lr=peak)
+                trials = sorted(self.stage.manifest["trials"].items(), key=lambda trial: -float(trial[0]))
+                tried = ", ".join(f"{found:.2f} at {rate}" for rate, found in trials)
+                print(f"learning rate {peak:g}: short trials gave a perplexity of {tried}", file=sys.stderr)
+            self._meet()
+        self.peak = float(self.stage.manifest["lr"])
 
-    def _update(self, step: int) -> float:
-        """Step AdamW and bring the model to the new weights; return the learning rate."""
-        lr = learning_rate(self.options, step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self._copy_weights()
-        return lr
+    def _trial(self, rate: float, advance: Advance) -> float:
+        """Perplexity after a short run at a peak of `rate` from the start, infinite for NaN; kept in the manifest."""
+        learner, steps, done = self.learner, trial_steps(self.steps), self.stage.manifest.get("trials", {})
+        if str(rate) not in done:
+            for step in range(steps):
+                if not learner.gradients(step).is_finite:
+                    break
+                learner.update(learning_rate(rate, 0.5, step, steps))
+                advance(1)
+            if self.main:
+                text = replace(self.data.validation, base=None, positions=TRIAL_POSITIONS)
+                found = self._score(text if text.blocks else replace(text, tokens=self.data.train))
+                self.stage.record(trials=done | {str(rate): merit(found)[1]})
+            self._meet()
+            learner.restart(best_weights(self.stage))
+        return float(self.stage.manifest["trials"][str(rate)])
 
-    @torch.no_grad()
-    def _copy_weights(self) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.copy_(self.weights[name])
+    def _meet(self) -> None:
+        """Wait for the other processes, and see what the first one has recorded."""
+        self.accelerator.wait_for_everyone()
+        self.stage.reload()
 
+<<<<<<< HEAD
     def _finish(self) -> None:
         """Publish the weights that did best on validation text, the last ones where there is none."""
         best = self.best
@@ -230,35 +223,82 @@ class _Run:
         write_checkpoint(self.stage, self.model.eval(), self.source.tokenizer)
         draw_curves(self.stage.folder)
         seen = self.steps * self.blocks_per_step
+=======
+    def _learn(self) -> None:
+        """Take a step. Raises NumericsError where its loss is no number."""
+        began, learner = time.monotonic(), self.learner
+        losses = learner.gradients(self.step)
+        if not losses.is_finite:
+            bad = "the gradient's norm" if math.isfinite(losses.loss) else "the loss"
+            value = losses.grad_norm if math.isfinite(losses.loss) else losses.loss
+            kept = f"the state after step {self.saved} is kept" if self.saved else "nothing was saved yet"
+            raise NumericsError(f"{bad} is {value} at step {self.step + 1}; {kept}; use `fresh` and a lower `lr`")
+        self.sound = self.step
+        if self.main and self.saved < self.step and self.step % self.options.save_every == 0:
+            self._save()
+        self.whole = False
+        rate = learning_rate(self.peak, self.options.warmup, self.step, self.steps)
+        learner.update(rate)
+        self.step += 1
+        self.line = {**asdict(losses), "lr": rate, "seconds": round(time.monotonic() - began, 3)}
+        self.whole = True
+
+    def _save(self) -> None:
+        save_state(self.stage, self.step, self.learner.weights, self.learner.optimizer, self.line)
+        self.saved = self.step
+
+    def _keep(self) -> None:
+        """Save all finished steps, unless that is done or their weights give no number."""
+        unsaved = self.main and self.whole and self.saved < self.step
+        if unsaved and (self.sound == self.step or self.learner.is_sound(self.step)):
+            self._save()
+
+    def _validate(self) -> Figures:
+        """Score the memory where that is due, and keep its weights if they do better than those before."""
+        every, learner = self.options.valid_every, self.learner
+        ends_epoch = self.step * learner.blocks_per_step % learner.blocks < learner.blocks_per_step
+        if self.step < self.steps and (not every or (self.step % every and not ends_epoch)):
+            return {}
+        found = self._score(self.data.validation)
+        if merit(found) < merit(self.best):
+            self.best = {"step": self.step, **found}
+            save_best(self.stage, learner.weights, self.best)
+        return found
+
+    def _score(self, text: Validation) -> Figures:
+        found = text.score(self.learner.model.eval(), self.accelerator.device)
+        self.learner.model.train()
+        return found
+
+    def _publish(self) -> None:
+        """Write the weights that did best on validation text, the last ones where there is none."""
+        measured = bool(self.data.validation.blocks)
+        if measured and merit(self.best) == merit({}):
+            raise NumericsError("the memory predicts NaN; use `fresh` and a lower `lr`")
+        for name, weight in (best_weights(self.stage) if measured else self.learner.weights).items():
+            self.learner.parameters[name].data = weight.clone()  # `learner.weights` stays what an interrupt may save
+        write_checkpoint(self.stage, self.learner.model.eval(), self.tokenizer)
+        start, last = self.stage.manifest.get("start", {}), read_metrics(self.stage.folder)[-1]
+        draw_curves(self.stage.folder, start)
+        seen = self.steps * self.learner.blocks_per_step
+>>>>>>> baa4a18 (train: the start is measured and kept, short trials choose the rate, an interrupt loses no finished step, lambda goes from 0 to 1)
         finished = {
             "steps": self.steps,
             "tokens": seen * self.data.block,
-            "epochs": seen / self.blocks,
-            "best_step": int(best.get("step", self.steps)),
-            **{name: best.get(name) for name in FIGURES},
+            "epochs": seen / self.learner.blocks,
+            "best_step": int(self.best["step"]) if measured else self.steps,
+            **{name: self.best.get(name) for name in FIGURES},
         }
         self.stage.record(finished=finished)
         remove_kept(self.stage)
-
-    def _validates(self, step: int) -> bool:
-        """Every valid_every steps, after each epoch, and at the end."""
-        every, ends_epoch = self.options.valid_every, step * self.blocks_per_step % self.blocks < self.blocks_per_step
-        return step == self.steps or (every > 0 and (step % every == 0 or ends_epoch))
-
-    def _validate(self, step: int) -> dict[str, float]:
-        """Score the memory, and keep its weights if no earlier ones did better (mixed, where there is a base)."""
-        found = self.data.validation.score(self.model.eval(), self.accelerator.device)
-        self.model.train()
-        judged = found.get(MIXED, found.get(ALONE, math.nan))
-        if judged < self.best.get(MIXED, self.best.get(ALONE, math.inf)):
-            self.best = {"step": step, **found}
-            save_best(self.stage, self.weights, self.best)
-        return found
+        if measured and not finished["best_step"]:
+            print(
+                f"Warning: the {self.name} never did better on validation text than before training, so the weights "
+                f"from before training are published. Perplexity was {_shown(start)} then and {_shown(last)} at the "
+                "end. A lower learning rate or more text may help.",
+                file=sys.stderr,
+            )
 
 
-def learning_rate(options: TrainOptions, step: int, steps: int) -> float:
-    """Linear warm-up to options.lr, then a cosine to 0 at the last step's end; step from 0."""
-    warm = math.ceil(options.warmup * steps)
-    if step < warm:
-        return options.lr * (step + 1) / warm
-    return options.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+def _shown(figures: Figures) -> str:
+    return f"{figures[ALONE]:.2f}" + (f" ({figures[MIXED]:.2f} mixed with the teacher)" if MIXED in figures else "")

@@ -48,12 +48,17 @@ class Metrics:
             self._board.close()
 
 
-def draw_curves(folder: Path) -> None:
-    """Draw curves.png from metrics.jsonl. Raises OutputError."""
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl, one a step."""
+    return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+
+
+def draw_curves(folder: Path, start: Mapping[str, float]) -> None:
+    """Draw curves.png from metrics.jsonl and what was measured before the first step. Raises OutputError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    lines = [{"step": 0, **start}, *read_metrics(folder)]
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)

@@ -19,12 +19,13 @@ from .checkpoint import NOTICE, write_facts
 from .head import check_head
 from .knn.build import enough_memory, fill_cache, interruptible
 from .knn.cache import Cache
-from .loop import LAYOUT, Data, accelerator, fit, settings
+from .loop import LAYOUT, accelerator, fit, settings
 from .models import check_vocabulary, digests, load_source, source_files
 from .state import remove_kept
+from .step import Data
 from .student import memory_shape
 from .teacher import open_teacher
-from .validation import FIGURES, Validation
+from .validation import ALONE, FIGURES, Validation
 
 BASE = "base.safetensors"  # what the teacher says of the validation text
 
@@ -40,6 +41,7 @@ class TrainReport:
     valid_perplexity: float | None  # of the memory alone
     mixture_perplexity: float | None  # of the teacher, as it was given, and the memory
     mixture_lambda: float | None  # the weight of the memory that is best there
+    start_perplexity: float | None  # of the memory alone, before the first step
     seconds: float  # of this call
     notice: str = NOTICE  # to be shown to the user
 
@@ -80,7 +82,8 @@ def train(options: TrainOptions) -> TrainReport:
         seen = {"epochs": epochs, "tokens": tokens, "texts": cache.texts}
         write_facts(options.out, options, teacher=manifest["teacher"], tau=tau, **seen)
     done = {name: finished[name] for name in ("steps", "tokens", "best_step", *FIGURES)}
-    return TrainReport(options.out, **done, seconds=time.monotonic() - began)
+    start = stage.manifest.get("start", {}).get(ALONE)
+    return TrainReport(options.out, **done, start_perplexity=start, seconds=time.monotonic() - began)
 
 
 def _base_losses(options: TrainOptions, stage: Stage, validation: Validation, device: torch.device) -> Tensor | None:

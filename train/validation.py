@@ -3,12 +3,15 @@
 Knows nothing of how the model is trained.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from memdec_edge.mixture.weights import best_lambda
 from memdec_edge.options import LAMBDAS
 
 from .corpus import Tokens
@@ -16,38 +19,50 @@ from .head import predict
 from .teacher import gather_blocks, spread_blocks
 
 POSITIONS = 8192  # scored, at most; `memdec-edge eval` can score them all
-WEIGHTS = torch.tensor(LAMBDAS[1:-1], dtype=torch.float64)  # of the memory; the ends have no logarithm on one side
-ALONE, MIXED = "valid_perplexity", "mixture_perplexity"
-FIGURES = (ALONE, MIXED, "mixture_lambda")
+ALONE, MIXED, LAMBDA = "valid_perplexity", "mixture_perplexity", "mixture_lambda"
+FIGURES = (ALONE, MIXED, LAMBDA)
+Figures = dict[str, float]  # by name of FIGURES; no mixture without a base, nothing at all without text
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Evenly spaced whole blocks of the validation split; none where it is shorter than one."""
+    """Evenly spaced whole blocks of a text; none where it is shorter than one."""
 
     tokens: Tokens
     block: int
     base: Tensor | None = None  # -log p of a base at the positions of `blocks`, float32 in nats; None: no mixture
+    positions: int = POSITIONS
 
     @property
     def blocks(self) -> list[int]:
         """The blocks that are scored."""
-        return spread_blocks(self.tokens, self.block, POSITIONS)
+        return spread_blocks(self.tokens, self.block, self.positions)
 
     @torch.inference_mode()
-    def score(self, model: Any, device: torch.device) -> dict[str, float]:
-        """Perplexity of `model` alone, and of its mixture with the base at the lambda that is best; {} without text."""
+    def score(self, model: Any, device: torch.device) -> Figures:
+        """Perplexity of `model` alone, and of its mixture with the base at the best of LAMBDAS, 0 and 1 among them."""
         parts = (gather_blocks(self.tokens, [block], self.block).to(device) for block in self.blocks)
         losses = [predict(model, ids).losses.cpu() for ids in parts]
         if not losses:
             return {}
-        found = {ALONE: float(torch.cat(losses).mean().exp())}
-        if self.base is not None:
-            memory, base = torch.cat(losses).double(), self.base.double()
-            mixed = torch.logaddexp(WEIGHTS.log()[:, None] - memory, (1 - WEIGHTS).log()[:, None] - base)
-            best = int(mixed.mean(1).argmax())
-            found |= {
-                MIXED: float((-mixed[best].mean()).exp()),
-                "mixture_lambda": float(WEIGHTS[best]),
-            }
-        return found
+        memory = torch.cat(losses).double()
+        if self.base is None:
+            return {ALONE: float(memory.mean().exp())}
+        sweep = {weight: _mixed(memory, self.base.double(), weight) for weight in LAMBDAS}
+        best = best_lambda(sweep)
+        return {ALONE: float(memory.mean().exp()), MIXED: sweep[best], LAMBDA: best}
+
+
+def merit(figures: Mapping[str, float]) -> tuple[float, float]:
+    """What decides between weights, less is better: perplexity of the mixture, then that of the memory alone.
+
+    NaN counts as infinite, and so does what is not known.
+    """
+    mixed, alone = (figures.get(name, math.inf) for name in (MIXED, ALONE))
+    return (math.inf if math.isnan(mixed) else mixed), (math.inf if math.isnan(alone) else alone)
+
+
+def _mixed(memory: Tensor, base: Tensor, weight: float) -> float:
+    """Perplexity of a mixture, from both models' -log p of the same tokens, float64 in nats."""
+    logs = [math.log(share) - losses for share, losses in ((weight, memory), (1 - weight, base)) if share > 0]
+    return float((-torch.stack(logs).logsumexp(0).mean()).exp())

@@ -3,8 +3,14 @@
 Pure arithmetic; knows nothing of rows and models.
 """
 
+<<<<<<< HEAD
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+=======
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+>>>>>>> baa4a18 (train: the start is measured and kept, short trials choose the rate, an interrupt loses no finished step, lambda goes from 0 to 1)
 
 from memdec_edge.errors import OptionError
 from memdec_edge.mixture.rows import MAX_MEMORIES, TEMPERATURES
@@ -118,3 +124,8 @@ def mixture_weights(
         shares = [1.0] * len(shares)
     whole = sum(share for share, given in zip(shares, literal, strict=True) if given is None)
     return [wanted * (share / whole) if given is None else given for share, given in zip(shares, literal, strict=True)]
+
+
+def best_lambda(sweep: Mapping[float, float]) -> float:
+    """The lambda of the lowest perplexity in a sweep over lambda, the smallest of several; NaN is never the lowest."""
+    return min(sweep, key=lambda value: (math.isnan(sweep[value]), sweep[value], value))

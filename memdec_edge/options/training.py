@@ -84,7 +84,10 @@ class TrainOptions(Checked):
     steps: int = option(0, "--steps", low=0, high=INT_MAX, help="Optimiser steps; 0: as `epochs` asks.")
     # L = beta * KL(target || p_mem) + (1 - beta) * CE; 2508.09874, eq. 5
     beta: float = option(0.5, "--beta", low=0.0, high=1.0, help="Weight of what is imitated; 0: plain fine-tuning.")
-    lr: float = option(2e-4, "--lr", low=0.0, high=1.0, help="Peak learning rate.")
+    lr: float | None = option(
+        None, "--lr", metavar="RATE|auto", low=0.0, high=1.0, none="auto",
+        help="Peak learning rate; auto: the best of a few short trials on validation text.",
+    )  # fmt: skip
     warmup: float = option(0.05, low=0.0, high=1.0, help="Share of the steps in which the learning rate rises.")
     weight_decay: float = option(0.01, low=0.0, high=1.0, help="Decay of weight matrices.")
     clip: float = option(1.0, low=1e-6, high=1e6, help="Largest norm of a step's gradient.")

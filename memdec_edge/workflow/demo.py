@@ -22,6 +22,7 @@ from memdec_edge.documents import GENERAL, read_documents
 from memdec_edge.errors import MissingExtraError
 from memdec_edge.files import cache_home, write_text
 from memdec_edge.gguf import metadata
+from memdec_edge.mixture.weights import best_lambda
 from memdec_edge.options import (
     LAMBDAS,
     CacheOptions,
@@ -107,7 +108,7 @@ def _make(options: DemoOptions, folder: Path) -> dict[str, Any]:
     _say("tuning lambda on the validation split")
     load = LoadOptions(n_ctx=EvalOptions.window)
     tuned = _scores(base, memory, control, load, read_documents(corpus / "valid.jsonl"), budget.tune)
-    weights = [_best(tuned.sweep(shares, LAMBDAS)) for shares in ([1.0, 0.0], [0.0, 1.0])]
+    weights = [best_lambda(tuned.sweep(shares, LAMBDAS)) for shares in ([1.0, 0.0], [0.0, 1.0])]
     _say(f"measuring on held-out text at lambda {weights[0]:g}")
     test = _scores(base, memory, control, load, read_documents(corpus / "test.jsonl"), budget.test)
     general = _scores(base, memory, control, load, read_documents(GENERAL), budget.general)
@@ -201,10 +202,6 @@ def _scores(base: Path, memory: Path, control: Path, load: LoadOptions, document
     memories = [MemoryOptions(memory, 0.0), MemoryOptions(control, 0.0)]  # weights are chosen afterwards
     with closing(Engine(base, memories, load)) as engine:
         return score_tokens(engine, documents, EvalOptions(max_tokens=most))
-
-
-def _best(sweep: dict[float, float]) -> float:
-    return min(sweep, key=sweep.__getitem__)
 
 
 def _continue(

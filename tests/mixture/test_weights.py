@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memdec_edge.errors import OptionError
-from memdec_edge.mixture.weights import Mixture, mixture_weights
+from memdec_edge.mixture.weights import Mixture, best_lambda, mixture_weights
 
 unit = st.floats(0, 1)
 
@@ -84,3 +84,10 @@ def test_weights_stay_in_range_and_sum_to_the_total(recommended: list[float | No
     assert all(0 <= weight <= 1 for weight in weights)
     largest = max(0.6 if share is None else share for share in recommended)
     assert sum(weights) == pytest.approx(largest if total is None else total)
+
+
+def test_the_best_lambda_has_the_lowest_perplexity_and_is_the_smallest_of_several() -> None:
+    assert best_lambda({0.0: 9.0, 0.5: 7.0, 1.0: 8.0}) == 0.5
+    assert best_lambda({1.0: 8.0, 0.0: 8.0, 0.5: 8.0}) == 0.0
+    assert best_lambda({0.0: math.nan, 0.5: math.inf, 1.0: 8.0}) == 1.0
+    assert best_lambda({0.0: math.nan, 1.0: math.nan}) == 0.0

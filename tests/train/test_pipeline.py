@@ -1,6 +1,7 @@
 """build_cache() and train() on a tiny llama: what they write, against transformers and NumPy."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,6 @@ from memdec_edge.train.corpus import split_documents
 from memdec_edge.train.knn import build as train_build
 from memdec_edge.train.knn import cache as train_cache
 from memdec_edge.train.knn.cache import Cache
-from memdec_edge.train.loop import learning_rate
 from tests.support.tiny import tiny_gguf
 from tests.support.training import BLOCK, K, cache_options, flip, make_room, metrics, train_options, words
 
@@ -181,7 +181,12 @@ def test_a_trained_memory_is_an_ordinary_checkpoint_with_its_metadata(
 ) -> None:
     options = train_options(room, tmp_path / "memory", domain="old words", license="CC0-1.0", beta=0.5)
     report = train(options)
-    assert capfd.readouterr() == ("", "")  # no chatter of libraries
+    out, err = capfd.readouterr()
+    assert out == ""
+    start = re.fullmatch(
+        r"validation perplexity of the memory before training: ([\d.]+) \(([\d.]+) mixed with the teacher\)\n", err
+    )
+    assert start  # and no chatter of libraries
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "memory", dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "memory")
     assert tokenizer.get_vocab() == transformers.AutoTokenizer.from_pretrained(room / "teacher").get_vocab()
@@ -215,10 +220,12 @@ def test_a_trained_memory_is_an_ordinary_checkpoint_with_its_metadata(
             for network in (model, teacher)
         )
     assert report.valid_perplexity == pytest.approx((-mine.log().mean()).exp().item(), rel=0.02)
-    mixtures = {i / 20: (-(i / 20 * mine + (1 - i / 20) * theirs).log().mean()).exp().item() for i in range(1, 20)}
+    mixtures = {i / 20: (-(i / 20 * mine + (1 - i / 20) * theirs).log().mean()).exp().item() for i in range(21)}
     assert report.mixture_perplexity == pytest.approx(min(mixtures.values()), rel=0.02)
     assert report.mixture_lambda is not None
-    assert mixtures[round(report.mixture_lambda, 2)] < 1.005 * min(mixtures.values())
+    assert mixtures[report.mixture_lambda] < 1.005 * min(mixtures.values())
+    assert start[1] == start[2]  # the memory begins as the teacher
+    assert float(start[1]) == pytest.approx(mixtures[0], rel=0.02)
 
 
 def test_a_finished_training_is_reused_and_its_licence_can_be_corrected(room: Path, tmp_path: Path) -> None:
@@ -378,13 +385,3 @@ def test_accumulated_passes_equal_one_large_pass(room: Path, tmp_path: Path) -> 
     for name in ("loss", "ce", "kl", "grad_norm"):
         one, four = ([line[name] for line in metrics(tmp_path / out)] for out in ("one", "four"))
         assert four == pytest.approx(one, rel=0.02)
-
-
-def test_the_learning_rate_warms_up_and_ends_near_zero(room: Path, tmp_path: Path) -> None:
-    options = train_options(room, tmp_path, warmup=0.1, lr=1.0)
-    rates = [learning_rate(options, step, 100) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
-    assert rates[10] == 1.0
-    assert rates[55] == pytest.approx(0.5)
-    assert 0 < rates[99] < 0.001
-    assert learning_rate(replace(options, warmup=0.0), 0, 100) == 1.0

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from memdec_edge.errors import Cancelled, StageError
 from memdec_edge.options import CacheOptions
-from memdec_edge.train import build_cache, train
+from memdec_edge.train import build_cache, loop, train
 from memdec_edge.train.validation import Validation
 from tests.support.training import KILLED, ONCE, flip, make_room, metrics, train_options
 
@@ -113,14 +113,21 @@ def test_two_processes_fine_tune_a_teacher_and_one_goes_on_with_their_cache(room
     assert weights.stat().st_mtime_ns == before
 
 
-def test_an_interrupted_validation_is_done_again(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    straight = train(train_options(room, tmp_path / "straight", valid_every=4, save_every=3))
-    interrupt_validation(monkeypatch, 2)
+@pytest.mark.parametrize(("validation", "steps"), [(2, 4), (3, 8), (4, 12)])
+def test_an_interrupted_validation_is_done_again_and_no_step_is(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: int, steps: int
+) -> None:
+    straight = train(train_options(room, tmp_path / "straight", valid_every=4, save_every=50))
+    interrupt_validation(monkeypatch, validation)  # the first one is that of the start
     with pytest.raises(Cancelled):
-        train(train_options(room, tmp_path / "broken", valid_every=4, save_every=3))
-    broken = train(train_options(room, tmp_path / "broken", valid_every=4, save_every=3))
+        train(train_options(room, tmp_path / "broken", valid_every=4, save_every=50))
+    with safe_open(tmp_path / "broken" / "resume.safetensors", framework="numpy") as state:
+        assert int(state.metadata()["step"]) == steps
+    broken = train(train_options(room, tmp_path / "broken", valid_every=4, save_every=50))
     assert broken.best_step == straight.best_step
     assert [line["step"] for line in metrics(tmp_path / "broken") if "valid_perplexity" in line] == [4, 8, 12]
+    for one, other in zip(metrics(tmp_path / "broken"), metrics(tmp_path / "straight"), strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
     same_shards(tmp_path / "straight", tmp_path / "broken")
 
 
@@ -140,3 +147,22 @@ def test_best_weights_that_are_gone_or_damaged_stop_a_training_that_goes_on(
         train(options)
     (tmp_path / "memory" / "resume.safetensors").unlink()
     assert train(options).steps == 12
+
+
+def test_a_training_that_is_interrupted_while_it_is_published_goes_on_from_its_last_step(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(train_options(room, tmp_path / "straight", save_every=50))
+    write = loop.write_checkpoint
+
+    def interrupted(*_: Any) -> None:
+        monkeypatch.setattr(loop, "write_checkpoint", write)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "write_checkpoint", interrupted)
+    with pytest.raises(Cancelled):
+        train(train_options(room, tmp_path / "broken", save_every=50))
+    with safe_open(tmp_path / "broken" / "resume.safetensors", framework="numpy") as state:
+        assert int(state.metadata()["step"]) == 12
+    train(train_options(room, tmp_path / "broken", save_every=50))
+    same_shards(tmp_path / "straight", tmp_path / "broken")

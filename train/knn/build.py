@@ -22,8 +22,9 @@ from memdec_edge.progress import progress
 
 from ..artifacts import open_stage
 from ..corpus import Tokens, pack, split_documents
-from ..loop import LAYOUT, Data, accelerator, fit, settings
+from ..loop import LAYOUT, accelerator, fit, settings
 from ..models import load_source
+from ..step import Data
 from ..targets import ROW_BYTES, aggregate, blend, join, kernel
 from ..teacher import Teacher, n_blocks, open_teacher
 from ..validation import Validation
@@ -192,7 +193,7 @@ def _finetune_teacher(cache: Cache, state: Accelerator) -> None:
     chosen, inputs = settings(training, state.num_processes), {"the kNN cache": cache.stage.identity}
     stage = open_stage(out, FINETUNED, inputs, chosen, LAYOUT, options.fresh)
     data = Data(cache.tokens("train"), None, Validation(cache.tokens("valid"), options.block), options.block)
-    fit(training, load_source(options.teacher), data, stage, state)
+    fit(training, load_source(options.teacher), data, stage, state, "teacher")
     stage.reload()
     if state.is_main_process:  # from here on its files are the cache's: keys of two teachers never meet
         made = {f"{TEACHER}/{name}": digest for name, digest in stage.manifest["files"].items()}

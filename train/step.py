@@ -1,0 +1,144 @@
+"""One optimiser step: a model in its working type, its float32 weights, and their AdamW.
+
+bfloat16 weights where the hardware multiplies them; master weights, moments and gradients in float32. The blocks that a
+step sees and its random numbers depend on seed and step alone. So a resumed run equals one that never stopped, and a
+control with beta = 0 sees the same text in the same order. Knows nothing of validation, files and the length of a run.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from memdec_edge.options import TrainOptions
+
+from .corpus import Tokens
+from .head import predict
+from .loss import Objective
+from .models import cast_parameters, work_dtype
+from .targets import Support, Targets
+from .teacher import gather_blocks, n_blocks
+from .validation import Validation
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a training sees."""
+
+    train: Tokens
+    targets: Targets | None  # of the training positions; None: cross-entropy alone
+    validation: Validation
+    block: int  # tokens
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a step's forward and backward found, as the mean over its positions, in nats."""
+
+    loss: float
+    ce: float
+    kl: float
+    grad_norm: float  # before clipping
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the loss and the gradient's norm are numbers."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+class Learner:
+    """A model that takes steps."""
+
+    def __init__(self, options: TrainOptions, model: Any, data: Data, accelerator: Accelerator) -> None:
+        self.options, self.data, self.accelerator = options, data, accelerator
+        self.blocks = n_blocks(data.train, data.block)
+        self.blocks_per_step = options.cache.batch * options.accumulate * accelerator.num_processes
+        self.model = model.to(accelerator.device).train()
+        self.weights = {name: weight.detach() for name, weight in model.named_parameters()}
+        cast_parameters(model, work_dtype(accelerator.device.type))  # self.weights stays float32
+        self.parameters = dict(model.named_parameters())
+        for name, parameter in self.parameters.items():
+            parameter.register_post_accumulate_grad_hook(partial(_collect, self.weights[name]))
+        self._objective = Objective(model)
+        decayed = [weight for weight in self.weights.values() if weight.ndim > 1]  # no decay of norms and biases
+        others = [weight for weight in self.weights.values() if weight.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)
+
+    def gradients(self, step: int) -> Losses:
+        """Leave the step's mean gradient, clipped, beside the float32 weights; step from 0."""
+        options, accelerator = self.options, self.accelerator
+        torch.manual_seed((options.cache.seed << 24) + step * accelerator.num_processes + accelerator.process_index)
+        total = torch.zeros(3, device=accelerator.device)
+        for part in range(options.accumulate):
+            ids, support = self._batch(step, part)
+            losses = self._objective(ids, support, options.beta)
+            (losses[0] / options.accumulate).backward()
+            total += torch.stack([loss.detach() for loss in losses]) / options.accumulate
+        for weight in self.weights.values():  # once a step and in float32: no rounding depends on how work is divided
+            if weight.grad is not None:
+                weight.grad = accelerator.reduce(weight.grad, "mean")
+        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), options.clip).item()
+        loss, ce, kl = accelerator.reduce(total, "mean").tolist()
+        return Losses(loss, ce, kl, norm)
+
+    def update(self, rate: float) -> None:
+        """Step AdamW by the gradients at a learning rate of `rate`, and bring the model to the new weights."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.show_weights()
+
+    @torch.no_grad()
+    def show_weights(self) -> None:
+        """Bring the model to the float32 weights."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.weights[name])
+
+    @torch.no_grad()
+    def restart(self, weights: Mapping[str, Tensor]) -> None:
+        """Go back to `weights`, as if no step had been taken."""
+        for name, weight in self.weights.items():
+            weight.copy_(weights[name])
+            weight.grad = None
+        self.optimizer.state.clear()
+        self.show_weights()
+
+    def is_sound(self, step: int) -> bool:
+        """Whether the text of the next step, `step` from 0, has a loss that is a number."""
+        return bool(predict(self.model, self._batch(step, 0)[0]).losses.isfinite().all())
+
+    def _batch(self, step: int, part: int) -> tuple[Tensor, Support]:
+        """Token ids [batch, block + 1] and targets of one pass of this process, on the device."""
+        options, accelerator, length = self.options, self.accelerator, self.data.block
+        first = (step * options.accumulate + part) * accelerator.num_processes + accelerator.process_index
+        slots = range(first * options.cache.batch, (first + 1) * options.cache.batch)
+        seed, total = options.cache.seed, self.blocks
+        blocks = [_order(seed, slot // total, total)[slot % total] for slot in slots]
+        ids = gather_blocks(self.data.train, blocks, length).to(accelerator.device)
+        if self.data.targets:
+            support = self.data.targets.rows([block * length for block in blocks], length)
+        else:
+            support = Support.empty(len(blocks) * length)
+        return ids, support.to(accelerator.device)
+
+
+def _collect(weight: Tensor, parameter: Tensor) -> None:
+    """Add a parameter's gradient to that of its float32 weight as soon as backward has it, and free it."""
+    assert parameter.grad is not None
+    grad, parameter.grad = parameter.grad.float(), None
+    weight.grad = grad if weight.grad is None else weight.grad.add_(grad)
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, blocks: int) -> list[int]:
+    """The order in which an epoch goes through the blocks."""
+    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    order: list[int] = torch.randperm(blocks, generator=generator).tolist()
+    return order
