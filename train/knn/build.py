@@ -31,7 +31,6 @@ from ..validation import Validation
 from .cache import HELD_OUT, TEACHER, Cache, CacheReport
 from .fit import build_index, fit_retriever, open_searcher, stored_gate
 
-TEACHER_RATE = 1e-4  # of learning, where a teacher is fine-tuned
 FINETUNED = "adapted teacher"  # its kind of stage, as manifests on disk have it
 OWN = 24  # likeliest tokens of a teacher that stand for its prediction
 SEARCHED = 16384  # positions at a time: at k = 1024 their neighbours take 200 MB
@@ -189,7 +188,7 @@ def _finetune_teacher(cache: Cache, state: Accelerator) -> None:
     if cache.finetuned:
         return
     options, out = cache.options, cache.stage.folder / TEACHER
-    training = TrainOptions(options, out, epochs=options.finetune_teacher, lr=TEACHER_RATE, beta=0.0)
+    training = TrainOptions(options, out, epochs=options.finetune_teacher, beta=0.0)
     chosen, inputs = settings(training, state.num_processes), {"the kNN cache": cache.stage.identity}
     stage = open_stage(out, FINETUNED, inputs, chosen, LAYOUT, options.fresh)
     data = Data(cache.tokens("train"), None, Validation(cache.tokens("valid"), options.block), options.block)
