@@ -115,34 +115,7 @@ class _Run:
         recorded, tokens = self.step - bool(self.line), self.learner.blocks_per_step * self.data.block
         metrics = Metrics(self.stage.folder, recorded) if self.main else None
         try:
-<<<<<<< HEAD
-            tokens = self.blocks_per_step * self.data.block  # of a step
-            with progress("training", self.steps * tokens, done=step * tokens) as advance:
-                while step < self.steps:
-                    began = time.monotonic()
-                    loss, ce, kl, norm = self._gradients(step)
-                    if not math.isfinite(loss) or not math.isfinite(norm):
-                        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-                        kept = f"the state after step {saved} is kept" if saved else "nothing was saved yet"
-                        raise NumericsError(f"{what} at step {step + 1}; {kept}; use `fresh` and a lower `lr`")
-                    if main and step > saved and step % options.save_every == 0:
-                        self._save(step)  # only now: that its weights give a finite loss is known
-                        saved = step
-                    whole = False
-                    lr = self._update(step)
-                    step += 1
-                    if metrics:
-                        seconds = round(time.monotonic() - began, 3)
-                        line = {"loss": loss, "ce": ce, "kl": kl, "grad_norm": norm, "lr": lr, "seconds": seconds}
-                        if self._validates(step):
-                            line |= self._validate(step)
-                    whole = True  # only now: a step whose validation was interrupted is done again
-                    if metrics:
-                        metrics.add(step, line)
-                    advance(tokens)
-=======
-            with progress(f"training the {self.name}", self.steps * tokens) as advance:
-                advance(recorded * tokens)
+            with progress(f"training the {self.name}", self.steps * tokens, done=recorded * tokens) as advance:
                 while self.step < self.steps or self.line:
                     if not self.line:
                         self._learn()
@@ -152,7 +125,6 @@ class _Run:
                     advance(tokens)
             if self.main:
                 self._publish()
->>>>>>> baa4a18 (train: the start is measured and kept, short trials choose the rate, an interrupt loses no finished step, lambda goes from 0 to 1)
         except KeyboardInterrupt:
             self._keep()
             raise
@@ -210,20 +182,6 @@ class _Run:
         self.accelerator.wait_for_everyone()
         self.stage.reload()
 
-<<<<<<< HEAD
-    def _finish(self) -> None:
-        """Publish the weights that did best on validation text, the last ones where there is none."""
-        best = self.best
-        if best:
-            load_best(self.stage, self.weights)
-        elif self.data.validation.blocks:
-            raise NumericsError("the memory predicts NaN; use `fresh` and a lower `lr`")
-        for name, parameter in self.parameters.items():
-            parameter.data = self.weights[name]
-        write_checkpoint(self.stage, self.model.eval(), self.source.tokenizer)
-        draw_curves(self.stage.folder)
-        seen = self.steps * self.blocks_per_step
-=======
     def _learn(self) -> None:
         """Take a step. Raises NumericsError where its loss is no number."""
         began, learner = time.monotonic(), self.learner
@@ -281,7 +239,6 @@ class _Run:
         start, last = self.stage.manifest.get("start", {}), read_metrics(self.stage.folder)[-1]
         draw_curves(self.stage.folder, start)
         seen = self.steps * self.learner.blocks_per_step
->>>>>>> baa4a18 (train: the start is measured and kept, short trials choose the rate, an interrupt loses no finished step, lambda goes from 0 to 1)
         finished = {
             "steps": self.steps,
             "tokens": seen * self.data.block,

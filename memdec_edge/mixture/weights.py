@@ -3,14 +3,9 @@
 Pure arithmetic; knows nothing of rows and models.
 """
 
-<<<<<<< HEAD
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-=======
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
->>>>>>> baa4a18 (train: the start is measured and kept, short trials choose the rate, an interrupt loses no finished step, lambda goes from 0 to 1)
+from dataclasses import dataclass, replace
 
 from memdec_edge.errors import OptionError
 from memdec_edge.mixture.rows import MAX_MEMORIES, TEMPERATURES
