@@ -84,6 +84,8 @@ def convert(options: ConvertOptions) -> ConvertReport:
                 quantized = make_quantized(whole, part, options.quantized, options.outfile)
     if verification and verification.token_difference:
         warnings.append(verification.token_difference)
+    if quantized:
+        warnings += quantized.warnings
     size, outtype = options.outfile.stat().st_size, quantized.outtype if quantized else written
     return ConvertReport(options.outfile, outtype, size, len(planned), tuple(warnings), verification, quantized)
 

@@ -1,10 +1,11 @@
-"""GGUF -> smaller GGUF: llama.cpp's own quantiser, and how far the result is from what it was made of.
+"""GGUF -> smaller GGUF: llama.cpp's own quantiser, and how far the result is from its source.
 
-The quantiser runs in a process of its own: it works for minutes in one C call, which Ctrl-C could not stop here, and
-where it finds what it did not expect it ends its process. Knows nothing of checkpoints.
+The quantiser runs in a process of its own. It works for minutes in one C call, which Ctrl-C could not stop here; and
+where it finds what it did not expect, it ends its process. Knows nothing of checkpoints.
 """
 
 import os
+import re
 import subprocess
 import sys
 from contextlib import closing
@@ -24,6 +25,9 @@ from memdec_edge.options import QuantizeOptions, QuantTypes
 
 from .compare import Distance, distance, rows, windows
 
+MIN_SAME_TOP = 0.9  # less is worth a warning: of SmolLM2-135M Q6_K keeps 94 % (docs/convert.md), Q4_K_M 86 %
+# One type for each number of bits: what to try where one with fewer bits has lost too much.
+LADDER = {3: "q3_k_m", 4: "q4_k_m", 5: "q5_k_m", 6: "q6_k", 8: "q8_0"}
 UNQUANTISED = (Kind.F32, Kind.F16, Kind.BF16)
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 # Its standard input ends when the process that started it does, even if that one was killed; then it ends itself.
@@ -44,8 +48,9 @@ class QuantizeReport:
     n_bytes: int  # of the file
     n_bytes_before: int
     kinds: dict[str, int]  # tensors by their type in the file
-    reference: str  # the type of the file that it was made of, which `quality` compares with
-    quality: Distance | None
+    reference: str  # the type of the source, which `quality` compares with
+    quality: Distance | None  # None: not measured
+    warnings: tuple[str, ...]  # of a loss beyond MIN_SAME_TOP
 
 
 def quantize(options: QuantizeOptions) -> QuantizeReport:
@@ -62,8 +67,8 @@ def quantize(options: QuantizeOptions) -> QuantizeReport:
 def make_quantized(
     source: Path, part: Path, types: QuantTypes, outfile: Path, allow_requantize: bool = False
 ) -> QuantizeReport:
-    """As quantize(), to the path `part`, which `outfile` will take the place of."""
-    documents = read_documents(types.text or GENERAL)  # what is wrong with them is said before the long work
+    """As quantize(), to the path `part`, which the caller renames to `outfile`."""
+    documents = read_documents(types.text or GENERAL)  # first: what is wrong with them is said before the long work
     with Header(source) as header:
         guard.refuse_what_aborts(header)
         tensors = [*header.tensors, *parts.tensors_of_others(header)]
@@ -72,7 +77,7 @@ def make_quantized(
             source, f"is quantised already ({found}); quantise the F16 or F32 file, or `allow_requantize` and lose more"
         )
     if told := _run(source, part, types, embedding_type(types, tensors), allow_requantize):
-        if "iostream" in told:  # all that C++ says of a full disk
+        if "iostream" in told:  # C++ says no more of a full disk
             raise OutputError(outfile, "no space, or a limit on the size of files")
         raise ModelFileError(source, f"llama.cpp cannot quantise it to {types.outtype} ({told:.200})")
     kinds: dict[str, int] = {}
@@ -81,11 +86,26 @@ def make_quantized(
     reference = _name(next((tensor.kind for tensor in tensors if len(tensor.shape) > 1), Kind.F32))
     sizes = parts.n_bytes(part), parts.n_bytes(source)
     quality = _quality(source, part, documents, types.quality_tokens) if types.quality_tokens else None
-    return QuantizeReport(outfile, types.outtype, *sizes, kinds, reference, quality)
+    warnings = _warnings(types.outtype, quality, reference)
+    return QuantizeReport(outfile, types.outtype, *sizes, kinds, reference, quality, warnings)
+
+
+def _warnings(outtype: str, quality: Distance | None, reference: str) -> tuple[str, ...]:
+    if quality is None or quality.same_top >= MIN_SAME_TOP:
+        return ()
+    found = re.search(r"\d+", outtype)
+    bits = int(found[0]) if found else 0
+    better = next((name for more, name in LADDER.items() if more > bits), reference)
+    kept = f"{outtype} keeps the likeliest token at {quality.same_top:.1%} of positions, less than {MIN_SAME_TOP:.0%}"
+    return (f"{kept}; {better.upper()} keeps more",)
 
 
 def embedding_type(types: QuantTypes, tensors: list[TensorInfo]) -> str:
-    """What is asked for, or q8_0 for an embedding that is the head too where the type is smaller; else llama.cpp's."""
+    """The type of the embedding to ask llama.cpp for; "" leaves the choice to llama.cpp.
+
+    It is the one that `types` names. Without one it is q8_0 for an embedding that is the head too, in files of smaller
+    types.
+    """
     tied = HEAD not in {tensor.name for tensor in tensors}
     if types.token_embedding or not tied or types.outtype in ("f32", "f16", "bf16", "q8_0"):
         return types.token_embedding
@@ -93,6 +113,7 @@ def embedding_type(types: QuantTypes, tensors: list[TensorInfo]) -> str:
 
 
 def _first_quantised(tensors: list[TensorInfo]) -> str:
+    """Name and type of the first quantised tensor, or ""."""
     for tensor in tensors:
         if tensor.kind not in UNQUANTISED:
             return f"{tensor.name} is {_name(tensor.kind)}"
@@ -100,7 +121,7 @@ def _first_quantised(tensors: list[TensorInfo]) -> str:
 
 
 def _name(kind: int) -> str:
-    """Of a ggml type; llama.cpp may have newer ones than gguf."""
+    """The name of a ggml type; llama.cpp may know newer ones than gguf."""
     return Kind(kind).name if kind in set(Kind) else f"type {kind}"
 
 

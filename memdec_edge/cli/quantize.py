@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 from memdec_edge.cli.flags import Flags, Given, of, spread
-from memdec_edge.cli.output import print_json
+from memdec_edge.cli.output import print_json, warn
 from memdec_edge.cli.parameters import Json
 from memdec_edge.options import QuantizeOptions, QuantTypes
 
@@ -26,6 +26,7 @@ def quantize(
     from memdec_edge.convert import quantize as run_quantization
 
     report = run_quantization(options)
+    warn(report.warnings)
     print(f"{report.outfile}  {report.n_bytes / 1e6:.1f} MB  {report.outtype}")
     print_quality(report)
     if json_:

@@ -12,7 +12,7 @@ import pytest
 from llama_cpp import Llama
 
 from memdec_edge.convert import quantize
-from memdec_edge.convert.quantize import EMBEDDING, HEAD
+from memdec_edge.convert.quantize import EMBEDDING, HEAD, MIN_SAME_TOP
 from memdec_edge.errors import ExistingOutputError, MissingFileError, ModelFileError, OptionError
 from memdec_edge.gguf import metadata
 from memdec_edge.options import ConvertOptions, QuantizeOptions, QuantTypes
@@ -93,6 +93,21 @@ def test_less_is_lost_with_more_bits(wide: Path, tmp_path: Path) -> None:
         assert quality is not None
         lost.append(quality.mean_kl)
     assert lost == sorted(lost)
+
+
+def test_a_type_that_loses_too_much_is_a_warning_that_names_one_with_more_bits(wide: Path, tmp_path: Path) -> None:
+    for kind, better in (("q2_k", "Q3_K_M"), ("q4_k_m", "Q5_K_M"), ("q8_0", "")):
+        report = quantize(QuantizeOptions(wide, tmp_path / f"{kind}.gguf", QuantTypes(kind, quality_tokens=300)))
+        assert report.quality is not None
+        assert (report.quality.same_top < MIN_SAME_TOP) == bool(better)
+        kept = f"{kind} keeps the likeliest token at {report.quality.same_top:.1%} of positions, less than 90%"
+        assert report.warnings == ((f"{kept}; {better} keeps more",) if better else ())
+
+
+def test_converting_to_a_type_that_loses_too_much_is_a_warning_too(tmp_path: Path, out: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", hidden=256, layers=1)
+    (warning,) = to_gguf(checkpoint, out, "q2_k", types=QuantTypes(quality_tokens=300)).warnings
+    assert warning.endswith("less than 90%; Q3_K_M keeps more")
 
 
 def test_the_loss_is_measured_on_the_text_given(wide: Path, tmp_path: Path) -> None:
