@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from memdec_edge.errors import ExistingOutputError, OutputError
-from memdec_edge.files import atomic_path, is_leftover, refuse_existing, write_text
+from memdec_edge.files import atomic_path, is_leftover, refuse_existing, shown_name, write_text
 
 # Writes half a file under the name given, says so, and waits to be ended.
 WRITER = """
@@ -114,3 +114,7 @@ def test_a_write_removes_what_killed_ones_left_in_the_folder_but_not_what_others
     with atomic_path(tmp_path / "mine") as part:
         part.write_text("mine")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alive", "mine"]
+
+
+def test_the_name_of_a_file_is_text_whatever_its_bytes() -> None:
+    assert shown_name(Path(os.fsdecode(b"folder/caf\xe9 \xc3\xa9.gguf"))) == "caf\ufffd é.gguf"

@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from memdec_edge.errors import OutputError
-from memdec_edge.files import sha256, write_text
+from memdec_edge.files import sha256, shown_name, write_text
 from memdec_edge.gguf import metadata
 from memdec_edge.gguf.origin import MAX_TEXTS, TEXTS
 from memdec_edge.options import TrainOptions
@@ -80,7 +80,7 @@ def write_facts(
 
     tau None: it imitated no retriever. texts: SHA-256 of the files that it was trained on.
     """
-    domain = options.domain or options.cache.corpus.stem
+    domain = options.domain or Path(shown_name(options.cache.corpus)).stem
     train: dict[str, str | int | float] = {
         "beta": options.beta,
         "teacher": teacher,

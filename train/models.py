@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from memdec_edge.errors import MissingFileError, ModelFileError
-from memdec_edge.files import sha256
+from memdec_edge.files import sha256, shown_name
 from memdec_edge.gguf import parts
 from memdec_edge.gguf.header import Header
 from memdec_edge.gguf.metadata import model_name
@@ -90,7 +90,7 @@ def _load(path: Path, stamp: tuple[tuple[str, int], ...]) -> Source:
         gguf = Model(path, vocab_only=True)
         _mend_tokenizer(gguf, tokenizer)
     encoder = gguf_encoder(gguf) if is_gguf else _folder_encoder(path, tokenizer)
-    name = path.stem if is_gguf else model_name(path)["general.name"]
+    name = Path(shown_name(path)).stem if is_gguf else model_name(path)["general.name"]
     return Source(path, name, model.eval(), tokenizer, encoder)
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from memdec_edge.errors import ModelFileError, NumericsError
+from memdec_edge.files import shown_name
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.tap import Tap
@@ -158,7 +159,8 @@ class LlamaTeacher(Teacher):
     def __init__(self, path: Path, kind: str) -> None:
         options = LoadOptions(n_batch=LLAMA_BATCH)
         self._model, self._options = Model(path, n_gpu_layers=options.n_gpu_layers), options
-        self.name, self.encoder, self.n_vocab = path.stem, gguf_encoder(self._model), self._model.n_vocab
+        self.name = Path(shown_name(path)).stem
+        self.encoder, self.n_vocab = gguf_encoder(self._model), self._model.n_vocab
         self.n_ctx, self.width = self._model.n_ctx_train, self._model.n_embd
         tensor = f"ffn_norm-{self._model.n_layer - 1}" if kind == "mlp_input" else "result_norm"
         self._tap = Tap(tensor, self.width, LLAMA_BATCH)

@@ -49,10 +49,10 @@ def bench(
     verbose: Verbose = False,
     json_: Json = False,
 ) -> None:
-    """Speed of base, memories and mixture, with drafts and without.
+    """Measure the speed of base, memories and mixture.
 
-    All continue the same prompts in turns, without stopping at the end of a text. The base alone is also run by
-    llama-cpp-python's Llama.generate with the same settings.
+    The mixture runs with drafts and without. All continue the same prompts in turns, without stopping at the end of a
+    text. llama-cpp-python's Llama.generate runs the base alone too, with the same settings.
     """
     chosen = memory_options(memory, scaled)
     options, sampler, loading = measure(), sampling(), load()

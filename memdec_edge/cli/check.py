@@ -16,9 +16,9 @@ from memdec_edge.errors import PairingError
 def check(
     *, model: Base, memory: Annotated[Path, typer.Option("-M", "--memory", metavar="FILE", help="Memory GGUF.")]
 ) -> None:
-    """Do a base and a memory share a vocabulary?
+    """Check that a base and a memory share a vocabulary.
 
-    Exit code 0 or 1; the first difference is named.
+    The exit code is 0 or 1. An error names the first difference.
     """
     from memdec_edge.llama.model import Model
     from memdec_edge.llama.pairing import require_match

@@ -40,7 +40,7 @@ def eval_(
     verbose: Verbose = False,
     json_: Json = False,
 ) -> None:
-    """Perplexity of base, memories and mixture on a text.
+    """Measure the perplexity of base, memories and mixture on a text.
 
     A sweep over lambda comes with it. Of a folder with split files the test split is scored.
     """

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from functools import partial, wraps
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin
 
 import typer
 
@@ -32,6 +32,13 @@ class Flags:
 Given = Annotated[Callable[..., Options], Flags()]
 
 
+class Group(NamedTuple):
+    """A dataclass of options, and those of its fields that a command has flags for."""
+
+    kind: Any
+    fields: dict[str, Field[Any]]
+
+
 class CommandError(Exception):
     """What main() shows of an error: one line, and the exit code."""
 
@@ -41,48 +48,41 @@ class CommandError(Exception):
 
 
 def flag(about: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Any:
-    """Typer's description of an option or argument, from the metadata of a field."""
+    """Return Typer's description of an option or argument, from the metadata of a field."""
     how: dict[str, Any] = {"metavar": about.get("metavar"), "help": spell(about.get("help", ""), names or {})}
     return typer.Option(*about["flags"], **how) if about["flags"] else typer.Argument(**how)
 
 
 def of(options: type, name: str) -> Any:
-    """flag() of one field of a dataclass."""
+    """Return flag() of one field of a dataclass."""
     found = flag(next(each.metadata for each in fields(options) if each.name == name))
     found.field = name
     return found
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """The command that Typer sees: each parameter of Flags has become one for each field that has a flag.
+    """Return the command that Typer sees: instead of each parameter of Flags, one for each flag of its dataclass.
 
     Errors that the command raises name fields; the ones that leave it are CommandErrors, which name its flags.
     """
-    plain: list[inspect.Parameter] = []
-    groups: dict[str, tuple[Any, dict[str, Field[Any]]]] = {}
-    for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        mark = next((item for item in get_args(parameter.annotation) if isinstance(item, Flags)), None)
-        if mark is None:
-            plain.append(parameter)
-            continue
-        kind = get_args(get_args(parameter.annotation)[0])[-1]  # Annotated[Callable[..., KIND], Flags()]
-        shown = (each for each in fields(kind) if each.metadata.get("flags") or each.metadata.get("metavar"))
-        groups[parameter.name] = kind, {each.name: each for each in shown if each.name not in mark.without}
-        plain.append(parameter)
-    names = _names(plain, groups)
+    given = list(inspect.signature(command, eval_str=True).parameters.values())
+    groups = {parameter.name: group for parameter in given if (group := _group(parameter))}
+    names: dict[str, str] = {}
+    for parameter in given:
+        names |= _names_of_group(groups[parameter.name]) if parameter.name in groups else _names_of(parameter)
     parameters: list[inspect.Parameter] = []
-    for parameter in plain:
+    for parameter in given:
         if parameter.name in groups:
-            parameters += [_parameter(each, names) for each in groups[parameter.name][1].values()]
+            parameters += [_parameter(each, names) for each in groups[parameter.name].fields.values()]
         else:
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            parameters.append(parameter)
 
     @wraps(command)
-    def spread_out(**given: Any) -> None:
+    def spread_out(**values: Any) -> None:
         try:
-            for group, (kind, chosen) in groups.items():
-                given[group] = partial(kind, **{name: _value(each, given.pop(name)) for name, each in chosen.items()})
-            command(**given)
+            for name, (kind, chosen) in groups.items():
+                values[name] = partial(kind, **{key: _value(each, values.pop(key)) for key, each in chosen.items()})
+            command(**values)
         except MemdecError as error:
             raise CommandError(error.spelled(names), error.exit_code) from error
 
@@ -91,7 +91,7 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def unknown_flag(error: typer.TyperException, arguments: Sequence[str]) -> str:
-    """What to say where an unknown flag of several letters was read as a short flag with a value; empty elsewhere.
+    """Return what to say where an unknown flag of several letters was read as a short flag with a value; else "".
 
     To the parser `-cnv` is `-c nv`; a user of llama.cpp means one flag.
     """
@@ -100,24 +100,33 @@ def unknown_flag(error: typer.TyperException, arguments: Sequence[str]) -> str:
     return f"No such option: {meant[0]}" if meant else ""
 
 
-def _names(
-    parameters: list[inspect.Parameter], groups: Mapping[str, tuple[Any, dict[str, Field[Any]]]]
-) -> dict[str, str]:
-    """Field -> the flag that messages name: the first long one; of an argument its metavar."""
-    names = {}
-    for parameter in parameters:
-        if parameter.name in groups:
-            for each in groups[parameter.name][1].values():
-                names[each.name] = _long(each.metadata["flags"], each.metadata.get("metavar"))
-        else:
-            for item in get_args(parameter.annotation)[1:]:
-                decls = (item.default, *(item.param_decls or ()))  # in Annotated the first one is where a default was
-                names[parameter.name] = _long([text for text in decls if isinstance(text, str)], item.metavar)
-                names[getattr(item, "field", parameter.name)] = names[parameter.name]
+def _group(parameter: inspect.Parameter) -> Group | None:
+    """The dataclass of Annotated[Callable[..., KIND], Flags()] and its fields with flags; None for other parameters."""
+    mark = next((item for item in get_args(parameter.annotation) if isinstance(item, Flags)), None)
+    if mark is None:
+        return None
+    kind = get_args(get_args(parameter.annotation)[0])[-1]
+    shown = (each for each in fields(kind) if each.metadata.get("flags") or each.metadata.get("metavar"))
+    return Group(kind, {each.name: each for each in shown if each.name not in mark.without})
+
+
+def _names_of_group(group: Group) -> dict[str, str]:
+    """Field -> what messages call it."""
+    return {name: _long(each.metadata["flags"], each.metadata.get("metavar")) for name, each in group.fields.items()}
+
+
+def _names_of(parameter: inspect.Parameter) -> dict[str, str]:
+    """The parameter's name, and the field that of() made it from -> what messages call both."""
+    names: dict[str, str] = {}
+    for item in get_args(parameter.annotation)[1:]:
+        decls = (item.default, *(item.param_decls or ()))  # in Annotated the first one is where a default was
+        found = _long([text for text in decls if isinstance(text, str)], item.metavar)
+        names |= {parameter.name: found, getattr(item, "field", parameter.name): found}
     return names
 
 
 def _long(flags: Iterable[str], metavar: str | None) -> str:
+    """The first long flag, of an argument its metavar."""
     found = next((flag for flag in flags if flag.startswith("--")), metavar or "")
     return found.partition("/")[0]
 

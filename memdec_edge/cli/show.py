@@ -12,7 +12,7 @@ from memdec_edge.cli.parameters import Json
 
 @spread
 def show(*, file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF.")], json_: Json = False) -> None:
-    """What a memory GGUF says about itself."""
+    """Print what a memory GGUF says about itself."""
     from memdec_edge.gguf import metadata, parts
 
     values, _ = metadata.read(file)

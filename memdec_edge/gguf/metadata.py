@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memdec_edge.errors import ModelFileError
+from memdec_edge.files import shown_name
 from memdec_edge.gguf.header import FLOAT32, Header, Scalar, TensorInfo
 
 PREFIX = "memdec_edge."
@@ -151,7 +152,7 @@ def model_name(folder: Path | str) -> dict[str, str]:
     path = Path(folder).resolve()
     kind, *names = path.parent.parent.name.split("--")
     if path.parent.name != "snapshots" or kind != "models" or not names:
-        return {"general.name": path.name}
+        return {"general.name": shown_name(path)}
     organization = {"general.organization": names[0]} if len(names) > 1 else {}
     return {"general.name": "--".join(names[1:] or names), **organization}
 

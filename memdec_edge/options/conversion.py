@@ -28,18 +28,29 @@ class QuantTypes(Checked):
     """What llama.cpp's quantiser makes of which tensors, and on what its loss is measured."""
 
     outtype: str = option(
-        "q4_k_m", metavar="TYPE", choices=QUANT_TYPES, help="As llama-quantize names it: Q4_K_M, Q6_K, IQ4_NL, ..."
+        "q4_k_m", metavar="TYPE", choices=QUANT_TYPES, help="Type as llama-quantize names it: Q4_K_M, Q6_K, IQ4_NL, ..."
     )
     token_embedding: str = option(
         "", "--token-embedding-type", choices=("", *TENSOR_TYPES),
-        help="Default: q8_0 where it is the head too, else llama.cpp's.",
+        help="Type of the embedding. Default: q8_0 where it is the head too, else as llama.cpp chooses.",
     )  # fmt: skip
     output_tensor: str = option(
-        "", "--output-tensor-type", choices=("", *TENSOR_TYPES), help="Of the head. Default: llama.cpp's."
+        "", "--output-tensor-type", choices=("", *TENSOR_TYPES), help="Type of the head. Default: as llama.cpp chooses."
     )
     # None: a page of general English
-    text: Path | None = option(None, "--text", metavar="PATH", help="Text to measure the loss of quantising on.")
-    quality_tokens: int = option(4096, "--quality-tokens", low=0, high=INT_MAX, help="Tokens of it; 0: not measured.")
+    text: Path | None = option(
+        None,
+        "--text",
+        metavar="PATH",
+        help="Text to measure the loss of quantising on. Default: a page of general English.",
+    )
+    quality_tokens: int = option(
+        4096,
+        "--quality-tokens",
+        low=0,
+        high=INT_MAX,
+        help="Tokens to measure that loss on; 0: none, it is not measured.",
+    )
 
     @property
     def of_tensors(self) -> dict[str, str]:
@@ -55,7 +66,7 @@ class QuantizeOptions(Checked):
     source: Path = field(metadata=about(metavar="SOURCE", help="GGUF in f32, f16 or bf16."))
     outfile: Path = field(metadata=about(metavar="OUTFILE", help="GGUF to write."))
     types: QuantTypes = QuantTypes()
-    allow_requantize: bool = option(False, "--allow-requantize", help="Take a source that is quantised already.")
+    allow_requantize: bool = option(False, "--allow-requantize", help="Accept a source that is quantised already.")
     overwrite: bool = field(default=False, metadata=OVERWRITE)
 
 
@@ -63,16 +74,16 @@ class QuantizeOptions(Checked):
 class ConvertOptions(Checked):
     """Checkpoint folder -> GGUF."""
 
-    checkpoint: Path = field(metadata=about(metavar="DIR", help="HF checkpoint folder."))
+    checkpoint: Path = field(metadata=about(metavar="DIR", help="Checkpoint folder in the layout of Hugging Face."))
     outfile: Path = field(metadata=about("--outfile", metavar="FILE", help="GGUF to write."))
     outtype: str = option(
         "q8_0", "--outtype", choices=dict.fromkeys(OUT_TYPES + QUANT_TYPES),
-        help="f32, f16, bf16, q8_0, auto, or a type of quantize.",
+        help="Type of the weights: f32, f16, bf16, q8_0, auto, or a type of quantize.",
     )  # fmt: skip
     base: Path | None = option(None, "--base", metavar="FILE", help="GGUF whose tokenizer is copied byte for byte.")
-    role: str = option("memory", "--role", choices=ROLES, help="memory, or model for a plain base.")
+    role: str = option("memory", "--role", choices=ROLES, help="Role of the file: memory, or model for a plain base.")
     verify: bool | None = option(
-        None, "--verify/--no-verify", help="Compare with PyTorch. Default: where it is installed."
+        None, "--verify/--no-verify", help="Compare the file with PyTorch. Default: where PyTorch is installed."
     )
     overwrite: bool = field(default=False, metadata=OVERWRITE)
     types: QuantTypes = QuantTypes()  # where `outtype` is none of OUT_TYPES; its own outtype does not count

@@ -34,6 +34,7 @@ class About(TypedDict, total=False):
     high: float
     choices: Iterable[str]
     none: str  # the word that stands for None where a value is written
+    unicode: bool  # whether a path must be UTF-8, since libraries that write there take no other
 
 
 def about(*flags: str, **rest: Unpack[About]) -> Mapping[str, Any]:
@@ -77,8 +78,8 @@ def _check_item(each: Field[Any], value: Any, kinds: tuple[Any, ...]) -> None:
     for kind, allowed, name in KINDS:
         if kind in kinds and (not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool)):
             raise OptionError(each.name, value, f"must be {name}")
-    if isinstance(value, str):
-        check_text(each.name, value)
+    if isinstance(value, str) or each.metadata.get("unicode"):
+        check_text(each.name, str(value))
     if choices := each.metadata.get("choices"):
         check_choice(each.name, value, tuple(choices))
     if "low" in each.metadata:

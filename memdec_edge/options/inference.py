@@ -24,7 +24,7 @@ TOTAL_LAMBDA = about(
 )  # fmt: skip
 DRAFT = about(
     "--draft", metavar="N|auto", low=0, high=MAX_DRAFT, none="auto",
-    help=f"Tokens, 0 to {MAX_DRAFT}, that memories draft; a matter of speed.",
+    help=f"Tokens, 0 to {MAX_DRAFT}, that memories draft for each pass of the base: the same text, faster.",
 )  # fmt: skip
 
 
@@ -33,7 +33,9 @@ class LoadOptions(Checked):
     """How models are opened. What has no name of its own for memories serves base and memories alike."""
 
     # cells, one per token, for all sessions together
-    n_ctx: int = option(4096, "-c", "--ctx-size", low=0, high=1 << 24, help="Context, tokens; 0: as trained.")
+    n_ctx: int = option(
+        4096, "-c", "--ctx-size", low=0, high=1 << 24, help="Size of the context in tokens; 0: as trained."
+    )
     n_batch: int = option(
         512, "-b", "--batch-size", low=1, high=1 << 16, help="Tokens evaluated in one pass of prefill."
     )
@@ -53,7 +55,12 @@ class LoadOptions(Checked):
         help="Layers of each memory on the GPU. Default: as the base's.",
     )  # fmt: skip
     flash_attn: str = option(
-        "auto", "-fa", "--flash-attn", metavar="on|off|auto", choices=("on", "off", "auto"), help="Flash attention."
+        "auto",
+        "-fa",
+        "--flash-attn",
+        metavar="on|off|auto",
+        choices=("on", "off", "auto"),
+        help="Use of flash attention.",
     )
     cache_type_k: str = option(
         "f16", "-ctk", "--cache-type-k", choices=CACHE_TYPES, help="Type of the K cache: f32, f16, q8_0, ..."
@@ -81,7 +88,7 @@ class MemoryOptions(Checked):
     path: Path = field(metadata=about("-M", "--memory", metavar="FILE", help="Memory GGUF; repeatable."))
     weight: float | None = option(
         None, "--memory-scaled", metavar="FILE:LAMBDA", low=0.0, high=1.0,
-        help="Memory with a literal weight; repeatable.",
+        help="Memory GGUF with a weight of its own; repeatable.",
     )  # fmt: skip
 
 
@@ -90,18 +97,36 @@ class SamplingOptions(Checked):
     """The sampler chain, in llama.cpp's terms and with its defaults."""
 
     temperature: float = option(0.8, "--temp", low=0.0, high=100.0, help="Temperature; 0: greedy.")
-    top_k: int = option(40, "--top-k", low=0, high=INT_MAX, help="0: off.")
-    top_p: float = option(0.95, "--top-p", low=0.0, high=1.0, help="1: off.")
-    min_p: float = option(0.05, "--min-p", low=0.0, high=1.0, help="0: off.")
-    repeat_penalty: float = option(1.0, "--repeat-penalty", low=0.01, high=100.0, help="Of generated tokens; 1: off.")
-    repeat_last_n: int = option(
-        64, "--repeat-last-n", low=-1, high=1 << 24, help="Tokens that penalties look at; -1: the context."
+    top_k: int = option(40, "--top-k", low=0, high=INT_MAX, help="Sample from the K likeliest tokens; 0: from all.")
+    top_p: float = option(
+        0.95,
+        "--top-p",
+        low=0.0,
+        high=1.0,
+        help="Sample from the likeliest tokens that have this probability together; 1: from all.",
     )
-    presence_penalty: float = option(0.0, "--presence-penalty", low=-2.0, high=2.0, help="0: off.")
-    frequency_penalty: float = option(0.0, "--frequency-penalty", low=-2.0, high=2.0, help="0: off.")
+    min_p: float = option(
+        0.05, "--min-p", low=0.0, high=1.0, help="Drop tokens below this share of the highest probability; 0: none."
+    )
+    repeat_penalty: float = option(
+        1.0, "--repeat-penalty", low=0.01, high=100.0, help="Penalty on tokens that occurred; 1: none."
+    )
+    repeat_last_n: int = option(
+        64, "--repeat-last-n", low=-1, high=1 << 24, help="Last tokens that penalties look at; -1: the whole context."
+    )
+    presence_penalty: float = option(
+        0.0, "--presence-penalty", low=-2.0, high=2.0, help="Amount that a token which occurred loses; 0: none."
+    )
+    frequency_penalty: float = option(
+        0.0,
+        "--frequency-penalty",
+        low=-2.0,
+        high=2.0,
+        help="Amount that a token loses for each time it occurred; 0: none.",
+    )
     grammar: str = option("", "--grammar", help="GBNF grammar that the text follows.")
     json_schema: str = option("", "-j", "--json-schema", help="JSON schema that the text follows.")
-    seed: int = option(-1, "-s", "--seed", low=-1, high=2**32 - 2, help="-1: a random one.")
+    seed: int = option(-1, "-s", "--seed", low=-1, high=2**32 - 2, help="Seed of sampling; -1: a random one.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,11 +139,13 @@ class GenerationOptions(Checked):
     """When generation ends, and how far memories may run ahead; the text does not depend on that."""
 
     n_predict: int = option(
-        -1, "-n", "--predict", low=-1, high=1 << 24, help="Tokens at most; -1: to the context's end."
+        -1, "-n", "--predict", low=-1, high=1 << 24, help="Tokens to generate at most; -1: up to the context's end."
     )
     # end-of-generation tokens are not sampled
-    ignore_eos: bool = option(False, "--ignore-eos", help="Exactly `n_predict` tokens.")
-    stop: tuple[str, ...] = option((), "-r", "--stop", help="Text that ends generation; repeatable.")
+    ignore_eos: bool = option(
+        False, "--ignore-eos", help="Generate exactly `n_predict` tokens, past the end of the text."
+    )
+    stop: tuple[str, ...] = option((), "-r", "--stop", help="Text that ends generation and is left out; repeatable.")
     draft: int | None = field(default=None, metadata=DRAFT)  # None: chosen by measurement
 
     def __post_init__(self) -> None:
@@ -132,11 +159,13 @@ class EvalOptions(Checked):
     """Perplexity: one definition everywhere. Only tokens new to a window are scored."""
 
     window: int = option(1024, "--window", low=2, high=1 << 20, help="Tokens of a window.")
-    stride: int = option(512, "--stride", low=1, high=1 << 20, help="New tokens of a window, those scored.")
-    max_tokens: int = option(
-        0, "--max-tokens", low=0, high=INT_MAX, help="Score a sample of at most this many, evenly spaced; 0: all."
+    stride: int = option(
+        512, "--stride", low=1, high=1 << 20, help="Tokens from one window to the next, those that are scored."
     )
-    lambdas: tuple[float, ...] = option(LAMBDAS[::2], low=0.0, high=1.0, help="The sweep.")
+    max_tokens: int = option(
+        0, "--max-tokens", low=0, high=INT_MAX, help="Tokens to score at most, in evenly spaced windows; 0: all."
+    )
+    lambdas: tuple[float, ...] = option(LAMBDAS[::2], low=0.0, high=1.0, help="Weights of the sweep.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,7 +177,7 @@ class BenchOptions(Checked):
     """How speed is measured: how long prompts and continuations are, and how many of them."""
 
     prompt_tokens: int = option(256, "--prompt-tokens", low=2, high=1 << 20, help="Tokens of a prompt.")
-    n_predict: int = option(128, "-n", "--predict", low=1, high=1 << 20, help="New tokens after each prompt.")
+    n_predict: int = option(128, "-n", "--predict", low=1, high=1 << 20, help="Tokens generated after each prompt.")
     repetitions: int = option(
         5, "--repetitions", low=1, high=1000, help="Prompts that each system continues; figures are medians."
     )

@@ -9,7 +9,7 @@ KEYS = ("mlp_input", "hidden")  # what a teacher's key is; train/teacher.py
 TARGETS = ("knn-lm", "knn")  # what a memory imitates; train/targets.py
 SEARCHES = ("auto", "exact", "ivfpq", "hnsw")  # how neighbours are found; train/knn/approximate.py
 DOMAINS = ("medicine", "licences")  # of the demo; workflow/corpora.py
-OUT = about("--out", metavar="DIR", help="Output folder.")
+OUT = about("--out", metavar="DIR", unicode=True, help="Output folder.")
 
 
 @dataclass(frozen=True)
@@ -22,42 +22,45 @@ class CacheOptions(Checked):
     (benchmarks/LOG.md).
     """
 
-    teacher: Path = field(metadata=about("--teacher", metavar="PATH", help="Teacher: HF folder or GGUF."))
+    teacher: Path = field(metadata=about("--teacher", metavar="PATH", help="Teacher: Hugging Face folder or GGUF."))
     corpus: Path = field(
         metadata=about("--corpus", metavar="PATH", help="Text: .txt, .md, .jsonl, or a folder of them.")
     )
     out: Path = field(metadata=OUT)
     finetune_teacher: float = option(
         2.0, "--finetune-teacher", metavar="EPOCHS", low=0.0, high=1e6,
-        help="First fine-tune a copy of the teacher on the text; 0: take it as it is.",
+        help="Epochs that fine-tune a copy of the teacher on the text first; 0: none.",
     )  # fmt: skip
     # mlp_input is the paper's, and better than the last hidden state (benchmarks/LOG.md)
-    key: str = option("mlp_input", "--key", choices=KEYS, help="What a key is: mlp_input or hidden, of the last layer.")
+    key: str = option(
+        "mlp_input", "--key", choices=KEYS, help="Kind of key, taken from the last layer: mlp_input or hidden."
+    )
     # knn is what 2508.09874 does
     target: str = option(
         "knn-lm", "--target", choices=TARGETS,
-        help="What is imitated: the retriever (knn), or it and the teacher (knn-lm).",
+        help="Target of imitation: the retriever (knn), or retriever and teacher (knn-lm).",
     )  # fmt: skip
     k: int = option(1024, "--k", low=1, high=1 << 20, help="Neighbours per position.")  # 2508.09874 uses 1024
     knn_temp: float | None = option(
         None, "--knn-temp", metavar="T|auto", low=1e-6, high=1e12, none="auto",
-        help="tau of exp(-d^2/tau), squared L2; auto: the best on validation text.",
+        help="Temperature tau of exp(-d^2/tau), d the L2 distance; auto: the best on validation text.",
     )  # fmt: skip
     search: str = option(
-        "auto", "--search", choices=SEARCHES, help="exact, ivfpq, hnsw; auto: exact where that is fast."
+        "auto",
+        "--search",
+        choices=SEARCHES,
+        help="Search for neighbours: exact, ivfpq or hnsw; auto: exact where that is fast.",
     )
     top_mass: float = option(
         0.95, "--top-mass", low=0.01, high=1.0,
-        help="Of a target that is kept, in 200 bytes a token at most; 1: all.",
+        help="Share of each target that is kept, in 200 bytes a token at most; 1: all.",
     )  # fmt: skip
     block: int = option(512, "--block", low=8, high=1 << 20, help="Tokens of context in training and caching.")
     batch: int = option(4, "--batch", low=1, high=4096, help="Blocks in one pass.")
     # of documents, where the corpus has no validation split or no test split of its own
     valid_fraction: float = option(0.05, low=0.0, high=0.5, help="Share of the text that is kept for validation.")
     test_fraction: float = option(0.05, low=0.0, high=0.5, help="Share of the text that is kept for testing.")
-    max_tokens: int = option(
-        0, "--max-tokens", low=0, high=INT_MAX, help="Use at most this many training tokens; 0: all."
-    )
+    max_tokens: int = option(0, "--max-tokens", low=0, high=INT_MAX, help="Training tokens to use at most; 0: all.")
     seed: int = option(0, "--seed", low=0, high=INT_MAX, help="Seed of splits, order and initialisation.")
     fresh: bool = option(False, "--fresh", help="Redo what was made with other options, or is damaged.")
 
@@ -73,17 +76,28 @@ class TrainOptions(Checked):
 
     cache: CacheOptions
     out: Path = field(metadata=OUT)  # checkpoint folder
-    init: Path | None = option(None, "--init", metavar="PATH", help="HF folder or GGUF; else the teacher.")
-    from_scratch: bool = option(False, "--from-scratch", help="Fresh weights in that model's shape.")
+    init: Path | None = option(
+        None,
+        "--init",
+        metavar="PATH",
+        help="Model that the memory starts from: Hugging Face folder or GGUF. Default: the teacher.",
+    )
+    from_scratch: bool = option(False, "--from-scratch", help="Start from random weights in the shape of that model.")
     layers: int | None = option(
-        None, "--layers", low=1, high=INT_MAX, help="Keep this many layers, those that the text needs most."
+        None, "--layers", low=1, high=INT_MAX, help="Layers to keep, those that the text needs most."
     )
     # the embedding becomes a truncated SVD of the source's
-    hidden: int | None = option(None, "--hidden", low=8, high=INT_MAX, help="Smaller width.")
+    hidden: int | None = option(
+        None,
+        "--hidden",
+        low=8,
+        high=INT_MAX,
+        help="Width of the memory, smaller than that of the model it starts from.",
+    )
     epochs: float = option(4.0, "--epochs", low=1e-6, high=1e6, help="Passes over the text.")
     steps: int = option(0, "--steps", low=0, high=INT_MAX, help="Optimiser steps; 0: as `epochs` asks.")
     # L = beta * KL(target || p_mem) + (1 - beta) * CE; 2508.09874, eq. 5
-    beta: float = option(0.5, "--beta", low=0.0, high=1.0, help="Weight of what is imitated; 0: plain fine-tuning.")
+    beta: float = option(0.5, "--beta", low=0.0, high=1.0, help="Weight of imitation, 0 to 1; 0: plain fine-tuning.")
     lr: float | None = option(
         None, "--lr", metavar="RATE|auto", low=0.0, high=1.0, none="auto",
         help="Peak learning rate; auto: the best of a few short trials on validation text.",
@@ -91,19 +105,21 @@ class TrainOptions(Checked):
     warmup: float = option(0.05, low=0.0, high=1.0, help="Share of the steps in which the learning rate rises.")
     weight_decay: float = option(0.01, low=0.0, high=1.0, help="Decay of weight matrices.")
     clip: float = option(1.0, low=1e-6, high=1e6, help="Largest norm of a step's gradient.")
-    accumulate: int = option(1, "--accumulate", low=1, high=4096, help="Passes in one step.")
-    save_every: int = option(50, "--save-every", low=1, high=INT_MAX, help="Steps from which a killed run goes on.")
+    accumulate: int = option(1, "--accumulate", low=1, high=4096, help="Passes in one optimiser step.")
+    save_every: int = option(
+        50, "--save-every", low=1, high=INT_MAX, help="Steps between the states that a stopped run goes on from."
+    )
     valid_every: int = option(
         50, "--valid-every", low=0, high=INT_MAX,
         help="Steps between validations, beside one after each epoch; 0: only at the end.",
     )  # fmt: skip
-    domain: str = option("", "--domain", help="What the memory is about; into the GGUF.")
-    license: str = option("", "--license", help="Licence of the source text, SPDX; into the GGUF.")
+    domain: str = option("", "--domain", help="Topic of the memory, for the GGUF.")
+    license: str = option("", "--license", help="Licence of the text as an SPDX id, for the GGUF.")
 
 
 @dataclass(frozen=True)
 class DemoOptions(Checked):
     """The demo: which text, how much of it."""
 
-    domain: str = option("medicine", "--domain", choices=DOMAINS, help="medicine or licences.")
-    quick: bool = option(False, "--quick", help="A smaller version, a few minutes.")
+    domain: str = option("medicine", "--domain", choices=DOMAINS, help="Text to learn: medicine or licences.")
+    quick: bool = option(False, "--quick", help="Run a smaller version, of a few minutes.")

@@ -76,6 +76,13 @@ def test_a_path_is_a_path() -> None:
     )
 
 
+def test_a_folder_that_libraries_write_into_is_utf8() -> None:
+    assert refusal(lambda: replace(CACHE, out=Path("caf\udce9"))).startswith(
+        r"out is caf\udce9: not UTF-8 at character 3"
+    )
+    assert replace(CACHE, corpus=Path("caf\udce9")).corpus.name == "caf\udce9"  # only read, by our own code
+
+
 def test_a_stride_leaves_context_in_its_window() -> None:
     assert refusal(lambda: EvalOptions(window=64, stride=64)) == "stride is 64: must be from 1 to 63"
 
