@@ -153,7 +153,7 @@ class Engine:
             self._abort.take()  # a cancel() that came too late for the session before
         holding = self.cells.admit(limit, tokens)
         try:
-            sampler = Sampler(sampling or SamplingOptions(), self.base.vocab, self.base.n_vocab, limit)
+            sampler = Sampler(sampling or SamplingOptions(), self.base, self.base.n_vocab, limit)
         except BaseException:
             self.cells.release(holding)
             raise

@@ -1,8 +1,8 @@
-"""Runs a call of llama.cpp's tokenizer on a stack that is large enough, and says which texts no stack can hold.
+"""Calls that recurse deeply get a stack that is large enough; texts that no stack can hold are refused.
 
 llama.cpp splits text with std::regex for about half of its pre-tokenizers. libstdc++ matches by recursion, one call or
 two for each character of a run (letters, blanks, `=`): 30,000 of them overflow the usual stack of 8 MiB, which ends the
-process. Knows nothing of models.
+process. llguidance recurses over a schema's references. Knows nothing of models and schemas.
 """
 
 import _thread
@@ -48,15 +48,19 @@ def _refuse(text: str, pattern: str, most: int, pretokenizer: str) -> None:
             )
 
 
-def call_with_stack(function: Callable[[], T], characters: int) -> T:
-    """Return function(), called on a stack for runs of `characters`, in a thread of its own where they are many.
+def stack_for(text: str) -> int:
+    """Return the bytes of stack that llama.cpp may need to split `text`; 0: what every thread has."""
+    return 0 if len(text) <= SHORT else BYTES_PER_CHARACTER * min(len(text), LONGEST_RUN)
+
+
+def call_with_stack(function: Callable[[], T], size: int) -> T:
+    """Return function(), called in a thread with `size` bytes of stack, or in this one where size is 0.
 
     The call is waited for even when a signal handler raises (Ctrl-C), for it uses what the caller may free; the
     exception is raised afterwards. Raises MemoryLimitError where the system gives no such stack.
     """
-    if characters <= SHORT:
+    if not size:
         return function()
-    size = BYTES_PER_CHARACTER * min(characters, LONGEST_RUN)
     results: list[T] = []
     failures: list[BaseException] = []
     done = _thread.allocate_lock()
@@ -82,9 +86,7 @@ def call_with_stack(function: Callable[[], T], characters: int) -> T:
             except BaseException as error:  # of a signal handler; Python looks at signals after the call: work() runs
                 interrupts.append(error)
         except (RuntimeError, ValueError) as error:
-            raise MemoryLimitError(
-                f"a stack of {size >> 20} MiB for a text of {characters:,} characters", "shorten or divide the text"
-            ) from error
+            raise MemoryLimitError(f"a stack of {size >> 20} MiB", "shorten or divide the text") from error
         finally:
             threading.stack_size(before)
     while not (results or failures):

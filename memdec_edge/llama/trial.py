@@ -56,7 +56,7 @@ def refuse_what_ends(header: Header, *, vocab_only: bool = False) -> None:
 
 def _try(path: Path, vocab_only: bool) -> str | None:
     """Why llama.cpp ended the child, empty where it did not, None where there was no trial."""
-    if not _can_start_python():
+    if not can_start_python():
         return None
     command = [sys.executable, "-I", "-c", CHILD, json.dumps(sys.path), os.path.abspath(path), str(int(vocab_only))]
     try:
@@ -78,7 +78,7 @@ def _try(path: Path, vocab_only: bool) -> str | None:
     return last_words(done.stderr.decode("utf-8", "replace")) or f"it ended with {done.returncode}"
 
 
-def _can_start_python() -> bool:
+def can_start_python() -> bool:
     """Whether sys.executable is a Python: in a frozen or embedding program it is that program, or nothing."""
     name = Path(sys.executable or "").name.lower()
     return name.startswith(("python", "pypy")) and not getattr(sys, "frozen", False)

@@ -17,7 +17,7 @@ import pytest
 from memdec_edge.errors import CorpusError, MemoryLimitError
 from memdec_edge.gguf.metadata import LAMBDA, MemoryMetadata
 from memdec_edge.llama.model import Model
-from memdec_edge.llama.stack import LONGEST_RUN, SHORT, call_with_stack, refuse_long_runs
+from memdec_edge.llama.stack import LONGEST_RUN, SHORT, call_with_stack, refuse_long_runs, stack_for
 from tests.conftest import Family
 from tests.support.tiny import END_OF_TEXT, TEXT, edit_gguf
 
@@ -84,24 +84,23 @@ def test_runs_that_would_take_hours_are_refused(family: Family, folder: Path, pr
             model.tokenize("x" + run * (most + 1))
 
 
-def test_a_stack_that_the_system_does_not_give_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stack_that_the_system_does_not_give_is_a_typed_error() -> None:
     before = threading.stack_size()
-    monkeypatch.setattr("memdec_edge.llama.stack.BYTES_PER_CHARACTER", 1 << 42)
-    with pytest.raises(MemoryLimitError, match=r"a stack of .* MiB for a text of 5,000 characters"):
-        call_with_stack(lambda: None, 5_000)
+    with pytest.raises(MemoryLimitError, match="a stack of 4398046511104 MiB"):
+        call_with_stack(lambda: None, 1 << 62)
     assert threading.stack_size() == before
 
 
 def test_short_texts_pay_no_thread_and_long_ones_leave_the_stack_size_as_it_was() -> None:
     before = threading.stack_size()
-    assert call_with_stack(threading.get_ident, SHORT) == threading.get_ident()
-    assert call_with_stack(threading.get_ident, SHORT + 1) != threading.get_ident()
+    assert call_with_stack(threading.get_ident, stack_for("a" * SHORT)) == threading.get_ident()
+    assert call_with_stack(threading.get_ident, stack_for("a" * (SHORT + 1))) != threading.get_ident()
     assert threading.stack_size() == before
 
 
 def test_what_the_call_raises_comes_through() -> None:
     with pytest.raises(ZeroDivisionError):
-        call_with_stack(lambda: 1 // 0, SHORT + 1)
+        call_with_stack(lambda: 1 // 0, 1 << 20)
 
 
 class AlarmError(Exception):
@@ -122,7 +121,7 @@ def test_a_signal_is_raised_after_the_call_that_uses_the_models_memory() -> None
     before = signal.signal(signal.SIGALRM, handler)
     try:
         with pytest.raises(AlarmError):
-            call_with_stack(work, SHORT + 1)
+            call_with_stack(work, 1 << 20)
     finally:
         signal.signal(signal.SIGALRM, before)
     assert finished.is_set()
