@@ -30,7 +30,9 @@ def decode_text(data: bytes, name: Path | str) -> str:
 
 def read_text(path: Path) -> str:
     """Return a text file whole; a pipe will do. Raises MissingFileError, and CorpusError for what cannot be read."""
-    if not path.exists() or path.is_dir():
+    if path.is_dir():
+        raise CorpusError(path, "is a folder; give a text file")
+    if not path.exists():
         raise MissingFileError(path, "text file")
     try:
         return decode_text(path.read_bytes(), path)

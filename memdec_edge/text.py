@@ -1,6 +1,6 @@
-"""Bytes of tokens become text that may be shown: whole UTF-8 characters, cut at the first stop string.
+"""Bytes of tokens become text to show: whole UTF-8 characters, cut at the first stop string.
 
-A token may end in the middle of a character or of a stop string; whatever might still become one is held back.
+A token may end inside a character or inside a stop string. TextStream holds back what may still become either one.
 Knows nothing of models, tokens or terminals.
 """
 
@@ -10,13 +10,13 @@ import codecs
 class TextStream:
     """Incremental UTF-8 with stop strings.
 
-    Whatever the pieces, the texts returned by `push` and `flush` join to the same: all bytes decoded at once
-    (malformed ones as U+FFFD), cut where the earliest stop string begins. Where two begin at one place, the
-    shorter counts. Text that cannot belong to a stop string is returned at once.
+    The texts that `push` and `flush` return join to one text, however the bytes were cut into pieces. It is all bytes
+    decoded at once (malformed ones as U+FFFD), up to where the earliest stop string begins. Of two that begin at one
+    place the shorter counts. `push` returns text at once that cannot belong to a stop string.
     """
 
     def __init__(self, stop: tuple[str, ...] = ()) -> None:
-        """`stop`: strings of at least one character; they end the text and are not part of it."""
+        """stop: strings of at least one character, which end the text and are no part of it."""
         self._stops = sorted(stop, key=len)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""  # decoded and not shown: it may be the beginning of a stop string
@@ -24,15 +24,15 @@ class TextStream:
 
     @property
     def stopped(self) -> bool:
-        """True once a stop string was found; what is pushed after it is ignored."""
+        """Whether a stop string has ended the text; later pieces are ignored."""
         return self.stop is not None
 
     def push(self, piece: bytes) -> str:
-        """Take the bytes of one token, give the text that may be shown now (often "")."""
+        """Take the bytes of one token; return the text to show now, often ""."""
         return self._advance(piece, final=False)
 
     def flush(self) -> str:
-        """End of the bytes: give what was held back; an unfinished character becomes U+FFFD."""
+        """End the bytes; return what was held back, with an unfinished character as U+FFFD."""
         return self._advance(b"", final=True)
 
     def _advance(self, piece: bytes, final: bool) -> str:

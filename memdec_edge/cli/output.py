@@ -7,6 +7,7 @@ import json
 import sys
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ def print_json(value: Any) -> None:
 
 
 def note(line: str) -> None:
-    """Print one line on stderr."""
-    print(printable(line), file=sys.stderr)
+    """Print one line on stderr. Work goes on where stderr cannot be written: results go to stdout."""
+    with suppress(OSError):
+        print(printable(line), file=sys.stderr)
 
 
 def warn(warnings: Iterable[str]) -> None:

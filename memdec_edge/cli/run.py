@@ -124,8 +124,11 @@ def _explain_silence(model: "LanguageModel", timings: "Timings", reason: str) ->
 
 
 def _text_of(path: Path | None) -> str:
-    """A text file, or stdin, without the newline that ends it, as llama.cpp reads prompts; UTF-8."""
+    """Return a text file, or stdin, without the newline that ends it, as llama.cpp reads prompts."""
     from memdec_edge.documents import decode_text, read_text
 
-    text = decode_text(sys.stdin.buffer.read(), "stdin") if path is None else read_text(path)
-    return text.removesuffix("\n")
+    if path is not None:
+        return read_text(path).removesuffix("\n")
+    if sys.stdin.isatty():
+        note("reading the prompt from the terminal; end it with Ctrl-D")
+    return decode_text(sys.stdin.buffer.read(), "stdin").removesuffix("\n")

@@ -143,8 +143,9 @@ def test_prompts_that_are_not_utf8_are_refused(family: Family, tmp_path: Path) -
 
 
 def test_prompt_files_that_cannot_be_read_are_refused(family: Family, tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none.txt"):
-        assert error_of("run", "-m", family.base, "-f", path) == f"{path}: no such text file; check the path"
+    none = tmp_path / "none.txt"
+    assert error_of("run", "-m", family.base, "-f", none) == f"{none}: no such text file; check the path"
+    assert error_of("run", "-m", family.base, "-f", tmp_path) == f"{tmp_path}: is a folder; give a text file"
 
 
 def test_a_corpus_that_cannot_be_used_is_refused(family: Family, tmp_path: Path) -> None:
