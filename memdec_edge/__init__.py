@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         PairingError,
         RoleError,
         StageError,
+        WorkerError,
     )
     from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
 
@@ -61,6 +62,7 @@ __all__ = [
     "RoleError",
     "SamplingOptions",
     "StageError",
+    "WorkerError",
     "open_model",
 ]
 _HOMES = ("errors", "options", "api")  # the light ones first: api loads llama.cpp
