@@ -27,7 +27,9 @@ LAMBDA = "memdec_edge.lambda"
 TEMPERATURE = "memdec_edge.temperature"
 TOKENIZER_SHA256 = "memdec_edge.tokenizer.sha256"
 TOKENIZER_N_TOKENS = "memdec_edge.tokenizer.n_tokens"
-TRAIN = "memdec_edge.train."  # beta, k, knn_temperature, key, target, teacher, epochs, tokens
+TRAIN = (
+    "memdec_edge.train."  # beta, k, knn_temperature, key, target, teacher, epochs, tokens; texts_sha256 of origin.py
+)
 EVAL_DATASET = "memdec_edge.eval.dataset"
 PPL_BASE = "memdec_edge.eval.ppl_base"
 PPL_MEMORY = "memdec_edge.eval.ppl_memory"
