@@ -7,6 +7,7 @@
 `generate` is a fold over `stream`; the command line calls the same functions. Knows nothing of terminals or HTTP.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -17,10 +18,13 @@ from typing import Literal, Self
 
 from memdec_edge.engine import Engine
 from memdec_edge.errors import OptionError
-from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
+from memdec_edge.mixture.rows import Sampled
+from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, MixtureOptions, SamplingOptions
 from memdec_edge.text import TextStream
 
 FinishReason = Literal["stop", "length"]
+LEARNING = MixtureOptions()  # weights that follow the text
+WEAK = 0.1  # memories that never weigh so much together do not help
 
 
 @dataclass(frozen=True)
@@ -48,23 +52,37 @@ class Timings:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One step of a stream: the text that may be shown now, the token behind it, and at the end the reason."""
+    """One step of a stream: the text that may be shown now, the token behind it, and at the end the reason.
+
+    log_prob: nats, under the mixture before sampling; log_probs: under each model, the base first. weights: of each
+    model in the mixture that gave the token, in the same order. share: the memories' part of the token's probability,
+    0 to 1. The last chunk, which ends the stream, has no token; its weights are those at the end.
+    """
 
     text: str
-    token: int | None  # None in the last chunk, which ends the stream
-    log_prob: float | None  # nats, under the mixture before sampling
+    token: int | None
+    log_prob: float | None
     finish_reason: FinishReason | None
     timings: Timings
+    log_probs: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
+    share: float | None = None
+    helps: bool = True  # see Completion
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole generation. `tokens`: ids without the end-of-generation token."""
+    """A whole generation. `tokens`: ids without the end-of-generation token. weights: see Chunk, at the end.
+
+    helps: whether the memories together ever weighed WEAK or more; where not, they know nothing of this text.
+    """
 
     text: str
     tokens: list[int]
     finish_reason: FinishReason
     timings: Timings
+    weights: tuple[float, ...]
+    helps: bool
 
 
 class LanguageModel:
@@ -82,9 +100,11 @@ class LanguageModel:
         prompt: str | list[int],
         sampling: SamplingOptions | None = None,
         generation: GenerationOptions | None = None,
-        total_lambda: float | None = None,
+        mixture: MixtureOptions | None = LEARNING,
     ) -> Iterator[Chunk]:
         """Continue `prompt` (text, or token ids) without a chat template, one chunk per token.
+
+        mixture: how much the memories weigh, by default as the text shows; None: what they recommend.
 
         A chunk's token may have been decoded together with those of the next chunks. Raises ContextError when the
         prompt, or the prompt and an explicit n_predict, exceed the context; OptionError for an empty prompt; BusyError
@@ -98,8 +118,9 @@ class LanguageModel:
             raise OptionError("prompt", "empty", "give some text to continue")
         limit = None if generation.n_predict < 0 else len(tokens) + generation.n_predict
         text = TextStream(generation.stop)
-        mixture = engine.mixture(total_lambda)
-        with closing(engine.session(tokens, sampling, generation, mixture=mixture, limit=limit)) as session:
+        with closing(
+            engine.session(tokens, sampling, generation, mixture=engine.mixture(mixture), limit=limit)
+        ) as session:
             cache_n, done = min(session.n_cached, len(tokens) - 1), 0  # the first step decodes the last token
             start = time.perf_counter()
             session.prefill()
@@ -109,36 +130,42 @@ class LanguageModel:
                 read, drafted, accepted = len(tokens) - cache_n, session.n_drafted, session.n_accepted
                 return Timings(cache_n, read, prompt_ms, done, predicted_ms, drafted, accepted)
 
+            def helps() -> bool:
+                return not session.memories or session.highest >= WEAK
+
             while not session.finished and not text.stopped:
                 start = time.perf_counter()
                 [samples] = engine.step([session])
                 predicted_ms += 1e3 * (time.perf_counter() - start)
-                for token, log_prob in samples:
-                    if token in engine.base.eog_tokens:
+                for sample in samples:
+                    if sample.token in engine.base.eog_tokens:
                         break
                     done += 1
-                    yield Chunk(text.push(engine.base.piece(token)), token, log_prob, None, timings())
+                    yield Chunk(
+                        text.push(engine.base.piece(sample.token)), sample.token, sample.log_prob, None, timings(),
+                        sample.log_probs, sample.weights, memory_share(sample), helps(),
+                    )  # fmt: skip
                     if text.stopped:
                         break
             rest = text.flush()
             reason: FinishReason = "stop" if text.stopped or session.finished == "stop" else "length"
-            yield Chunk(rest, None, None, reason, timings())
+            yield Chunk(rest, None, None, reason, timings(), weights=session.mixture.shares, helps=helps())
 
     def generate(
         self,
         prompt: str | list[int],
         sampling: SamplingOptions | None = None,
         generation: GenerationOptions | None = None,
-        total_lambda: float | None = None,
+        mixture: MixtureOptions | None = LEARNING,
     ) -> Completion:
         """The whole continuation of `prompt`; arguments and errors as in stream()."""
         text: list[str] = []
         tokens: list[int] = []
-        for chunk in self.stream(prompt, sampling, generation, total_lambda):
+        for chunk in self.stream(prompt, sampling, generation, mixture):
             text.append(chunk.text)
             tokens += [] if chunk.token is None else [chunk.token]
         assert chunk.finish_reason is not None  # a stream always ends with a reason
-        return Completion("".join(text), tokens, chunk.finish_reason, chunk.timings)
+        return Completion("".join(text), tokens, chunk.finish_reason, chunk.timings, chunk.weights, chunk.helps)
 
     def close(self) -> None:
         """Free the models."""
@@ -151,6 +178,12 @@ class LanguageModel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def memory_share(sample: Sampled) -> float:
+    """The memories' part of a token's probability: the sum of their w_i p_i, divided by p_mix; 0 to 1."""
+    base = sample.weights[0] * math.exp(min(sample.log_probs[0] - sample.log_prob, 700.0))
+    return min(max(1.0 - base, 0.0), 1.0)
 
 
 def open_model(

@@ -11,7 +11,7 @@ import pytest
 
 from memdec_edge.api import LanguageModel, Timings, open_model
 from memdec_edge.errors import ContextError, OptionError
-from memdec_edge.options import GenerationOptions, LoadOptions, SamplingOptions
+from memdec_edge.options import GenerationOptions, LoadOptions, MixtureOptions, SamplingOptions
 from tests.conftest import Family
 from tests.support.real import EXACT, SMOLLM2
 
@@ -54,7 +54,9 @@ def test_at_lambda_zero_and_one_greedy_text_is_that_of_base_or_memory_alone(
     tokens = tiny.engine.base.tokenize("river")
     expected = judge(family.memory if weight else family.base, tokens, 200, repeat_penalty)
     sampling = SamplingOptions(temperature=0.0, repeat_penalty=repeat_penalty)
-    found = tiny.generate(tokens, sampling, GenerationOptions(n_predict=200, ignore_eos=True), weight)
+    found = tiny.generate(
+        tokens, sampling, GenerationOptions(n_predict=200, ignore_eos=True), MixtureOptions(total=weight)
+    )
     length = expected.index(0) if 0 in expected else 200  # llama-cpp-python knows no --ignore-eos
     assert length > 20
     assert found.tokens[:length] == expected[:length]

@@ -24,7 +24,14 @@ from memdec_edge.llama.context import default_threads
 from memdec_edge.llama.library import has_gpu
 from memdec_edge.llama.stock import StockLlama
 from memdec_edge.mixture import mixing
-from memdec_edge.options import BenchOptions, GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
+from memdec_edge.options import (
+    BenchOptions,
+    GenerationOptions,
+    LoadOptions,
+    MemoryOptions,
+    MixtureOptions,
+    SamplingOptions,
+)
 from memdec_edge.progress import progress
 
 LEARNING = 64  # rounds in which the policy tries each of 8 lengths three times and settles
@@ -79,9 +86,9 @@ def bench(
     sampling: SamplingOptions | None = None,
     options: BenchOptions | None = None,
     documents: Sequence[str] | None = None,
-    total: float | None = None,
+    weights: MixtureOptions | None = None,
 ) -> Report:
-    """Measure on prompts cut from `documents` (None: general.txt). total: the weights' sum, see mixture_weights().
+    """Measure on prompts cut from `documents` (None: general.txt). weights: see Engine.mixture().
 
     Memories of weight 0 are left out; grammars bind our engine only. All models are open at the same time. Raises what
     Engine raises, ContextError where a prompt and its continuation exceed the context, CorpusError for a text shorter
@@ -94,7 +101,7 @@ def bench(
         engine = opened.enter_context(closing(Engine(base, memories, replace(load, n_seq=1))))
         prompts = _prompts(engine, documents, options)
         load = replace(load, n_ctx=engine.n_ctx, n_seq=1)
-        mixture = engine.mixture(total).running()
+        mixture = engine.mixture(weights).running()
         plain = GenerationOptions(options.n_predict, ignore_eos=True, draft=0)
         llama = opened.enter_context(closing(StockLlama(base, load, sampling)))
         systems: dict[str, System] = {

@@ -24,6 +24,7 @@ from memdec_edge.cli.quantize import quantize
 from memdec_edge.cli.run import run
 from memdec_edge.cli.show import show
 from memdec_edge.cli.train import train
+from memdec_edge.cli.tune import tune
 from memdec_edge.errors import Cancelled, OptionError
 
 UNWRITTEN = (errno.ENOSPC, errno.EIO, errno.EFBIG)  # what a stream that has no file name gives
@@ -35,7 +36,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # plain help: instant, and the same in every terminal
 )
-for command in (run, eval_, bench, check, show, cache, train, convert, quantize, demo):
+for command in (run, eval_, tune, bench, check, show, cache, train, convert, quantize, demo):
     app.command(command.__name__.rstrip("_"))(command)
 
 

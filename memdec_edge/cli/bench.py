@@ -12,16 +12,14 @@ from memdec_edge.cli.output import print_json, warn
 from memdec_edge.cli.parameters import (
     Base,
     Json,
-    Lambda,
     Memories,
     Scaled,
     Verbose,
-    check_lambda,
     check_one,
     memory_options,
     set_verbose,
 )
-from memdec_edge.options import BenchOptions, LoadOptions, SamplingOptions
+from memdec_edge.options import BenchOptions, LoadOptions, MixtureOptions, SamplingOptions
 
 if TYPE_CHECKING:
     from memdec_edge.bench import Report
@@ -36,7 +34,7 @@ def bench(
     model: Base,
     memory: Memories = None,
     scaled: Scaled = None,
-    total: Lambda = None,
+    weights: Given[MixtureOptions],
     text: Annotated[
         str | None, typer.Option("-p", "--prompt", help="Text that prompts are cut from; else -f, else a built-in one.")
     ] = None,
@@ -55,15 +53,14 @@ def bench(
     text. llama-cpp-python's Llama.generate runs the base alone too, with the same settings.
     """
     chosen = memory_options(memory, scaled)
-    options, sampler, loading = measure(), sampling(), load()
+    options, mixture, sampler, loading = measure(), weights(), sampling(), load()
     check_one(text, file)
-    check_lambda(total)
     set_verbose(verbose)
     from memdec_edge.bench import bench
     from memdec_edge.documents import read_documents
 
     documents = [text] if text is not None else read_documents(file) if file else None
-    report = bench(model, chosen, loading, sampler, options, documents, total)
+    report = bench(model, chosen, loading, sampler, options, documents, mixture)
     warn(report.warnings)
     _print_table(report)
     if json_:

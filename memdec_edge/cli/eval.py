@@ -13,15 +13,13 @@ from memdec_edge.cli.output import print_json, warn
 from memdec_edge.cli.parameters import (
     Base,
     Json,
-    Lambda,
     Memories,
     Scaled,
     Verbose,
-    check_lambda,
     memory_options,
     set_verbose,
 )
-from memdec_edge.options import EvalOptions, LoadOptions
+from memdec_edge.options import EvalOptions, LoadOptions, MixtureOptions
 
 if TYPE_CHECKING:
     from memdec_edge.evaluation.perplexity import Evaluation, Score
@@ -34,7 +32,7 @@ def eval_(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Text: .txt, .md, .jsonl, or a folder of them.")],
     memory: Memories = None,
     scaled: Scaled = None,
-    total: Lambda = None,
+    weights: Annotated[Callable[..., MixtureOptions], Flags("evidence")],
     evaluation: Given[EvalOptions],
     load: Annotated[Callable[..., LoadOptions], Flags("n_ctx")],
     verbose: Verbose = False,
@@ -44,9 +42,8 @@ def eval_(
 
     A sweep over lambda comes with it. Of a folder with split files the test split is scored.
     """
-    options, chosen = evaluation(), memory_options(memory, scaled)
+    options, mixture, chosen = evaluation(), weights(), memory_options(memory, scaled)
     loading = load(n_ctx=options.window)
-    check_lambda(total)
     set_verbose(verbose)
     from memdec_edge.documents import read_documents, scored_files
     from memdec_edge.engine import Engine
@@ -56,7 +53,7 @@ def eval_(
     with closing(Engine(model, chosen, loading)) as engine:
         warn(engine.warnings)
         _warn_of_seen_text(scored_files(path), [each.path for each in chosen])
-        found = evaluate(engine, documents, options, total)
+        found = evaluate(engine, documents, options, mixture)
     _print_table(found, options)
     if json_:
         print_json(_report(found, options))
@@ -86,6 +83,14 @@ def _print_table(found: "Evaluation", options: EvalOptions) -> None:
             print(
                 f"{name:8} perplexity {score.perplexity:9.3f}{error}   bits per byte {score.bits_per_byte:.4f}{weight}"
             )
+    if found.auto_ratio:
+        ratio, spread_of = found.auto_ratio
+        print(
+            f"auto is {ratio:.4f} ± {spread_of:.4f} times the mixture's perplexity; mean weights of base and memories: "
+            + ", ".join(f"{weight:.2f}" for weight in found.auto_weights)
+        )
+        worse = ", ".join(f"{name} {share:.1%}" for name, share in found.worse_share.items())
+        print(f"tokens that lose more than 0.1 nat against the base: {worse}")
     for value, perplexity in found.lambda_sweep.items():
         print(f"lambda {value:<4g} perplexity {perplexity:9.3f}")
 
@@ -101,6 +106,9 @@ def _report(found: "Evaluation", options: EvalOptions) -> dict[str, Any]:
             field: {name: score and getattr(score, field) for name, score in _scores(found).items()}
             for field in figures
         },
+        "worse_share": found.worse_share,
+        "auto_ratio": found.auto_ratio and {"ratio": found.auto_ratio[0], "standard_error": found.auto_ratio[1]},
+        "auto_weights": found.auto_weights,
         "lambda_sweep": [{"lambda": key, "perplexity": value} for key, value in found.lambda_sweep.items()],
         "window": options.window,
         "stride": options.stride,
@@ -108,4 +116,4 @@ def _report(found: "Evaluation", options: EvalOptions) -> dict[str, Any]:
 
 
 def _scores(found: "Evaluation") -> dict[str, "Score | None"]:
-    return {"base": found.base, "memory": found.memory, "mixture": found.mixture}
+    return {"base": found.base, "memory": found.memory, "mixture": found.mixture, "auto": found.auto}

@@ -6,16 +6,14 @@ from typing import Annotated
 
 import typer
 
-from memdec_edge.cli.flags import flag, of
+from memdec_edge.cli.flags import of
 from memdec_edge.errors import OptionError
-from memdec_edge.options import MemoryOptions, check_range
+from memdec_edge.options import MemoryOptions
 from memdec_edge.options.fields import check_text
-from memdec_edge.options.inference import TOTAL_LAMBDA
 
 Base = Annotated[Path, typer.Option("-m", "--model", metavar="FILE", help="Base model, GGUF.")]
 Memories = Annotated[list[Path] | None, of(MemoryOptions, "path")]
 Scaled = Annotated[list[str] | None, of(MemoryOptions, "weight")]
-Lambda = Annotated[float | None, flag(TOTAL_LAMBDA)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show llama.cpp's log on stderr.")]
 
@@ -36,12 +34,6 @@ def memory_options(memories: list[Path] | None, scaled: list[str] | None) -> lis
         if not memory.exists() and re.fullmatch(r"[0-9.]+", number) and Path(file).is_file():
             raise OptionError("memory", memory, "no file has that name; a memory with its weight is given by `weight`")
     return chosen
-
-
-def check_lambda(value: float | None) -> None:
-    """Raise OptionError for a --lambda out of range, before models are loaded."""
-    if value is not None:
-        check_range("total", value, TOTAL_LAMBDA["low"], TOTAL_LAMBDA["high"])
 
 
 def check_one(text: str | None, file: Path | None) -> None:

@@ -13,21 +13,20 @@ from memdec_edge.cli.output import note, print_json, warn
 from memdec_edge.cli.parameters import (
     Base,
     Json,
-    Lambda,
     Memories,
     Scaled,
     Verbose,
-    check_lambda,
     check_one,
     memory_options,
     set_verbose,
 )
 from memdec_edge.errors import OptionError
-from memdec_edge.options import GenerationOptions, LoadOptions, SamplingOptions
+from memdec_edge.options import GenerationOptions, LoadOptions, MixtureOptions, SamplingOptions
 
 if TYPE_CHECKING:
     from memdec_edge.api import LanguageModel, Timings
 
+SHOWN = ("text", "tokens", "finish_reason", "timings")  # with --json
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}  # the others stand for themselves, \xHH for a byte
 
 
@@ -37,7 +36,7 @@ def run(
     model: Base,
     memory: Memories = None,
     scaled: Scaled = None,
-    total: Lambda = None,
+    weights: Given[MixtureOptions],
     text: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to continue; else -f, else stdin.")] = None,
     file: Annotated[Path | None, typer.Option("-f", "--file", metavar="FILE", help="Text to continue.")] = None,
     escape: Annotated[
@@ -59,8 +58,7 @@ def run(
 
     Raw completion, no chat template. Text streams to stdout, everything else goes to stderr.
     """
-    limits, sampler, loading = generation(), sampling(), load()
-    check_lambda(total)
+    limits, sampler, mixing, loading = generation(), sampling(), weights(), load()
     check_one(text, file)
     if escape:
         limits = generation(stop=tuple(map(unescaped, limits.stop)))
@@ -76,21 +74,23 @@ def run(
     prompt = _text_of(file) if text is None else text
     with open_model(model, memories, loading) as language_model:
         engine = language_model.engine
-        mixture = engine.mixture(total)
+        resolved = engine.mixture(mixing)
         warn(engine.warnings)
-        for opened, weight in zip(mixture.memories, mixture.weights, strict=True):
-            note(f"memory {opened.model.path} at lambda {weight:.3g}")
+        for opened, weight in zip(resolved.memories, resolved.weights, strict=True):
+            note(f"memory {opened.model.path} at lambda {'auto, from ' if resolved.learning else ''}{weight:.3g}")
         tokens = engine.base.tokenize(prompt, parse_special=special)
         if json_:
-            done = language_model.generate(tokens, sampler, limits, total)
+            done = language_model.generate(tokens, sampler, limits, mixing)
             _explain_silence(language_model, done.timings, done.finish_reason)
-            print_json(asdict(done))
+            _explain_weights(done.weights, done.helps, verbose)
+            print_json({name: value for name, value in asdict(done).items() if name in SHOWN})
             return
-        for chunk in language_model.stream(tokens, sampler, limits, total):
+        for chunk in language_model.stream(tokens, sampler, limits, mixing):
             print(chunk.text, end="", flush=True)
         print()
         _print_timings(chunk.timings, str(chunk.finish_reason))
         _explain_silence(language_model, chunk.timings, str(chunk.finish_reason))
+        _explain_weights(chunk.weights, chunk.helps, verbose)
 
 
 def unescaped(text: str) -> str:
@@ -132,3 +132,11 @@ def _text_of(path: Path | None) -> str:
     if sys.stdin.isatty():
         note("reading the prompt from the terminal; end it with Ctrl-D")
     return decode_text(sys.stdin.buffer.read(), "stdin").removesuffix("\n")
+
+
+def _explain_weights(weights: tuple[float, ...], helps: bool, verbose: bool) -> None:
+    """Say on stderr how base and memories weighed at the end, if asked, and that a memory does not help here."""
+    if verbose and len(weights) > 1:
+        note(f"weights of base and memories at the end: {', '.join(f'{weight:.3f}' for weight in weights)}")
+    if not helps:
+        note("this memory does not help here: it never weighed a tenth; try one of the text's own domain")

@@ -14,6 +14,7 @@ Knows nothing of text, HTTP or terminals.
 from memdec_edge.engine.engine import Engine
 from memdec_edge.engine.registry import Memory, MemoryMixture
 from memdec_edge.engine.round import Counters
-from memdec_edge.engine.session import Sample, Session
+from memdec_edge.engine.session import Session
+from memdec_edge.mixture.rows import Sampled
 
-__all__ = ["Counters", "Engine", "Memory", "MemoryMixture", "Sample", "Session"]
+__all__ = ["Counters", "Engine", "Memory", "MemoryMixture", "Sampled", "Session"]

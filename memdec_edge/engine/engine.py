@@ -12,7 +12,7 @@ from memdec_edge.engine.cells import Cells, Holding, exclusive
 from memdec_edge.engine.drafting import DraftPolicy
 from memdec_edge.engine.registry import Memory, MemoryMixture, Registry, resolve
 from memdec_edge.engine.round import Counters, Rounds
-from memdec_edge.engine.session import Sample, Session
+from memdec_edge.engine.session import Session
 from memdec_edge.errors import ContextError, OptionError
 from memdec_edge.gguf import parts
 from memdec_edge.llama.abort import AbortFlag
@@ -21,8 +21,15 @@ from memdec_edge.llama.library import has_gpu
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.sampler import Sampler
 from memdec_edge.mixture.mixing import implementation
-from memdec_edge.mixture.rows import MAX_MEMORIES
-from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions, check_range
+from memdec_edge.mixture.rows import MAX_MEMORIES, Sampled
+from memdec_edge.options import (
+    GenerationOptions,
+    LoadOptions,
+    MemoryOptions,
+    MixtureOptions,
+    SamplingOptions,
+    check_range,
+)
 
 
 class Engine:
@@ -112,12 +119,12 @@ class Engine:
         self.registry.remove(memory)
         self._divide_threads()
 
-    def mixture(self, total: float | None = None) -> MemoryMixture:
-        """All memories with their weights; `total` is the sum of the weights where given.
+    def mixture(self, options: MixtureOptions | None = None) -> MemoryMixture:
+        """All memories with their weights: fixed ones where `options` is None or fixes them, else weights that learn.
 
-        Raises OptionError for a total that cannot be (see weights.mixture_weights).
+        See registry.resolve(). Raises OptionError for a total that cannot be (see weights.mixture_weights).
         """
-        return resolve(self.memories, total)
+        return resolve(self.memories, options)
 
     def longest(self, memories: Iterable[Memory] | None = None) -> int:
         """Tokens that a session may hold: cells, or fewer where base or `memories` (all) were trained for fewer."""
@@ -202,7 +209,7 @@ class Engine:
 
     # --- work -------------------------------------------------------------------------------------------------------
 
-    def step(self, sessions: Sequence[Session]) -> list[list[Sample]]:
+    def step(self, sessions: Sequence[Session]) -> list[list[Sampled]]:
         """One round for all of `sessions`: each emits a token, and more where drafted ones were accepted.
 
         A session that has not read its tokens reads them first, by itself, see Session.prefill(); one that is finished

@@ -17,8 +17,8 @@ from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.pairing import require_match
 from memdec_edge.mixture.rows import MAX_MEMORIES
-from memdec_edge.mixture.weights import Mixture, mixture_weights
-from memdec_edge.options import LoadOptions, MemoryOptions
+from memdec_edge.mixture.weights import LEAST_INITIAL, Mixture, SoftBayes, lift, mixture_weights, shares_of
+from memdec_edge.options import ETA, INITIAL_LAMBDA, SHARE, LoadOptions, MemoryOptions, MixtureOptions
 
 
 class Memory:
@@ -39,10 +39,14 @@ class Memory:
 
 
 class MemoryMixture(NamedTuple):
-    """Memories with their weights and temperatures: a lambda, resolved."""
+    """Memories with their weights and temperatures: a lambda, resolved.
+
+    learning: how the weights, which begin so, follow the text; None: they are fixed.
+    """
 
     memories: tuple[Memory, ...]
     mixture: Mixture
+    learning: MixtureOptions | None = None
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -50,7 +54,7 @@ class MemoryMixture(NamedTuple):
         return self.mixture.weights
 
     @classmethod
-    def of(cls, weights: Iterable[tuple[Memory, float]]) -> "MemoryMixture":
+    def of(cls, weights: Iterable[tuple[Memory, float]], learning: MixtureOptions | None = None) -> "MemoryMixture":
         """Each memory with its weight, at the temperature of its file.
 
         Raises OptionError for weights that make no mixture and for a memory given twice.
@@ -61,13 +65,31 @@ class MemoryMixture(NamedTuple):
                 raise OptionError("memory", memory.model.path, "given twice; add up its weights")
         memories = tuple(memory for memory, _ in pairs)
         temperatures = tuple(memory.metadata.temperature for memory in memories)
-        return cls(memories, Mixture(tuple(weight for _, weight in pairs), temperatures))
+        return cls(memories, Mixture(tuple(weight for _, weight in pairs), temperatures), learning)
 
     def running(self) -> "MemoryMixture":
-        """The same without the memories of weight 0, which do not run."""
-        return MemoryMixture.of(
-            (memory, weight) for memory, weight in zip(self.memories, self.weights, strict=True) if weight > 0
+        """The same without the memories of weight 0, which do not run. Weights that learn are never 0."""
+        return (
+            self
+            if self.learning
+            else MemoryMixture.of(
+                (memory, weight) for memory, weight in zip(self.memories, self.weights, strict=True) if weight > 0
+            )
         )
+
+    def rule(self) -> SoftBayes | None:
+        """How the weights learn, in numbers; None: they are fixed.
+
+        eta and share are those of the options, else what was tuned for the memory if it is the only one.
+        """
+        if not self.memories or not self.learning:
+            return None
+        tuned = self.memories[0].metadata if len(self.memories) == 1 else MemoryMetadata()
+        eta, share = (
+            next(value for value in values if value is not None)
+            for values in ((self.learning.eta, tuned.eta, ETA), (self.learning.share, tuned.share, SHARE))
+        )
+        return SoftBayes(self.weights, eta, share)
 
 
 class Registry:
@@ -155,8 +177,18 @@ class Registry:
         self.open_memories = []
 
 
-def resolve(memories: list[Memory], total: float | None = None) -> MemoryMixture:
-    """The mixture of `memories`; `total` is the sum of their weights where given (see weights.mixture_weights)."""
+def resolve(memories: list[Memory], options: MixtureOptions | None = None) -> MemoryMixture:
+    """The mixture of `memories`. None: with fixed weights, as the memories or the user recommend.
+
+    With options the weights learn, unless the user fixed any: by options.total, the sum of the weights (see
+    weights.mixture_weights), or by a weight of a memory's own. Weights that learn begin with 0.02 or more.
+    """
     recommended = [memory.metadata.weight for memory in memories]
-    weights = mixture_weights(recommended, [memory.options.weight for memory in memories], total)
-    return MemoryMixture.of(zip(memories, weights, strict=True))
+    literal = [memory.options.weight for memory in memories]
+    total = options.total if options else None
+    if options and memories and total is None and literal == [None] * len(memories):
+        found = [(memory.metadata.first_weight, memory.metadata.weight, INITIAL_LAMBDA) for memory in memories]
+        begin = [next(weight for weight in each if weight is not None) for each in found]
+        weights = lift(shares_of(tuple(mixture_weights(begin, literal, None))), LEAST_INITIAL)
+        return MemoryMixture.of(zip(memories, weights, strict=True), options)
+    return MemoryMixture.of(zip(memories, mixture_weights(recommended, literal, total), strict=True))

@@ -21,11 +21,11 @@ from time import perf_counter
 from memdec_edge.engine.cells import exclusive
 from memdec_edge.engine.drafting import MAX_ROWS, DraftPolicy, Plan
 from memdec_edge.engine.registry import Memory
-from memdec_edge.engine.session import Sample, Session
+from memdec_edge.engine.session import Session
 from memdec_edge.engine.turn import Turn
 from memdec_edge.errors import DecodeError
 from memdec_edge.llama.context import Context
-from memdec_edge.mixture.rows import Row
+from memdec_edge.mixture.rows import Row, Sampled
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Rounds:
         self.policy.overlaps_drafts = division == (0, 0)
 
     @exclusive
-    def step(self, sessions: Sequence[Session]) -> list[list[Sample]]:
+    def step(self, sessions: Sequence[Session]) -> list[list[Sampled]]:
         """One round for all of `sessions`, see Engine.step()."""
         if any(session.context is not self.context for session in sessions):
             raise DecodeError("a session of another engine; step it there")

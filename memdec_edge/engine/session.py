@@ -6,28 +6,25 @@ the head of its rows. Knows nothing of other sessions and of how a round drafts 
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Literal, NamedTuple
+from dataclasses import replace
+from itertools import groupby
+from typing import Literal
 
 import numpy as np
 
 from memdec_edge.engine.cells import Cells, Holding, exclusive
 from memdec_edge.engine.drafting import Acceptance
+from memdec_edge.engine.evidence import Reader
 from memdec_edge.engine.registry import Memory, MemoryMixture, Registry
 from memdec_edge.errors import ContextError, DecodeError, MemdecError, OptionError
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.sampler import Sampler
 from memdec_edge.mixture.mixing import mix
-from memdec_edge.mixture.rows import Row, RowStats
-from memdec_edge.mixture.weights import Mixture
-from memdec_edge.options import MAX_DRAFT, GenerationOptions
-
-
-class Sample(NamedTuple):
-    """An emitted token. `log_prob`: nats, under the mixture before penalties and truncation."""
-
-    token: int
-    log_prob: float
+from memdec_edge.mixture.online import learn
+from memdec_edge.mixture.rows import Row, RowStats, Sampled
+from memdec_edge.mixture.weights import Mixture, SoftBayes
+from memdec_edge.options import MAX_DRAFT, GenerationOptions, MixtureOptions
 
 
 class Session:
@@ -35,8 +32,9 @@ class Session:
 
     tokens: prompt and emitted ids. finished: "stop" after an end-of-generation token was sampled (it is no part of
     `tokens`), "length" at the limit, "error" after an error of this session alone, which `error` then holds; else None.
-    memories: those that run, with a weight above 0 each. mixture: their weights and temperatures. stats: of each row of
-    the last mixture, the base's first.
+    memories: those that run, with a weight above 0 each. mixture: their weights and temperatures at the end of
+    `tokens`. stats: of each row of the last mixture, the base's first. highest: the largest weight that the memories
+    together had, over what was read and emitted so far.
     """
 
     def __init__(
@@ -60,6 +58,13 @@ class Session:
         self.stats: list[RowStats] = []
         self.memories: tuple[Memory, ...] = ()
         self.mixture = Mixture((), ())
+        self.rule: SoftBayes | None = None  # how the weights learn; None: they are fixed
+        self.highest = 0.0
+        self._chosen = MemoryMixture.of(())
+        self._learning = MixtureOptions()
+        self._readers: list[Reader] = []  # of base and memories
+        self._rates: list[float] = []  # how much each token counts for the weights, 0 to 1
+        self._weighed: dict[int, Mixture] = {}  # by length: the mixture once so many tokens had their say
         self.acceptance = Acceptance(acceptance)
         self.row: Row = np.empty(base.n_vocab, np.float32)  # the last mixture
         self.drafted: dict[Memory, Row] = {}  # rows of the round at hand, [MAX_DRAFT + 1, n_vocab of the memory]
@@ -71,6 +76,11 @@ class Session:
     def lock(self) -> AbstractContextManager[bool]:
         """Of the engine's contexts."""
         return self.cells.lock
+
+    @property
+    def generated_rule(self) -> SoftBayes | None:
+        """How the weights learn from a generated token."""
+        return self.rule and self.rule.at(self._learning.generated * self.rule.eta)
 
     @property
     def slot(self) -> int:
@@ -128,7 +138,14 @@ class Session:
             self.registry.hold(memory)
         for memory in self.memories:
             self.registry.release(memory)
-        self.memories, self.mixture = chosen.memories, chosen.mixture
+        self.memories, self.mixture, self._chosen = chosen.memories, chosen.mixture, chosen
+        self.rule, self._learning = chosen.rule(), chosen.learning or MixtureOptions()
+        self._weighed, self.highest = {}, sum(chosen.weights) if self.rule is None else 0.0
+        temperatures = (1.0, *chosen.mixture.temperatures)
+        self._readers = [
+            Reader(context, self.base.n_vocab, temperature)
+            for context, temperature in zip(self.contexts, temperatures, strict=True)
+        ]
         self.holding.limit = shortest
         if self.finished in (None, "length"):
             self.finished = "length" if len(self.tokens) == shortest else None
@@ -148,13 +165,18 @@ class Session:
         return range(min([n_vocab, *(memory.model.n_vocab for memory in self.memories)]), n_vocab)
 
     @exclusive
-    def extend(self, tokens: Sequence[int]) -> None:
-        """Append tokens of a prompt. Raises ContextError beyond the limit, DecodeError for ids that are no tokens."""
+    def extend(self, tokens: Sequence[int], rate: float = 1.0) -> None:
+        """Append tokens of a prompt.
+
+        rate: how much they count for the weights, from 0, for text that is no evidence such as a template's, to 1.
+        Raises ContextError beyond the limit, DecodeError for ids that are no tokens.
+        """
         self._require_open()
         if len(self.tokens) + len(tokens) > self.limit:
             raise ContextError(len(self.tokens) + len(tokens), 0, self.limit)
         self._check_ids(tokens, self.unknown_tokens.start)
         self.tokens.extend(tokens)
+        self._rates += [rate] * len(tokens)
         self.cells.extend(self.holding, len(tokens))
         self.finished = "length" if len(self.tokens) == self.limit else None
 
@@ -163,10 +185,15 @@ class Session:
             if not 0 <= token < n_vocab:
                 raise DecodeError(f"token {token} is outside the vocabulary of {n_vocab} tokens")
 
-    def emit(self, token: int) -> None:
-        """Append a sampled token, of which the sampler was told already if it has a state."""
+    def emit(self, sample: Sampled, after: Mixture) -> None:
+        """Append a sampled token, of which a sampler with a state knows already; `after` mixes the next one."""
+        for context, log_prob in zip(self.contexts, sample.log_probs, strict=True):
+            context.note(self.slot, len(self.tokens), sample.token, log_prob)
         self._emitted.append(len(self.tokens))
-        self.tokens.append(token)
+        self.tokens.append(sample.token)
+        self._rates.append(self._learning.generated)
+        if self.rule:
+            self._settle_on(after)
         self.cells.extend(self.holding, 1)
         if len(self.tokens) == self.limit:
             self.finished = "length"
@@ -180,17 +207,41 @@ class Session:
         """Decode all tokens but the last, or only the next `most` of them; return how many are left.
 
         A step does that first. A caller that serves several sessions reads a long prompt in pieces, between the steps
-        of the others. Raises Cancelled and DecodeError; called again, it goes on.
+        of the others. Where the weights learn, they do so at the end, from the last tokens of the prompt. Raises
+        Cancelled and DecodeError; called again, it goes on.
         """
         if not self.tokens:
             raise DecodeError("the session has nothing to decode; give at least one token")
-        wanted = len(self.tokens) - 1
-        held = [len(context.tokens[self.slot]) for context in self.contexts]
-        end = wanted if most is None else min(wanted, min(held) + most)
-        for context, length in zip(self.contexts, held, strict=True):
-            if length < end or length > wanted:
-                context.prefill(self.tokens[:end], self.slot)
-        return wanted - end
+        self._require_open()
+        last = len(self.tokens) - 1
+        evidence = self._evidence() if self.rule and len(self.tokens) not in self._weighed else []
+        begins = [reader.begin(self.tokens, self.slot, evidence) for reader in self._readers]
+        end = last if most is None else min(last, min(begins) + most)
+        for reader, begin in zip(self._readers, begins, strict=True):
+            if begin < end or len(reader.context.tokens[self.slot]) > last:
+                reader.read(self.tokens, self.slot, end, evidence)
+        if end == last and self.rule and len(self.tokens) not in self._weighed:
+            self._weigh(self.rule, evidence)
+        return last - end
+
+    def _evidence(self) -> list[int]:
+        """The positions of the tokens that the weights learn from: those that count, among the last of the session."""
+        first = max(1, len(self.tokens) - self._learning.evidence)
+        return [at for at in range(first, len(self.tokens)) if self._rates[at]]
+
+    def _weigh(self, rule: SoftBayes, evidence: list[int]) -> None:
+        """Let the weights learn from the tokens at `evidence`, in order, from their initial values on."""
+        mixture = replace(self.mixture, weights=rule.initial)
+        for rate, group in groupby(evidence, key=self._rates.__getitem__):
+            positions = list(group)
+            log_probs = [[reader.log_prob(self.tokens, self.slot, at) for at in positions] for reader in self._readers]
+            mixture = learn(mixture, rule.at(rate * rule.eta), np.array(log_probs)).mixture
+        self._settle_on(mixture)
+
+    def _settle_on(self, mixture: Mixture) -> None:
+        """Mix so from here on."""
+        self.mixture = self._weighed[len(self.tokens)] = mixture
+        self.highest = max(self.highest, sum(mixture.weights))
 
     @exclusive
     def logits(self) -> Row:
@@ -213,7 +264,9 @@ class Session:
         if not 0 <= length <= len(self.tokens):
             raise DecodeError(f"a session of {len(self.tokens)} tokens has no first {length}")
         self.cells.require(self.cells.shared(self.holding, length))
-        del self.tokens[length:], self.holding.numbers[length:]
+        del self.tokens[length:], self.holding.numbers[length:], self._rates[length:]
+        self._weighed = {known: mixture for known, mixture in self._weighed.items() if known <= length}
+        self.mixture = self._weighed.get(length, self.mixture)  # else the next prefill() weighs anew
         for context in contexts:
             context.truncate(min(length, len(context.tokens[self.slot])), self.slot)
         self._emitted = [position for position in self._emitted if position < length]
@@ -222,10 +275,11 @@ class Session:
 
     def copy_to(self, twin: "Session") -> None:
         """Make a new session hold what this one holds. Errors: see mix()."""
-        twin.mix(MemoryMixture(self.memories, self.mixture))
+        twin.mix(self._chosen)
         for context in self.contexts:
             context.copy(self.slot, twin.slot)
-        twin.tokens, twin._emitted = list(self.tokens), list(self._emitted)
+        twin.tokens, twin._emitted, twin._rates = list(self.tokens), list(self._emitted), list(self._rates)
+        twin.mixture, twin._weighed, twin.highest = self.mixture, dict(self._weighed), self.highest
         if self.rolls_back:
             twin.holding.numbers = list(self.holding.numbers)
         else:

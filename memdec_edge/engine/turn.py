@@ -3,9 +3,12 @@
 Knows nothing of other sessions, decodes nothing and measures nothing.
 """
 
-from memdec_edge.engine.session import Sample, Session
+from dataclasses import replace
+from itertools import zip_longest
+
+from memdec_edge.engine.session import Session
 from memdec_edge.errors import MemdecError, NumericsError
-from memdec_edge.mixture.rows import Row
+from memdec_edge.mixture.rows import Row, Sampled
 from memdec_edge.options import MAX_DRAFT
 
 
@@ -23,7 +26,7 @@ class Turn:
         self.guess: int | None = None
         self.rows = 0  # of the memories, decoded so far
         self.base_rows: Row
-        self.samples: list[Sample] = []
+        self.samples: list[Sampled] = []
         self.accepted = 0  # drafted tokens that the mixture sampled too
         self.over = False  # a sample differed from the draft, or ended the text
         self.error: MemdecError | None = None  # of this session alone
@@ -47,19 +50,19 @@ class Turn:
         s = self.session
         memory_rows = [s.drafted[memory][first:end] for memory in s.memories]
         try:
-            samples, s.stats = s.sampler.verify(
-                self.base_rows[first:end], memory_rows, s.mixture, self.start + first, s.suppressed,
+            samples, s.stats, after = s.sampler.verify(
+                self.base_rows[first:end], memory_rows, s.mixture, s.generated_rule, self.start + first, s.suppressed,
                 self.draft[first:end], s.row, s.base.eog_tokens,
             )  # fmt: skip
         except NumericsError as error:
             self.error, self.over = error, True
             return
-        for token, log_prob in samples:
-            agrees = len(self.samples) < len(self.draft) and token == self.draft[len(self.samples)]
-            self.samples.append(Sample(token, log_prob))
+        for sample, following in zip_longest(samples, samples[1:]):
+            agrees = len(self.samples) < len(self.draft) and sample.token == self.draft[len(self.samples)]
+            self.samples.append(sample)
             self.accepted += agrees
-            if token in s.base.eog_tokens:
+            if sample.token in s.base.eog_tokens:
                 s.finished, self.over = "stop", True
                 return
-            s.emit(token)
+            s.emit(sample, after if following is None else replace(after, weights=following.weights[1:]))
             self.over = not agrees

@@ -7,28 +7,23 @@ scored token, and every lambda follows from those. Knows nothing of files.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from memdec_edge.engine import Engine
 from memdec_edge.errors import CorpusError, OptionError
+from memdec_edge.evaluation.windows import Window, slide, thin
 from memdec_edge.llama.context import Context
-from memdec_edge.mixture import mixing
-from memdec_edge.options import EvalOptions
+from memdec_edge.mixture.mixing import row_stats
+from memdec_edge.mixture.online import Learned, learn
+from memdec_edge.mixture.weights import LEAST_INITIAL, Mixture, SoftBayes, lift, shares_of
+from memdec_edge.options import EvalOptions, MixtureOptions
 from memdec_edge.progress import Advance, progress
 
 LogProbs = npt.NDArray[np.float64]  # nats, [scored tokens]
-
-
-@dataclass(frozen=True)
-class Window:
-    """Tokens [start, end) are decoded, [scored, end) are scored."""
-
-    start: int
-    scored: int
-    end: int
+WORSE = 0.1  # nats
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`tokens`: scored; `text_tokens`: in the text; `memory`: None without one, several together as one mixture."""
+    """`tokens`: scored; `text_tokens`: in the text; `memory`: None without one, several together as one mixture.
+
+    mixture: with fixed weights; auto: with weights that learn from the scored tokens in their order; None without a
+    memory. auto_ratio: perplexity of auto over that of mixture, and its paired standard error. auto_weights: mean
+    weight of each model in auto, the base first. worse_share: share of tokens that lose more than WORSE nats against
+    the base.
+    """
 
     tokens: int
     text_tokens: int
@@ -50,6 +51,10 @@ class Evaluation:
     base: Score
     memory: Score | None
     mixture: Score
+    auto: Score | None
+    auto_ratio: tuple[float, float] | None
+    auto_weights: tuple[float, ...]
+    worse_share: dict[str, float]  # of "mixture" and "auto"
     lambda_sweep: dict[float, float]  # total lambda -> perplexity
 
 
@@ -63,11 +68,27 @@ class TokenScores:
     n_bytes: int  # UTF-8 bytes of the scored tokens
     text_tokens: int
 
+    def mixed(self, weights: Sequence[float]) -> LogProbs:
+        """Log-probs of the mixture with a weight for each memory; the base has the rest."""
+        return mix([self.base, *self.memories], [max(1 - sum(weights), 0.0), *weights])
+
+    def learned(self, rule: SoftBayes) -> Learned:
+        """The mixture whose weights learn from the scored tokens in their order."""
+        columns = np.stack([self.base, *self.memories])
+        return learn(Mixture(rule.initial, (1.0,) * len(rule.initial)), rule, columns)
+
     def score(self, weights: Sequence[float]) -> Score:
         """The score of the mixture with a weight for each memory; the base has the rest."""
-        log_probs = mix([self.base, *self.memories], [max(1 - sum(weights), 0.0), *weights])
+        return self.score_of(self.mixed(weights))
+
+    def score_of(self, log_probs: LogProbs) -> Score:
+        """The score of log-probs of the scored tokens."""
         value, error = perplexity(log_probs, self.windows)
         return Score(value, error, float(-log_probs.sum()) / math.log(2) / max(self.n_bytes, 1))
+
+    def worse(self, log_probs: LogProbs) -> float:
+        """The share of tokens that lose more than WORSE nats against the base (the question of 2305.14625)."""
+        return float(np.mean(log_probs < self.base - WORSE))
 
     def sweep(self, shares: Sequence[float], lambdas: Sequence[float]) -> dict[float, float]:
         """Perplexity at each total lambda; the memories divide it in the ratio of `shares`."""
@@ -75,20 +96,42 @@ class TokenScores:
 
 
 def evaluate(
-    engine: Engine, documents: Sequence[str], options: EvalOptions | None = None, total: float | None = None
+    engine: Engine,
+    documents: Sequence[str],
+    options: EvalOptions | None = None,
+    mixture: MixtureOptions | None = None,
 ) -> Evaluation:
-    """Score `documents` under base, memories and engine.mixture(total). Errors: score_tokens()."""
-    options = options or EvalOptions()
+    """Score `documents` under base, memories, a fixed mixture, and weights that learn. Errors: score_tokens().
+
+    mixture.total fixes the weights of the fixed mixture, else the memories recommend them. Weights that learn begin
+    with what the memories recommend.
+    """
+    options, mixture = options or EvalOptions(), mixture or MixtureOptions()
     scores = score_tokens(engine, documents, options)
-    weights = list(engine.mixture(total).weights)
+    fixing = None if mixture.total is None else mixture
+    weights = list(engine.mixture(fixing).weights)
     shares = weights if sum(weights) else [1.0] * len(weights)
+    fixed, auto = scores.mixed(weights), None
+    if weights:
+        # A weight of a memory's own fixes it elsewhere; here it is what the weight that learns begins with.
+        learning = engine.mixture(replace(mixture, total=None))
+        begin = lift(shares_of(learning.weights), LEAST_INITIAL)
+        rule = learning.rule() or SoftBayes(begin)
+        auto = scores.learned(rule)
     return Evaluation(
         tokens=len(scores.base),
         text_tokens=scores.text_tokens,
         weight=sum(weights),
         base=scores.score([0.0] * len(weights)),
         memory=scores.score([share / sum(shares) for share in shares]) if weights else None,
-        mixture=scores.score(weights),
+        mixture=scores.score_of(fixed),
+        auto=scores.score_of(auto.log_probs) if auto else None,
+        auto_ratio=perplexity(auto.log_probs - fixed, scores.windows) if auto else None,
+        auto_weights=tuple(auto.weights.mean(1).tolist()) if auto else (),
+        worse_share={
+            "mixture": scores.worse(fixed),
+            **({"auto": scores.worse(auto.log_probs)} if auto else {}),
+        },
         lambda_sweep=scores.sweep(shares, options.lambdas) if weights else {},
     )
 
@@ -108,11 +151,12 @@ def score_tokens(engine: Engine, documents: Sequence[str], options: EvalOptions)
     windows = thin(slide(len(tokens), options.window, options.stride), options.max_tokens)
     n_scored = sum(window.end - window.scored for window in windows)
     with progress("perplexity", n_scored * (1 + len(engine.memories))) as advance:
-        base = token_log_probs(engine.context, tokens, windows, advance)
-        memories = [
-            token_log_probs(memory.context, tokens, windows, advance, engine.base.n_vocab, memory.metadata.temperature)
-            for memory in engine.memories
-        ]
+        [base], _ = token_scores(engine.context, tokens, windows, advance)
+        memories = []
+        for memory in engine.memories:
+            warmth = (memory.metadata.temperature,)
+            [log_probs], _ = token_scores(memory.context, tokens, windows, advance, warmth, engine.base.n_vocab)
+            memories.append(log_probs)
     n_bytes = sum(len(engine.base.piece(token)) for window in windows for token in tokens[window.scored : window.end])
     return TokenScores(windows, base, memories, n_bytes, len(tokens))
 
@@ -128,49 +172,33 @@ def join_documents(engine: Engine, documents: Sequence[str]) -> list[int]:
     return tokens
 
 
-def slide(n_tokens: int, window: int, stride: int) -> list[Window]:
-    """Windows over n_tokens >= 2 tokens; the first scores all but its first token, the others `stride` new ones."""
-    windows = [Window(0, 1, min(window, n_tokens))]
-    while windows[-1].end < n_tokens:
-        end = min(windows[-1].end + stride, n_tokens)
-        windows.append(Window(max(end - window, 0), windows[-1].end, end))
-    return windows
-
-
-def thin(windows: list[Window], max_tokens: int) -> list[Window]:
-    """Evenly spaced windows of full context that score at most `max_tokens` together; 0: all windows."""
-    if not max_tokens or max_tokens >= windows[-1].end - 1:
-        return windows
-    # The first window scores more tokens, with less context; the last one may score few.
-    full = windows[1:-1] or windows[:1]
-    count = min(max_tokens // (full[0].end - full[0].scored), len(full))
-    if not count:  # less than one window: the beginning of one
-        middle = full[len(full) // 2]
-        return [Window(middle.start, middle.scored, middle.scored + max_tokens)]
-    return [full[(2 * index + 1) * len(full) // (2 * count)] for index in range(count)]
-
-
-def token_log_probs(
+def token_scores(
     context: Context,
     tokens: Sequence[int],
     windows: Sequence[Window],
     advance: Advance,
+    temperatures: Sequence[float] = (1.0,),
     n_vocab: int | None = None,
-    temperature: float = 1.0,
-) -> LogProbs:
-    """Log-prob in nats of every scored token under one model, whose ids from n_vocab on leave its softmax."""
+) -> tuple[LogProbs, LogProbs]:
+    """Log-probs in nats of every scored token at each temperature, [temperatures, tokens], and the rows' entropies.
+
+    Entropies are those of the first temperature, nats, [tokens]. Ids from n_vocab on leave the model's softmax.
+    """
     length = min(n_vocab or context.model.n_vocab, context.model.n_vocab)
-    found: list[float] = []
+    found: list[list[float]] = []
+    entropies: list[float] = []
     for window in windows:
         context.truncate(0)
         if window.start < window.scored - 1:
             context.feed(list(tokens[window.start : window.scored - 1]))
         targets = tokens[window.scored : window.end]
         for target, row in zip(targets, context.feed_rows(tokens[window.scored - 1 : window.end - 1]), strict=True):
-            stats = mixing.row_stats(row, length, temperature)
-            found.append(stats.log_prob(row[:length], target, temperature))
+            stats = [row_stats(row, length, temperature) for temperature in temperatures]
+            pairs = zip(stats, temperatures, strict=True)
+            found.append([stat.log_prob(row[:length], target, temperature) for stat, temperature in pairs])
+            entropies.append(stats[0].entropy)
         advance(len(targets))
-    return np.array(found)
+    return np.array(found).T, np.array(entropies)
 
 
 def mix(parts: Sequence[LogProbs], weights: Sequence[float]) -> LogProbs:

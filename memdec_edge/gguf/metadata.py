@@ -19,7 +19,7 @@ from memdec_edge.files import shown_name
 from memdec_edge.gguf.header import FLOAT32, Header, Scalar, TensorInfo
 
 PREFIX = "memdec_edge."
-SCHEMA = 1
+SCHEMA = 2  # 1 had no ONLINE_*
 SCHEMA_VERSION = "memdec_edge.schema_version"
 ROLE = "memdec_edge.role"
 DOMAIN = "memdec_edge.domain"
@@ -35,16 +35,27 @@ PPL_BASE = "memdec_edge.eval.ppl_base"
 PPL_MEMORY = "memdec_edge.eval.ppl_memory"
 PPL_MIXTURE = "memdec_edge.eval.ppl_fused"  # its older name stays, since files have it
 CHECKPOINT_METADATA = "memdec.json"  # in a checkpoint folder: the keys that training leaves to convert, written last
+ONLINE_LAMBDA = "memdec_edge.online.lambda"
+ONLINE_ETA = "memdec_edge.online.eta"
+ONLINE_SHARE = "memdec_edge.online.share"
 GATE_SIZE = 8
 GATE = tuple(f"memdec_edge.gate.weight_{i}" for i in range(GATE_SIZE))
 
 TEMPERATURES = (0.01, 100.0)  # llama.cpp prints metadata with six decimals; smaller numbers would lose digits
 PERPLEXITIES = (PPL_BASE, PPL_MEMORY, PPL_MIXTURE)
+ONLINE = (ONLINE_LAMBDA, ONLINE_ETA, ONLINE_SHARE)
+RANGES = {  # of numbers; of the others what float32 holds
+    LAMBDA: (0.0, 1.0),
+    TEMPERATURE: TEMPERATURES,
+    **dict.fromkeys(PERPLEXITIES, (1.0, 3e38)),
+    **dict.fromkeys(ONLINE, (0.0, 1.0)),
+}
 PLACEHOLDERS: dict[str, float] = {
     LAMBDA: math.nan,
     TEMPERATURE: 1.0,
     **dict.fromkeys(GATE, math.nan),
     **dict.fromkeys(PERPLEXITIES, math.nan),
+    **dict.fromkeys(ONLINE, math.nan),
 }  # convert writes these side by side in this order, and patch() may change them
 
 
@@ -57,6 +68,9 @@ class MemoryMetadata:
     domain: str = ""
     weight: float | None = None  # recommended lambda in [0, 1]; None: the file recommends none
     temperature: float = 1.0  # divides the memory's logits before mixing; in TEMPERATURES
+    first_weight: float | None = None  # with which a weight that learns begins; None: `weight`
+    eta: float | None = None  # how fast it learns, and how much of it returns to the first; None: the defaults
+    share: float | None = None
     tokenizer_sha256: str = ""
     tokenizer_n_tokens: int | None = None
     train: Mapping[str, str] | None = None  # how it was trained, by the key's last part
@@ -91,6 +105,9 @@ class MemoryMetadata:
             domain=str(meta.get(DOMAIN, "")),
             weight=_float(meta, LAMBDA, path),
             temperature=_float(meta, TEMPERATURE, path) or 1.0,
+            first_weight=_float(meta, ONLINE_LAMBDA, path),
+            eta=_float(meta, ONLINE_ETA, path),
+            share=_float(meta, ONLINE_SHARE, path),
             tokenizer_sha256=str(meta.get(TOKENIZER_SHA256, "")),
             tokenizer_n_tokens=_whole(meta, TOKENIZER_N_TOKENS, path),
             train={key.removeprefix(TRAIN): str(value) for key, value in meta.items() if key.startswith(TRAIN)} or None,
@@ -203,9 +220,7 @@ def _checked(key: str, value: float, path: Path | str) -> float:
     """`value` if it may stand under `key`. Raises ModelFileError. NaN, not set, may stand under all but TEMPERATURE."""
     if key not in PLACEHOLDERS:
         raise ModelFileError(path, f"{key} cannot be changed in a finished file; only {', '.join(PLACEHOLDERS)} can")
-    low, high = {LAMBDA: (0.0, 1.0), TEMPERATURE: TEMPERATURES, **dict.fromkeys(PERPLEXITIES, (1.0, 3e38))}.get(
-        key, (-3e38, 3e38)
-    )
+    low, high = RANGES.get(key, (-3e38, 3e38))
     if not low <= value <= high and not (math.isnan(value) and key != TEMPERATURE):
         raise ModelFileError(path, f"{key} is {value}; it must be from {low:g} to {high:g}")
     return value

@@ -62,6 +62,7 @@ class Context:
             raise OptionError("cache_type_k", options.cache_type_k, f"{allowed}divide them; use {UNQUANTISED[1]}")
         self.model = model
         self.tokens: list[list[int]] = [[] for _ in range(n_seq)]
+        self._notes: list[list[tuple[int, float] | None]] = [[] for _ in range(n_seq)]  # see note(), by position
         self._handle = None
         self._abort = abort or AbortFlag()
         self._tap = tap  # llama.cpp calls it as long as the context lives
@@ -151,11 +152,15 @@ class Context:
         # A GPU works on after llama_decode: whoever times this means all of it.
         llama_cpp.llama_synchronize(self._open())
 
-    def feed_rows(self, tokens: Sequence[int], slot: int = 0) -> Iterator[Row]:
-        """Decode `tokens` after what a slot holds; yield the logits after each, in order, as feed() does."""
+    def feed_rows(self, tokens: Sequence[int], slot: int = 0, most: int = 1 << 30) -> Iterator[Row]:
+        """Decode `tokens` after what a slot holds; yield the logits after each, in order, as feed() does.
+
+        `most`: tokens of a batch at most, for llama.cpp keeps the logits of all its rows.
+        """
         self.use_threads(0)
-        for start in range(0, len(tokens), self.n_batch):
-            chunk = tokens[start : start + self.n_batch]
+        step = min(self.n_batch, most)
+        for start in range(0, len(tokens), step):
+            chunk = tokens[start : start + step]
             self._decode([(slot, chunk)], every_row=True)
             yield from self.rows(0, len(chunk))
 
@@ -244,13 +249,24 @@ class Context:
         if lost or not llama_cpp.llama_memory_seq_rm(self._cells, slot, length, -1):
             llama_cpp.llama_memory_seq_rm(self._cells, slot, -1, -1)
             length = 0
-        del self.tokens[slot][length:]
+        del self.tokens[slot][length:], self._notes[slot][length + 1 :]
+
+    def note(self, slot: int, position: int, token: int, log_prob: float) -> None:
+        """Keep with a slot the log-prob, nats, that its first `position` tokens give to `token` as the next one."""
+        notes = self._notes[slot]
+        notes += [None] * (position + 1 - len(notes))
+        notes[position] = (token, log_prob)
+
+    def noted(self, slot: int, position: int, token: int) -> float | None:
+        """What note() kept of `token` after the slot's first `position` tokens; None: nothing, or of another token."""
+        found = self._notes[slot][position] if position < len(self._notes[slot]) else None
+        return found[1] if found and found[0] == token else None
 
     def copy(self, source: int, target: int) -> None:
         """Make a slot hold what another holds; cells are shared, nothing is decoded."""
         self.truncate(0, target)
         llama_cpp.llama_memory_seq_cp(self._cells, source, target, -1, -1)
-        self.tokens[target] = list(self.tokens[source])
+        self.tokens[target], self._notes[target] = list(self.tokens[source]), list(self._notes[source])
 
     def cancel(self) -> None:
         """Stop a decode that runs in another thread: it raises Cancelled."""

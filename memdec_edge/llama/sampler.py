@@ -19,8 +19,10 @@ from memdec_edge.errors import NumericsError
 from memdec_edge.llama.model import Model
 from memdec_edge.mixture import sampling
 from memdec_edge.mixture.mixing import mix
-from memdec_edge.mixture.rows import Chain, Ids, Row, RowStats
-from memdec_edge.mixture.weights import Mixture
+from memdec_edge.mixture.online import learn
+from memdec_edge.mixture.rows import Chain, Ids, Row, RowStats, Sampled
+from memdec_edge.mixture.sampling import Verified
+from memdec_edge.mixture.weights import Mixture, SoftBayes
 from memdec_edge.options import SamplingOptions
 
 if TYPE_CHECKING:
@@ -96,38 +98,41 @@ class Sampler:
         base: Row,
         memories: Sequence[Row],
         mixture: Mixture,
+        rule: SoftBayes | None,
         position: int,
         suppressed: Ids,
         draft: Sequence[int],
         out: Row,
         ends: Container[int],
-    ) -> tuple[list[tuple[int, float]], list[RowStats]]:
+    ) -> Verified:
         """Mix and sample row after row, until a sample differs from the draft or the rows end.
 
-        base: logits float32 [n, n_vocab], row j of `position` + j; memories: float32 [n, any length] each; draft: n - 1
-        or n ids; out: float32 [n_vocab], afterwards the last mixed row. Penalties and constraint follow each sample;
-        then an id in `ends` is the last one, of which they are not told.
-
-        Returns (token, log-prob under the mixture in nats) for each row that was mixed, and the statistics of the last
-        of them, the base's first. Raises NumericsError as sample() and mix() do.
+        base: logits float32 [n, n_vocab], row j of `position` + j; memories: float32 [n, any length] each; rule: how
+        the weights learn from each sample; draft: n - 1 or n ids; out: float32 [n_vocab], afterwards the last mixed
+        row. Penalties and constraint follow each sample; then an id in `ends` is the last, of which they are not told.
+        Raises NumericsError as sample() and mix() do.
         """
         if not self.stateful:
-            done = sampling.verify(
-                base, memories, mixture, self.chain, self.seed, position, suppressed, draft, out, self.scratch
+            return sampling.verify(
+                base, memories, mixture, self.chain, self.seed, position, suppressed, draft, out, self.scratch, rule
             )
-            return [(sample.token, sample.log_prob) for sample in done.samples], done.stats
-        samples, stats = list[tuple[int, float]](), list[RowStats]()
+        samples, stats = list[Sampled](), list[RowStats]()
         for index, base_row in enumerate(base):
-            stats = mix(base_row, [rows[index] for rows in memories], mixture, out)
+            rows = [base_row, *(each[index] for each in memories)]
+            stats = mix(base_row, rows[1:], mixture, out)
             token = self.sample(out, position + index, suppressed)
             offset = sum(share * stat.logsumexp for share, stat in zip(mixture.shares, stats, strict=True))
-            samples.append((token, float(out[token]) - offset))
+            warmth = (1.0, *mixture.temperatures)
+            log_probs = tuple(stat.log_prob(row, token, t) for stat, row, t in zip(stats, rows, warmth, strict=True))
+            samples.append(Sampled(token, float(out[token]) - offset, log_probs, mixture.shares))
+            if rule:
+                mixture = learn(mixture, rule, np.array(log_probs)[:, None]).mixture
             if token in ends:
                 break
             self.accept(token)
             if index >= len(draft) or token != draft[index]:
                 break
-        return samples, stats
+        return Verified(samples, stats, mixture)
 
     def _draw(self, row: Row, position: int, suppressed: Ids) -> int:
         if not (self._penalties and self._recent):

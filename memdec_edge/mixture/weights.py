@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from memdec_edge.errors import OptionError
 from memdec_edge.mixture.rows import MAX_MEMORIES, TEMPERATURES
-from memdec_edge.options import DEFAULT_LAMBDA, check_range
+from memdec_edge.options import DEFAULT_LAMBDA, ETA, SHARE, check_range
 
 SLACK = 1e-6  # by which weights may sum to more than 1: float32 weights of a GGUF do
 LEAST_INITIAL = 0.02  # of each model, so that its first good tokens count
@@ -62,8 +62,8 @@ class SoftBayes:
     """
 
     initial: tuple[float, ...]
-    eta: float = 0.05
-    share: float = 0.002
+    eta: float = ETA
+    share: float = SHARE
 
     def __post_init__(self) -> None:
         check_range("eta", self.eta, 0.0, 1.0)

@@ -9,6 +9,8 @@ from pathlib import Path
 from memdec_edge.errors import OptionError
 from memdec_edge.options.fields import INT_MAX, Checked, about, check_range, option
 
+ETA, SHARE = 0.05, 0.002  # of weights that learn; fitted to nothing, and results hardly depend on them
+INITIAL_LAMBDA = 0.5  # of all memories together, where weights learn and no file recommends one
 DEFAULT_LAMBDA = 0.6  # the paper's choice; flat within 2.5 % of perplexity over 0.4-0.8 (2508.09874, table 6)
 LAMBDAS = tuple(i / 20 for i in range(21))  # the grid on which weights of a memory are compared
 # KV cache types with their numbers in enum ggml_type; llama-cpp-python does not name them all.
@@ -18,10 +20,6 @@ CACHE_TYPES = {
 MAX_DRAFT = 16  # tokens
 
 # Options that two dataclasses share, or that an argument of a call gives.
-TOTAL_LAMBDA = about(
-    "--lambda", metavar="X", low=0.0, high=1.0,
-    help="Weight of the memories together, 0 to 1. Default: what they recommend.",
-)  # fmt: skip
 DRAFT = about(
     "--draft", metavar="N|auto", low=0, high=MAX_DRAFT, none="auto",
     help=f"Tokens, 0 to {MAX_DRAFT}, that memories draft for each pass of the base: the same text, faster.",
@@ -90,6 +88,30 @@ class MemoryOptions(Checked):
         None, "--memory-scaled", metavar="FILE:LAMBDA", low=0.0, high=1.0,
         help="Memory GGUF with a weight of its own; repeatable.",
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MixtureOptions(Checked):
+    """How much the memories weigh: a fixed total, or weights that learn from the text (mixture/weights.py, SoftBayes).
+
+    Weights begin with what the memories recommend and learn from the last tokens of a prompt, then from what is
+    generated. eta says how fast, and share how much of the weights returns to the first ones; None: what `tune` wrote
+    into the memory's file, else ETA and SHARE.
+    """
+
+    total: float | None = option(
+        None, "--lambda", metavar="X|auto", low=0.0, high=1.0, none="auto",
+        help="Weight of the memories together, 0 to 1; auto: the weights follow the text.",
+    )  # fmt: skip
+    evidence: int = option(
+        256, "--lambda-window", low=0, high=1 << 20,
+        help="Last tokens of a prompt from which the weights learn; 0: none.",
+    )  # fmt: skip
+    eta: float | None = option(None, low=0.0, high=1.0, help="How fast the weights follow a token of the prompt.")
+    share: float | None = option(None, low=0.0, high=1.0, help="Part of the weights that returns to the first ones.")
+    generated: float = option(
+        0.1, low=0.0, high=1.0, help="How much a generated token counts, beside one of the prompt."
+    )
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from memdec_edge.options import (
     GenerationOptions,
     LoadOptions,
     MemoryOptions,
+    MixtureOptions,
     SamplingOptions,
     TrainOptions,
 )
@@ -218,8 +219,8 @@ def _continue(
     with open_model(base, [memory]) as model:
         for prompt in PROMPTS[options.domain]:
             texts.append({"prompt": prompt})
-            for name, total in (("base", 0.0), ("mixture", None)):
-                done = model.generate(prompt, SamplingOptions(seed=SEED), limits, total)
+            for name, mixture in (("base", MixtureOptions(total=0.0)), ("mixture", None)):  # None: the tuned lambda
+                done = model.generate(prompt, SamplingOptions(seed=SEED), limits, mixture)
                 texts[-1][name] = done.text
                 speeds[name].append(done.timings.predicted_per_second)
     return texts, {name: round(statistics.median(values), 1) for name, values in speeds.items()}

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from memdec_edge.engine import Engine
 from memdec_edge.errors import Cancelled, ContextError, DecodeError, ModelFileError, OptionError, PairingError
 from memdec_edge.gguf import metadata
-from memdec_edge.options import MemoryOptions
+from memdec_edge.options import MemoryOptions, MixtureOptions
 from tests.conftest import PADDING, Family
 from tests.support.real import EXACT
 
@@ -48,7 +48,7 @@ def test_mixed_log_probs_are_those_of_pytorch(family: Family, engine: Engine, we
     memory = torch_log_probs(family.memory_checkpoint, TOKENS)[-1]
     with np.errstate(divide="ignore"):
         expected = np.logaddexp(np.log1p(-weight) + base, np.log(weight) + memory)
-    with closing(engine.session(TOKENS, mixture=engine.mixture(weight))) as session:
+    with closing(engine.session(TOKENS, mixture=engine.mixture(MixtureOptions(total=weight)))) as session:
         np.testing.assert_allclose(log_softmax(session.logits()), expected, atol=1e-3)
         [sample] = engine.step([session])[0]
     assert sample.log_prob == pytest.approx(expected[sample.token], abs=1e-3)
@@ -67,7 +67,7 @@ def test_two_memories_mix_with_their_weights_and_padding_is_left_out(family: Fam
 
 def test_lambda_zero_and_one_are_the_raw_rows_bit_for_bit(engine: Engine) -> None:
     for weight, context in ((0.0, engine.context), (1.0, engine.memories[0].context)):
-        with closing(engine.session(TOKENS, mixture=engine.mixture(weight))) as session:
+        with closing(engine.session(TOKENS, mixture=engine.mixture(MixtureOptions(total=weight)))) as session:
             assert session.logits().tobytes() == context.rows(-1).tobytes()
 
 
@@ -167,7 +167,7 @@ def test_tokens_that_a_memory_lacks_are_neither_fed_nor_sampled(family: Family) 
             assert session.suppressed.tolist() == list(range(400, 400 + PADDING))
             with pytest.raises(DecodeError, match="outside the vocabulary of 400 tokens"):
                 session.extend([400])
-        with closing(engine.session([400], mixture=engine.mixture(0.0))) as session:
+        with closing(engine.session([400], mixture=engine.mixture(MixtureOptions(total=0.0)))) as session:
             assert session.unknown_tokens == range(400 + PADDING, 400 + PADDING)
             engine.step([session])[0]
 

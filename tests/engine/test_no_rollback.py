@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memdec_edge.engine import Engine, MemoryMixture, Sample
+from memdec_edge.engine import Engine, MemoryMixture, Sampled
 from memdec_edge.errors import BusyError, Cancelled
 from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
 from tests.conftest import Family
@@ -82,7 +82,7 @@ def test_a_memory_that_cannot_roll_back_is_mixed_plainly_and_gives_the_same_text
             drafting = stack.enter_context(
                 closing(engine.session(prompt, sampling, generation, mixture=second, limit=70))
             )
-            found: list[Sample] = []
+            found: list[Sampled] = []
             while not plainly.finished:
                 found += engine.step([plainly, drafting])[0]
             assert drafting.n_accepted > 0

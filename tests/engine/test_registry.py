@@ -111,7 +111,7 @@ def test_a_memory_that_came_back_forgets_what_was_taken_back_meanwhile(engine: E
         session.rewind(4)
         session.extend(other[4:])  # as long as before
         session.mix(MemoryMixture.of([(memory, 0.5)]))
-        token, log_prob = engine.step([session])[0][0]
+        token, log_prob, *_ = engine.step([session])[0][0]
     with closing(Plain(family.base, [(family.memory, 0.5)])) as truth:
         assert log_prob == pytest.approx(truth.log_probs([*PROMPT[:4], *other[4:]])[token], abs=1e-3)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memdec_edge.engine import Engine, Sample
+from memdec_edge.engine import Engine, Sampled
 from memdec_edge.options import GenerationOptions, MemoryOptions, SamplingOptions
 from tests.conftest import Family
 from tests.support import plain
@@ -54,7 +54,7 @@ def run(
     draft: int | None,
     count: int = COUNT,
     eos: bool = False,
-) -> list[Sample]:
+) -> list[Sampled]:
     generation = GenerationOptions(draft=draft, ignore_eos=not eos)
     with closing(engine.session(prompt, sampling, generation, limit=len(prompt) + count)) as session:
         return finish(engine, session)
@@ -121,7 +121,7 @@ def test_every_sample_is_that_of_the_mixture_that_numpy_computes(
     sampling = replace(sampling, seed=77)
     for prompt in prompts(2):
         emitted: list[int] = []
-        for token, log_prob in run(engine, prompt, sampling, draft, 40):
+        for token, log_prob, *_ in run(engine, prompt, sampling, draft, 40):
             text = [*prompt, *emitted]
             row = truth.logits(text, emitted, sampling)
             row[list(engine.base.eog_tokens)] = -np.inf

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from memdec_edge.engine import Engine, MemoryMixture, Sample, Session
+from memdec_edge.engine import Engine, MemoryMixture, Sampled, Session
 from memdec_edge.errors import BusyError, NumericsError
 from memdec_edge.options import GenerationOptions, SamplingOptions
 from tests.conftest import Family
@@ -47,7 +47,7 @@ def truth_of(family: Family, index: int) -> closing[Plain]:
 
 
 @pytest.fixture(scope="module")
-def alone(engine: Engine) -> list[list[Sample]]:
+def alone(engine: Engine) -> list[list[Sampled]]:
     """What each of CHOICES emits by itself."""
     found = []
     for index, prompt in enumerate(prompts(4)):
@@ -61,9 +61,9 @@ def alone(engine: Engine) -> list[list[Sample]]:
 
 @pytest.mark.parametrize("joins", [(0, 0, 0, 0), (0, 3, 5, 9), (9, 5, 3, 0)], ids=["together", "in turn", "reversed"])
 def test_side_by_side_each_session_emits_what_it_emits_alone(
-    family: Family, engine: Engine, alone: list[list[Sample]], joins: tuple[int, ...]
+    family: Family, engine: Engine, alone: list[list[Sampled]], joins: tuple[int, ...]
 ) -> None:
-    found: list[list[Sample]] = [[], [], [], []]
+    found: list[list[Sampled]] = [[], [], [], []]
     with ExitStack() as stack:
         running: dict[int, Session] = {}
         for rounds in range(200):
@@ -81,7 +81,7 @@ def test_side_by_side_each_session_emits_what_it_emits_alone(
     cells(engine)
 
 
-def test_a_session_may_pause_while_others_run(engine: Engine, family: Family, alone: list[list[Sample]]) -> None:
+def test_a_session_may_pause_while_others_run(engine: Engine, family: Family, alone: list[list[Sampled]]) -> None:
     with closing(begin(engine, 0, prompts(4)[0])) as first, closing(begin(engine, 1, prompts(4)[1])) as second:
         found = engine.step([first])[0] + engine.step([first])[0]
         finish(engine, second)
@@ -91,7 +91,7 @@ def test_a_session_may_pause_while_others_run(engine: Engine, family: Family, al
 
 
 def test_a_long_prompt_is_read_while_others_run_and_changes_nothing(
-    engine: Engine, family: Family, alone: list[list[Sample]]
+    engine: Engine, family: Family, alone: list[list[Sampled]]
 ) -> None:
     with closing(begin(engine, 0, prompts(4)[0])) as first:
         found = engine.step([first])[0]
@@ -122,7 +122,7 @@ def test_a_prompt_read_in_pieces_between_the_steps_of_another_gives_what_it_give
 
 
 def test_a_stop_leaves_all_sessions_of_the_round_where_they_stood(
-    engine: Engine, family: Family, alone: list[list[Sample]], monkeypatch: pytest.MonkeyPatch
+    engine: Engine, family: Family, alone: list[list[Sampled]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for k in range(8):
         left = iter(range(k, -1, -1))
@@ -193,7 +193,7 @@ def test_a_fork_goes_on_like_its_origin_and_with_another_seed_differently(
         begun = fresh.step([origin])[0] + fresh.step([origin])[0] + fresh.step([origin])[0]
         twin, other = (stack.enter_context(closing(fresh.fork(origin, seed))) for seed in (None, 6))
         assert twin.tokens == other.tokens == origin.tokens
-        continuations: list[list[Sample]] = [[], [], []]
+        continuations: list[list[Sampled]] = [[], [], []]
         for _ in range(3):
             for samples, more in zip(continuations, fresh.step([origin, twin, other]), strict=True):
                 samples += more

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from memdec_edge.engine import Engine
 from memdec_edge.errors import CorpusError, OptionError
-from memdec_edge.evaluation.perplexity import Window, evaluate, mix, perplexity, slide, thin
-from memdec_edge.options import EvalOptions, MemoryOptions
+from memdec_edge.evaluation.perplexity import evaluate, mix, perplexity, score_tokens
+from memdec_edge.evaluation.windows import Window, slide, thin
+from memdec_edge.options import EvalOptions, MemoryOptions, MixtureOptions
 from tests.conftest import Family
 from tests.engine.test_engine import torch_log_probs
 from tests.support.real import EXACT
@@ -44,7 +45,7 @@ def test_perplexities_bits_and_sweep_are_those_of_pytorch(family: Family, engine
             scores += [rows[i - 1 - start][tokens[i]] for i in range(scored_until, end)]
         scored_until = end
     n_bytes = len("".join(DOCUMENTS).encode()) - len(engine.base.piece(tokens[0]))
-    found = evaluate(engine, DOCUMENTS, OPTIONS, total=0.3)
+    found = evaluate(engine, DOCUMENTS, OPTIONS, mixture=MixtureOptions(total=0.3))
     mixed = np.logaddexp(np.log(0.7) + base, np.log(0.3) + memory)
     assert (found.tokens, found.text_tokens, found.weight) == (len(tokens) - 1, len(tokens), 0.3)
     assert found.memory is not None
@@ -57,7 +58,9 @@ def test_perplexities_bits_and_sweep_are_those_of_pytorch(family: Family, engine
 
 
 def test_a_sample_scores_at_most_what_was_asked_and_states_its_error(engine: Engine) -> None:
-    found = evaluate(engine, DOCUMENTS, EvalOptions(window=64, stride=24, max_tokens=200), total=0.3)
+    found = evaluate(
+        engine, DOCUMENTS, EvalOptions(window=64, stride=24, max_tokens=200), mixture=MixtureOptions(total=0.3)
+    )
     assert 24 < found.tokens <= 200
     assert 0 < found.mixture.standard_error < found.mixture.perplexity
 
@@ -114,3 +117,20 @@ def test_the_standard_error_is_that_of_the_bootstrap_even_where_the_last_window_
     bootstrap = np.exp(-sums[drawn].sum(1) / counts[drawn].sum(1)).std()
     assert value == pytest.approx(math.exp(-log_probs.mean()))
     assert error == pytest.approx(bootstrap, rel=0.1)
+
+
+def test_the_online_weight_is_the_rule_over_the_scored_tokens_beside_the_fixed_one(engine: Engine) -> None:
+    found = evaluate(engine, DOCUMENTS, OPTIONS, MixtureOptions(total=0.3))
+    scores = score_tokens(engine, DOCUMENTS, OPTIONS)
+    columns, weights, auto = np.exp([scores.base, *scores.memories]), np.array([0.5, 0.5]), []
+    for column in columns.T:  # Soft-Bayes, written out
+        auto.append(math.log(weights @ column))
+        weights = 0.998 * weights * (0.95 + 0.05 * column / (weights @ column)) + 0.002 * 0.5
+    assert found.auto is not None
+    assert found.auto_ratio is not None
+    assert found.auto.perplexity == pytest.approx(math.exp(-np.mean(auto)), rel=1e-6)
+    assert found.auto_ratio[0] == pytest.approx(found.auto.perplexity / found.mixture.perplexity)
+    assert found.worse_share["auto"] == np.mean(np.array(auto) < scores.base - 0.1)
+    assert sum(found.auto_weights) == pytest.approx(1)
+    without = evaluate(engine, DOCUMENTS, OPTIONS)
+    assert without.auto == found.auto  # what is fixed does not touch what learns

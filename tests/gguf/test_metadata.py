@@ -159,7 +159,7 @@ def test_a_model_without_placeholders_is_not_patched(family: Family) -> None:
         ({LAMBDA: "1.5"}, "memdec_edge.lambda is 1.5"),
         ({TEMPERATURE: "nan"}, "memdec_edge.temperature is nan"),
         ({TEMPERATURE: "-1"}, "memdec_edge.temperature is -1.0"),
-        ({metadata.SCHEMA_VERSION: "2"}, "memdec_edge.schema_version is 2, this version knows 1"),
+        ({metadata.SCHEMA_VERSION: "3"}, "memdec_edge.schema_version is 3, this version knows 2"),
         ({metadata.SCHEMA_VERSION: "-1"}, "memdec_edge.schema_version is '-1'"),
         ({metadata.ROLE: "king"}, "memdec_edge.role is 'king'"),
         ({metadata.TOKENIZER_N_TOKENS: "many"}, "memdec_edge.tokenizer.n_tokens is 'many'"),

@@ -40,17 +40,17 @@ def prompts(number: int, length: int = 12) -> list[list[int]]:
     return [random.integers(1, 400, length).tolist() for _ in range(number)]
 
 
-def finish(engine: engines.Engine, session: engines.Session) -> list[engines.Sample]:
+def finish(engine: engines.Engine, session: engines.Session) -> list[engines.Sampled]:
     """Step until the end; every sample."""
-    samples: list[engines.Sample] = []
+    samples: list[engines.Sampled] = []
     while not session.finished:
         samples += engine.step([session])[0]
     return samples
 
 
-def until_stopped(engine: engines.Engine, sessions: Sequence[engines.Session]) -> list[list[engines.Sample]]:
+def until_stopped(engine: engines.Engine, sessions: Sequence[engines.Session]) -> list[list[engines.Sampled]]:
     """Step until a round is stopped, which leaves all sessions where they stood; what they emitted before."""
-    found: list[list[engines.Sample]] = [[] for _ in sessions]
+    found: list[list[engines.Sampled]] = [[] for _ in sessions]
     while True:
         before = [list(session.tokens) for session in sessions]
         try:
@@ -120,8 +120,8 @@ def possible(row: npt.NDArray[np.float32], token: int, sampling: SamplingOptions
 def same(
     plain: Plain,
     prompt: list[int],
-    found: Sequence[engines.Sample],
-    expected: Sequence[engines.Sample],
+    found: Sequence[engines.Sampled],
+    expected: Sequence[engines.Sampled],
     sampling: SamplingOptions,
 ) -> bool:
     """Check that two continuations agree; False where they part at a near-tie, after which nothing is compared."""

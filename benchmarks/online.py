@@ -1,0 +1,140 @@
+"""Weights that learn against weights that are fixed, over texts in and outside a memory's domain.
+
+    python benchmarks/online.py BASE.gguf MEMORY.gguf [MEMORY.gguf ...] --text NAME=PATH [NAME=PATH ...] --out FILE.csv
+                                [--tokens 6144] [--eta 0.05] [--share 0.002]
+
+Each text is a column: perplexity of --tokens scored tokens, windows of 1,024. The first text is the domain. Rows: base;
+memory alone; fixed weights; the best fixed weight of each column, which reads the answer; the online weight, with its
+mean; eleven fixed mixtures as experts under fixed share (Herbster and Warmuth 1998), also frozen after the first 64
+tokens of a window; the better model of each token, which no method can reach. With several memories fixed rows give
+each the same weight. --out.npz keeps the log-probs: run again, no model runs. The last line is one JSON object.
+"""
+
+import argparse
+import csv
+import json
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from provenance import made_by
+
+from memdec_edge.documents import read_documents
+from memdec_edge.engine import Engine
+from memdec_edge.evaluation.perplexity import TokenScores, mix, score_tokens
+from memdec_edge.evaluation.windows import Window
+from memdec_edge.mixture.weights import SoftBayes
+from memdec_edge.options import ETA, SHARE, EvalOptions, LoadOptions, MemoryOptions
+
+Wide = npt.NDArray[np.float64]
+GRID = tuple(i / 10 for i in range(11))
+FROZEN_AFTER = 64  # tokens of a window
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", type=Path)
+    parser.add_argument("memories", type=Path, nargs="+")
+    parser.add_argument("--text", nargs="+", required=True, metavar="NAME=PATH")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, default=6144)
+    parser.add_argument("--eta", type=float, default=ETA)
+    parser.add_argument("--share", type=float, default=SHARE)
+    args = parser.parse_args()
+    texts = dict(text.split("=", 1) for text in args.text)
+    scores = read(args, texts)
+    table: dict[str, dict[str, float]] = {}
+    for name, found in scores.items():
+        for row, value in rows(
+            found, SoftBayes((0.5 / len(args.memories),) * len(args.memories), args.eta, args.share)
+        ).items():
+            table.setdefault(row, {})[name] = value
+    best = min(GRID, key=lambda value: table[f"fixed {value:g}"][next(iter(texts))])
+    table = {
+        row: values for row, values in table.items() if row in (f"fixed {best:g}", "fixed 0.5") or "fixed" not in row
+    }
+    with args.out.open("w", newline="", encoding="utf-8") as file:
+        file.write(made_by())
+        writer = csv.writer(file)
+        writer.writerow(["", *texts])
+        for row, values in table.items():
+            writer.writerow([row, *(f"{values[name]:.4f}" for name in texts)])
+    print(args.out.read_text(encoding="utf-8"))
+    print(json.dumps({"benchmark": "online", "best_on_first": best, "rows": table}))
+
+
+def read(args: argparse.Namespace, texts: dict[str, str]) -> dict[str, TokenScores]:
+    """Scores of each text, from one pass of every model or from an earlier run."""
+    kept, found = args.out.with_suffix(".npz"), {}
+    stored = dict(np.load(kept)) if kept.exists() else {}
+    missing = [name for name in texts if name not in stored]
+    if missing:
+        memories = [MemoryOptions(path, 0.0) for path in args.memories]
+        with closing(Engine(args.base, memories, LoadOptions(n_ctx=1024))) as engine:
+            for name in missing:
+                score = score_tokens(engine, read_documents(Path(texts[name])), EvalOptions(max_tokens=args.tokens))
+                bounds = [(window.start, window.scored, window.end) for window in score.windows]
+                stored[name], stored[f"{name} windows"] = np.stack([score.base, *score.memories]), np.array(bounds)
+                np.savez(kept, **stored)
+    for name in texts:
+        base, *memories = stored[name]
+        windows = [Window(*map(int, bounds)) for bounds in stored[f"{name} windows"]]
+        found[name] = TokenScores(windows, base, memories, 0, 0)
+    return found
+
+
+def rows(found: TokenScores, rule: SoftBayes) -> dict[str, float]:
+    """Perplexities of one column, and the mean weights of the online mixture."""
+
+    def ppl(log_probs: Wide) -> float:
+        return float(np.exp(-log_probs.mean()))
+
+    table = {"base": ppl(found.base)}
+    for number, log_probs in enumerate(found.memories, 1):
+        table[f"memory {number} alone"] = ppl(log_probs)
+    learned, n_memories = found.learned(rule), len(found.memories)
+    experts = np.stack([found.mixed([value / n_memories] * n_memories) for value in GRID])
+    fixed = {f"fixed {value:g}": ppl(expert) for value, expert in zip(GRID, experts, strict=True)}
+    table |= fixed | {
+        "best fixed of the column": min(fixed.values()),
+        "online": ppl(learned.log_probs),
+        "eleven mixtures, fixed share": ppl(fixed_share(experts, rule.share)),
+        f"eleven mixtures, frozen after {FROZEN_AFTER}": ppl(frozen(experts, found.windows, rule.share)),
+        "better model of each token": ppl(np.stack([found.base, *found.memories]).max(0)),
+    }
+    for name, weight in zip(["base", *(f"memory {i + 1}" for i in range(n_memories))], learned.weights, strict=True):
+        table[f"online, mean weight of {name}"] = float(weight.mean())
+    return table
+
+
+def fixed_share(experts: Wide, share: float) -> Wide:
+    """Log-probs of a Bayes mixture of experts [n, tokens] whose weights return to the uniform ones by `share`."""
+    n = len(experts)
+    log_weights, out = np.full(n, -np.log(n)), np.empty(experts.shape[1])
+    for at, column in enumerate(experts.T):
+        joint = log_weights + column
+        out[at] = np.logaddexp.reduce(joint)
+        log_weights = np.log((1 - share) * np.exp(joint - out[at]) + share / n)
+    return out
+
+
+def frozen(experts: Wide, windows: list[Window], share: float) -> Wide:
+    """The same, from uniform weights in each window, with the weights after its first tokens for the rest of it."""
+    parts, begin = [], 0
+    for window in windows:
+        part = experts[:, begin : begin + window.end - window.scored]
+        begin += part.shape[1]
+        first = part[:, :FROZEN_AFTER]
+        parts.append(fixed_share(first, share))
+        log_weights = np.zeros(len(experts))
+        for column in first.T:
+            joint = log_weights + column
+            log_weights = np.log((1 - share) * np.exp(joint - np.logaddexp.reduce(joint)) + share / len(experts))
+        rest = part[:, FROZEN_AFTER:]
+        parts.append(mix(list(rest), list(np.exp(log_weights - np.logaddexp.reduce(log_weights)))))
+    return np.concatenate(parts)
+
+
+if __name__ == "__main__":
+    main()
