@@ -31,7 +31,7 @@ def test_run_streams_text_to_stdout_and_everything_else_to_stderr(family: Family
     done, as_json = memdec(*arguments), memdec(*arguments, "--json")
     found = last_json(as_json)
     assert done.stdout == f"{found['text']}\n"
-    assert f"memory {family.memory} at lambda 0.6" in done.stderr
+    assert f"memory {family.memory} at lambda auto, from 0.5" in done.stderr
     assert "8 new" in done.stderr
     assert set(found) == {"text", "tokens", "finish_reason", "timings"}
     assert len(found["tokens"]) == 8
@@ -78,7 +78,8 @@ def test_eval_prints_a_table_and_json(family: Family, text: Path) -> None:
     arguments = ["eval", "-m", family.base, "-M", family.memory, text, "--window", 64, "--stride", 32, "--lambda", 0.3]
     done = memdec(*arguments, "--json")
     found = last_json(done)
-    assert set(found["perplexity"]) == {"base", "memory", "mixture"}
+    assert set(found["perplexity"]) == {"base", "memory", "mixture", "auto"}
+    assert set(found["worse_share"]) == {"mixture", "auto"}
     assert {"tokens", "bits_per_byte", "lambda_sweep", "standard_error"} <= set(found)
     assert [entry["lambda"] for entry in found["lambda_sweep"]] == [i / 10 for i in range(11)]
     assert found["lambda"] == 0.3

@@ -40,7 +40,7 @@ def test_slots_that_are_taken_are_named_with_numbers(fresh: Engine) -> None:
             partial(fresh.fork, fresh._sessions[0]),
         ]
         for ask in asks:
-            with pytest.raises(BusyError, match=r"1 slots wanted and 0 of 4 are free; .*LoadOptions.n_seq") as error:
+            with pytest.raises(BusyError, match=r"1 slots wanted and 0 of 4 are free; .*`n_seq`") as error:
                 ask()
             assert (error.value.kind, error.value.http_status) == ("slots", 503)
     fresh.session([1], limit=10).close()
@@ -48,7 +48,7 @@ def test_slots_that_are_taken_are_named_with_numbers(fresh: Engine) -> None:
 
 def test_cells_that_are_reserved_are_named_with_numbers(fresh: Engine) -> None:
     with closing(fresh.session([1] * 100, limit=300)) as first:
-        with pytest.raises(BusyError, match=r"213 cells wanted and 212 of 512 are free; .*-c") as error:
+        with pytest.raises(BusyError, match=r"213 cells wanted and 212 of 512 are free; .*`n_ctx`") as error:
             fresh.session([1], limit=213)
         assert (error.value.wanted, error.value.free, error.value.total) == (213, 212, 512)
         with closing(fresh.session([1], limit=212)):
