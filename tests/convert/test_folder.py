@@ -101,7 +101,8 @@ def interrupt_once(ready: Callable[[], bool]) -> None:
 def test_an_unfinished_training_and_a_cache_are_no_memories_and_a_finished_one_is(room: Path, tmp_path: Path) -> None:
     folder = tmp_path / "memory"
     options = train_options(room, folder, steps=100_000)
-    interrupt_once((folder / "metrics.jsonl").is_file)
+    metrics = folder / "metrics.jsonl"
+    interrupt_once(lambda: metrics.is_file() and metrics.stat().st_size > 0)  # a step is done: all is imported
     with pytest.raises(Cancelled):
         train(options)
     assert refused(folder) == (f"{folder}: is a training that is not finished; run memdec-edge train again, it goes on")
