@@ -1,11 +1,14 @@
 """llama.cpp's contexts: the KV cache of a model, several timelines in it, decoding, rows of logits, rolling back.
 
-Beside llama.py the only module that calls llama.cpp's model and context API. It guards every call that would abort the
-process: token ids, batch sizes and cells are checked here. Knows nothing of mixing and of what a timeline is for.
+Beside model.py the only module that calls llama.cpp's model and context API. It checks beforehand what would end the
+process: token ids, batch sizes, cells, slots, rows, and threads that do not take turns. Knows nothing of mixing and of
+what a timeline is for.
 """
 
 import ctypes
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import llama_cpp
@@ -14,7 +17,7 @@ import numpy.typing as npt
 
 from memdec_edge.errors import Cancelled, ContextError, DecodeError, ModelFileError, OptionError
 from memdec_edge.llama.abort import AbortFlag
-from memdec_edge.llama.library import forget_reasons, reason
+from memdec_edge.llama.library import Owned, forget_reasons, reason
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.tap import Tap
 from memdec_edge.machine import usable_cpus
@@ -35,8 +38,9 @@ def default_threads() -> int:
 class Context:
     """One KV cache of a model, shared by `n_seq` timelines ("slots"), and the token ids that each has in it.
 
-    Cells belong to all slots together, and a prefix that one slot copies from another is stored once. Not for several
-    threads at once. `tokens[slot]` is what the cache holds of a slot; `can_roll_back` whether truncate() is cheap.
+    Cells belong to all slots together, and a prefix that one slot copies from another is stored once. Threads take
+    turns: a call raises DecodeError while another thread's is at work; only cancel() and close() may come at any time.
+    `tokens[slot]` is what the cache holds of a slot; `can_roll_back` whether truncate() is cheap.
     """
 
     def __init__(
@@ -63,9 +67,10 @@ class Context:
         self.model = model
         self.tokens: list[list[int]] = [[] for _ in range(n_seq)]
         self._notes: list[list[tuple[int, float] | None]] = [[] for _ in range(n_seq)]  # see note(), by position
-        self._handle = None
+        self._owned: Owned | None = None
+        self._lock = threading.RLock()  # held by the thread at work
+        self._n_rows = 0  # with logits, of the last batch
         self._abort = abort or AbortFlag()
-        self._tap = tap  # llama.cpp calls it as long as the context lives
         threads = options.threads or default_threads()
         self._threads = (threads, options.threads_batch or threads)  # of one row, of several
         self._lent = 0
@@ -83,12 +88,15 @@ class Context:
         if tap:
             params.cb_eval, params.cb_eval_user_data = tap.callback, tap.data
         forget_reasons()
-        self._handle = llama_cpp.llama_init_from_model(model.handle, params)
-        if not self._handle:
+        weights = model.weights
+        handle = llama_cpp.llama_init_from_model(weights.pointer, params)
+        if not handle:
             raise ModelFileError(model.path, f"no context of {n_ctx} tokens could be made ({reason('out of memory?')})")
-        self.n_ctx: int = llama_cpp.llama_n_ctx(self._handle)
-        self.n_batch: int = llama_cpp.llama_n_batch(self._handle)
-        self._cells = llama_cpp.llama_get_memory(self._handle)
+        # llama.cpp uses the weights, the flag and the tap as long as the context lives.
+        self._owned = Owned(handle, llama_cpp.llama_free, weights, self._abort, tap)
+        self.n_ctx: int = llama_cpp.llama_n_ctx(handle)
+        self.n_batch: int = llama_cpp.llama_n_batch(handle)
+        self._cells = llama_cpp.llama_get_memory(handle)
         self._window: int = llama_cpp.llama_model_n_swa(model.handle)  # of sliding attention; 0: none
         stateful = llama_cpp.llama_model_is_recurrent(model.handle) or llama_cpp.llama_model_is_hybrid(model.handle)
         # A recurrent state has no earlier one to go back to, and cells that left a sliding window may be taken by
@@ -145,12 +153,13 @@ class Context:
 
     def _read(self, tokens: Sequence[int], slot: int, most: int) -> None:
         """Keep what a slot shares with `tokens`, at most `most` of them, and decode the rest."""
-        self.use_threads(0)
-        self.truncate(min(self.shared(tokens, slot), most), slot)
-        for start in range(len(self.tokens[slot]), len(tokens), self.n_batch):
-            self._decode([(slot, tokens[start : start + self.n_batch])], every_row=False)
-        # A GPU works on after llama_decode: whoever times this means all of it.
-        llama_cpp.llama_synchronize(self._open())
+        with self._alone() as owned:
+            self.use_threads(0)
+            self.truncate(min(self.shared(tokens, slot), most), slot)
+            for start in range(len(self.tokens[slot]), len(tokens), self.n_batch):
+                self._decode([(slot, tokens[start : start + self.n_batch])], every_row=False)
+            # A GPU works on after llama_decode: times are to count all of it.
+            llama_cpp.llama_synchronize(owned.pointer)
 
     def feed_rows(self, tokens: Sequence[int], slot: int = 0, most: int = 1 << 30) -> Iterator[Row]:
         """Decode `tokens` after what a slot holds; yield the logits after each, in order, as feed() does.
@@ -177,28 +186,52 @@ class Context:
         if count != self._lent:
             self._lent = count
             one, several = (count, count) if count else self._threads
-            llama_cpp.llama_set_n_threads(self._open(), one, several)
+            with self._alone() as owned:
+                llama_cpp.llama_set_n_threads(owned.pointer, one, several)
 
     def rows(self, first: int, count: int = 1) -> Row:
         """Logits of `count` rows of the last batch, float32 [count, n_vocab]: a view, valid until the next decode.
 
         `first` counts from the batch's start; -1 is its last row. llama.cpp keeps rows in the order of the batch, side
-        by side; rows without logits would abort: not offered.
+        by side. Raises DecodeError for rows that the batch has no logits of.
         """
-        address = ctypes.cast(llama_cpp.llama_get_logits_ith(self._open(), first), ctypes.c_void_p).value
-        if address is None:
-            raise DecodeError(f"{self.model.path}: llama.cpp kept no logits of row {first}")
+        with self._alone() as owned:
+            address = ctypes.cast(llama_cpp.llama_get_logits_ith(owned.pointer, first), ctypes.c_void_p).value
+        if address is None or not 1 <= count <= self._n_rows - (self._n_rows - 1 if first < 0 else first):
+            raise DecodeError(f"{self.model.path}: llama.cpp kept no logits of {count} rows from {first} on")
         floats = (ctypes.c_float * (count * self.model.n_vocab)).from_address(address)
+        floats.owner = owned  # type: ignore[attr-defined]  # a view outlives close()
         return np.frombuffer(memoryview(floats).cast("B"), np.float32).reshape(count, -1)
 
     def _decode(self, parts: Sequence[tuple[int, Sequence[int]]], *, every_row: bool) -> None:
+        with self._alone() as owned:
+            end = self._fill(parts, every_row)
+            self._n_rows = 0
+            forget_reasons()
+            status = llama_cpp.llama_decode(owned.pointer, self._batch)
+            if status == 0:
+                self._n_rows = end if every_row else 1
+                for slot, tokens in parts:
+                    self.tokens[slot].extend(tokens)
+                return
+            for slot, _ in parts:  # whatever part of the batch was done is not wanted
+                self.truncate(len(self.tokens[slot]) if self.can_roll_back else 0, slot)
+        abort = self._abort.take()
+        if abort or status == ABORTED:  # another context that was stopped too may have lowered the flag
+            raise abort or Cancelled()
+        raise DecodeError(f"{self.model.path}: llama.cpp could not decode {end} tokens "
+                          f"(status {status}: {reason('no reason given')})")  # fmt: skip
+
+    def _fill(self, parts: Sequence[tuple[int, Sequence[int]]], every_row: bool) -> int:
+        """Put tokens into the llama_batch, with logits of every row or of the last; return how many there are."""
         end = 0
         for slot, tokens in parts:
+            self._check_slot(slot)
             start, held, end = end, len(self.tokens[slot]), end + len(tokens)
             if not tokens:
                 raise DecodeError(f"{self.model.path}: nothing to decode; give at least one token")
             if end > self.n_batch:
-                raise DecodeError(f"{self.model.path}: a batch of more than {self.n_batch} tokens; raise -b")
+                raise DecodeError(f"{self.model.path}: a batch of more than {self.n_batch} tokens; raise `n_batch`")
             if held + len(tokens) > self._longest:
                 raise ContextError(held + len(tokens), 0, self._longest)
             if min(tokens) < 0 or max(tokens) >= self.model.n_vocab:
@@ -206,28 +239,29 @@ class Context:
             self._ids[start:end] = tokens
             self._positions[start:end] = range(held, held + len(tokens))
             self._slots[start:end] = self._slot_addresses[slot]
+        if not end:
+            raise DecodeError(f"{self.model.path}: nothing to decode; give at least one token")
         self._wanted[:end] = every_row
         self._wanted[end - 1] = 1
         self._batch.n_tokens = end
-        forget_reasons()
-        status = llama_cpp.llama_decode(self._open(), self._batch)
-        if status == 0:
-            for slot, tokens in parts:
-                self.tokens[slot].extend(tokens)
-            return
-        for slot, _ in parts:  # whatever part of the batch was done is not wanted
-            self.truncate(len(self.tokens[slot]) if self.can_roll_back else 0, slot)
-        abort = self._abort.take()
-        if abort or status == ABORTED:  # another context that was stopped too may have lowered the flag
-            raise abort or Cancelled()
-        raise DecodeError(f"{self.model.path}: llama.cpp could not decode {end} tokens "
-                          f"(status {status}: {reason('no reason given')})")  # fmt: skip
+        return end
 
-    def _open(self) -> Any:
-        """The handle; llama.cpp would end the process on that of a closed context."""
-        if not self._handle:
-            raise DecodeError(f"{self.model.path} is closed; open it again")
-        return self._handle
+    @contextmanager
+    def _alone(self) -> Iterator[Owned]:
+        """llama.cpp's context, for this thread alone and not freed meanwhile."""
+        if not self._lock.acquire(blocking=False):
+            raise DecodeError(f"a context of {self.model.path} is at work in another thread; take turns")
+        try:
+            owned = self._owned
+            if not owned:
+                raise DecodeError(f"{self.model.path} is closed; open it again")
+            yield owned
+        finally:
+            self._lock.release()
+
+    def _check_slot(self, slot: int) -> None:
+        if not 0 <= slot < len(self.tokens):  # llama.cpp takes -1 for all of them
+            raise DecodeError(f"a context of {len(self.tokens)} slots has no slot {slot}")
 
     # --- slots ------------------------------------------------------------------------------------------------------
 
@@ -243,13 +277,14 @@ class Context:
 
     def truncate(self, length: int, slot: int = 0) -> None:
         """Roll a slot back to its first `length` tokens; one that cannot is emptied (prefill() fills it again)."""
-        self._open()
-        needed = max(0, length - self._window + 1)  # the oldest position that the window still sees from there
-        lost = self._window and llama_cpp.llama_memory_seq_pos_min(self._cells, slot) > needed
-        if lost or not llama_cpp.llama_memory_seq_rm(self._cells, slot, length, -1):
-            llama_cpp.llama_memory_seq_rm(self._cells, slot, -1, -1)
-            length = 0
-        del self.tokens[slot][length:], self._notes[slot][length + 1 :]
+        self._check_slot(slot)
+        with self._alone():
+            needed = max(0, length - self._window + 1)  # the oldest position that the window still sees from there
+            lost = self._window and llama_cpp.llama_memory_seq_pos_min(self._cells, slot) > needed
+            if lost or not llama_cpp.llama_memory_seq_rm(self._cells, slot, length, -1):
+                llama_cpp.llama_memory_seq_rm(self._cells, slot, -1, -1)
+                length = 0
+            del self.tokens[slot][length:], self._notes[slot][length + 1 :]
 
     def note(self, slot: int, position: int, token: int, log_prob: float) -> None:
         """Keep with a slot the log-prob, nats, that its first `position` tokens give to `token` as the next one."""
@@ -264,16 +299,18 @@ class Context:
 
     def copy(self, source: int, target: int) -> None:
         """Make a slot hold what another holds; cells are shared, nothing is decoded."""
-        self.truncate(0, target)
-        llama_cpp.llama_memory_seq_cp(self._cells, source, target, -1, -1)
-        self.tokens[target], self._notes[target] = list(self.tokens[source]), list(self._notes[source])
+        self._check_slot(source)
+        if source == target:
+            return
+        with self._alone():
+            self.truncate(0, target)
+            llama_cpp.llama_memory_seq_cp(self._cells, source, target, -1, -1)
+            self.tokens[target], self._notes[target] = list(self.tokens[source]), list(self._notes[source])
 
     def cancel(self) -> None:
         """Stop a decode that runs in another thread: it raises Cancelled."""
         self._abort.set()
 
     def close(self) -> None:
-        """Free the KV cache."""
-        if self._handle:
-            llama_cpp.llama_free(self._handle)
-            self._handle = None
+        """Free the KV cache, once a call that is at work in another thread has ended."""
+        self._owned = None

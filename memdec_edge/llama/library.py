@@ -1,4 +1,4 @@
-"""llama.cpp as a library: it is started once, and its log is kept, so that errors can say its reasons.
+"""llama.cpp as a library: it is started once, its log gives errors their reasons, and what it makes is freed in time.
 
 Knows nothing of models.
 """
@@ -8,6 +8,7 @@ import ctypes
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,20 @@ FUNCTION_NAMES = (
     "gguf_init_from_reader: ",
 )
 LOG_ERROR = 4  # enum ggml_log_level; llama-cpp-python's own table is off by one
+
+
+class Owned:
+    """Something that llama.cpp made, freed with the last reference to this object.
+
+    A call keeps a reference as long as it runs, so that close() in another thread takes nothing from under it. `needs`
+    are kept as long.
+    """
+
+    def __init__(self, pointer: Any, free: Callable[[Any], object], *needs: object) -> None:
+        self.pointer, self._free, self._needs = pointer, free, needs
+
+    def __del__(self) -> None:
+        self._free(self.pointer)
 
 
 class _Log(threading.local):

@@ -17,6 +17,7 @@ from memdec_edge.errors import CorpusError, DecodeError, ModelFileError
 from memdec_edge.gguf import guard
 from memdec_edge.gguf.header import Header, Scalar
 from memdec_edge.llama import library
+from memdec_edge.llama.library import Owned
 from memdec_edge.llama.stack import call_with_stack, refuse_long_runs, stack_for
 from memdec_edge.llama.trial import refuse_what_ends
 
@@ -30,9 +31,9 @@ ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")  # names of tokens
 class Model:
     """A GGUF file: its vocabulary and metadata, and its weights unless `vocab_only`.
 
-    Several threads may tokenize, and ask for pieces and metadata, at the same time; close() must come after them.
-    Raises MissingFileError, and ModelFileError when llama.cpp cannot load the file or it is no text decoder. Some files
-    are tried first in a process of their own (trial.py). That process itself opens them as `tried`.
+    Several threads may use it at the same time, and close it: the weights are freed when no call and no context needs
+    them any more. Raises MissingFileError, and ModelFileError when llama.cpp cannot load the file or it is no text
+    decoder. Some files are tried first in a process of their own (trial.py). That process itself opens them as `tried`.
 
     metadata: every single value of the header, with the type that the file gives it (arrays are left out).
     n_embd, n_layer, n_ctx_train: of the weights, 0 where vocab_only.
@@ -45,7 +46,7 @@ class Model:
         self, path: Path | str, *, vocab_only: bool = False, n_gpu_layers: int = 0, tried: bool = False
     ) -> None:
         self.path = Path(path)
-        self._handle = None
+        self._weights: _Weights | None = None
         with Header(self.path) as header:
             refuse = guard.refuse_what_aborts if tried else refuse_what_ends
             refuse(header, vocab_only=vocab_only)
@@ -55,56 +56,61 @@ class Model:
         params.vocab_only = vocab_only
         params.n_gpu_layers = n_gpu_layers
         library.forget_reasons()
-        self._handle = llama_cpp.llama_model_load_from_file(os.fsencode(self.path), params)
-        if not self._handle:
+        handle = llama_cpp.llama_model_load_from_file(os.fsencode(self.path), params)
+        if not handle:
             raise ModelFileError(self.path, f"llama.cpp cannot load it ({library.reason('no reason given')})")
-        self._vocab = llama_cpp.llama_model_get_vocab(self._handle)
-        if llama_cpp.llama_vocab_type(self._vocab) == VOCAB_TYPE_NONE:
-            self.close()
+        weights = _Weights(handle)
+        vocab = weights.vocab
+        if llama_cpp.llama_vocab_type(vocab) == VOCAB_TYPE_NONE:
             raise ModelFileError(self.path, "it has no tokenizer; convert it again with that of a `base`")
-        if not vocab_only and not llama_cpp.llama_model_has_decoder(self._handle):
-            self.close()
+        if not vocab_only and not llama_cpp.llama_model_has_decoder(handle):
             raise ModelFileError(self.path, "it is no decoder; only models that generate text can be used")
-        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(self._handle)
-        self.n_embd: int = llama_cpp.llama_model_n_embd(self._handle)
-        self.n_layer: int = llama_cpp.llama_model_n_layer(self._handle)
-        self.bos = self._known(llama_cpp.llama_vocab_bos(self._vocab), "bos")
-        self.eos = self._known(llama_cpp.llama_vocab_eos(self._vocab), "eos")
-        adds = (
-            llama_cpp.llama_vocab_get_add_bos(self._vocab),
-            llama_cpp.llama_vocab_get_add_eos(self._vocab),
-        )
+        self._weights = weights
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(vocab)
+        self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(handle)
+        self.n_embd: int = llama_cpp.llama_model_n_embd(handle)
+        self.n_layer: int = llama_cpp.llama_model_n_layer(handle)
+        self.bos = self._known(llama_cpp.llama_vocab_bos(vocab), "bos")
+        self.eos = self._known(llama_cpp.llama_vocab_eos(vocab), "eos")
+        adds = (llama_cpp.llama_vocab_get_add_bos(vocab), llama_cpp.llama_vocab_get_add_eos(vocab))
         self.add_bos: bool = adds[0] and self.bos >= 0
         self.add_eos: bool = adds[1] and self.eos >= 0
         self._adds_by_itself = adds == (self.add_bos, self.add_eos)  # else llama.cpp would add a token that is none
 
     @property
-    def handle(self) -> Any:
-        """llama.cpp's `llama_model *`. Raises DecodeError after close(), as everything does that needs it."""
-        if not self._handle:
+    def weights(self) -> "_Weights":
+        """llama.cpp's model and its vocabulary; nothing frees them while a reference is held.
+
+        Raises DecodeError after close(), as everything does that needs them.
+        """
+        weights = self._weights
+        if not weights:
             raise DecodeError(f"{self.path} is closed; open it again")
-        return self._handle
+        return weights
+
+    @property
+    def handle(self) -> Any:
+        """llama.cpp's `llama_model *`, valid until close()."""
+        return self.weights.pointer
 
     @property
     def vocab(self) -> Any:
-        """llama.cpp's `llama_vocab *`. Raises DecodeError after close()."""
-        if not self._handle:
-            raise DecodeError(f"{self.path} is closed; open it again")
-        return self._vocab
+        """llama.cpp's `llama_vocab *`, valid until close()."""
+        return self.weights.vocab
 
     @property
     def head_length(self) -> int:
         """Numbers of a head's key; 0 without attention."""
         found = self.metadata.get(f"{self.metadata.get('general.architecture')}.attention.key_length")
-        heads: int = llama_cpp.llama_model_n_head(self.handle)
+        weights = self.weights
+        heads: int = llama_cpp.llama_model_n_head(weights.pointer)
         return found if isinstance(found, int) else self.n_embd // heads if heads else 0
 
     @cached_property
     def eog_tokens(self) -> frozenset[int]:
         """Ids that end generation (end of text, end of turn)."""
-        is_eog = llama_cpp.llama_vocab_is_eog
-        found = (token for token in range(self.n_vocab) if is_eog(self.vocab, token))
+        weights, is_eog = self.weights, llama_cpp.llama_vocab_is_eog
+        found = (token for token in range(self.n_vocab) if is_eog(weights.vocab, token))
         return frozenset(token for token in found if self._known(token, *ENDS) >= 0)
 
     @cached_property
@@ -115,12 +121,14 @@ class Model:
     def is_control(self, token: int) -> bool:
         """Return whether a token id in [0, n_vocab) is a control token, which stands for no text."""
         self._check(token)
-        return bool(llama_cpp.llama_vocab_is_control(self.vocab, token))
+        weights = self.weights
+        return bool(llama_cpp.llama_vocab_is_control(weights.vocab, token))
 
     def token_text(self, token: int) -> bytes:
         """Return the vocabulary's own spelling of a token id in [0, n_vocab)."""
         self._check(token)
-        return llama_cpp.llama_vocab_get_text(self.vocab, token) or b""
+        weights = self.weights
+        return llama_cpp.llama_vocab_get_text(weights.vocab, token) or b""
 
     def token_of(self, name: str) -> int | None:
         """Return the id of the one token that `name`, such as <|im_end|>, is read as; None where it is none or many."""
@@ -144,8 +152,8 @@ class Model:
         if len(data) > MAX_BYTES:
             raise CorpusError("the text", f"{len(data):,} bytes, more than {MAX_BYTES:,}; divide it")
         refuse_long_runs(text, str(self.metadata.get("tokenizer.ggml.pre", "default")))
-        vocab, by_itself = self.vocab, add_special and self._adds_by_itself
-        ids = call_with_stack(lambda: _tokenize(vocab, data, by_itself, parse_special), stack_for(text))
+        weights, by_itself = self.weights, add_special and self._adds_by_itself
+        ids = call_with_stack(lambda: _tokenize(weights, data, by_itself, parse_special), stack_for(text))
         if add_special and not by_itself:
             return [self.bos] * self.add_bos + ids + [self.eos] * self.add_eos
         return ids
@@ -163,10 +171,10 @@ class Model:
         special: give control tokens by their names.
         """
         self._check(token)
-        size = PIECE_BYTES
+        weights, size = self.weights, PIECE_BYTES
         while True:  # twice at most: a negative count says how many bytes there are
             buffer = ctypes.create_string_buffer(size)
-            count = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, size, 0, special)
+            count = llama_cpp.llama_token_to_piece(weights.vocab, token, buffer, size, 0, special)
             if count >= 0:
                 return buffer.raw[:count]
             size = -count
@@ -181,17 +189,23 @@ class Model:
         return token if token >= 0 and (named or self.is_control(token)) else -1
 
     def close(self) -> None:
-        """Free the weights. Contexts must be closed first."""
-        if self._handle:
-            llama_cpp.llama_model_free(self._handle)
-            self._handle = None
+        """Give the weights back, see Model."""
+        self._weights = None
 
 
-def _tokenize(vocab: Any, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
+class _Weights(Owned):
+    """llama.cpp's model; `vocab` is its `llama_vocab *`."""
+
+    def __init__(self, pointer: Any) -> None:
+        super().__init__(pointer, llama_cpp.llama_model_free)
+        self.vocab: Any = llama_cpp.llama_model_get_vocab(pointer)
+
+
+def _tokenize(weights: _Weights, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
     size = len(data) + 8
     while True:  # twice at most: a negative count says how many there are
         buffer = (llama_cpp.llama_token * size)()
-        count = llama_cpp.llama_tokenize(vocab, data, len(data), buffer, size, add_special, parse_special)
+        count = llama_cpp.llama_tokenize(weights.vocab, data, len(data), buffer, size, add_special, parse_special)
         if count >= 0:
             return list(buffer[:count])
         size = -count

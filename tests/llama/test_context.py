@@ -201,7 +201,7 @@ def test_a_copied_slot_shares_cells_and_then_goes_its_own_way(model: Model, slot
 
 
 def test_a_batch_larger_than_the_context_takes_is_refused_before_llama_cpp_sees_it(slots: Context) -> None:
-    with pytest.raises(DecodeError, match="more than 16 tokens; raise -b"):
+    with pytest.raises(DecodeError, match="more than 16 tokens; raise `n_batch`"):
         slots.decode([(0, [1] * 10), (1, [1] * 7)])
     assert slots.tokens == [[], [], [], []]
 
@@ -225,3 +225,62 @@ def test_a_quantised_cache_of_keys_needs_heads_of_whole_blocks(family: Family, t
     wide = tiny("gptneox", family.base, E=128, head=64, heads=2, value=64).write(tmp_path / "wide.gguf")
     with closing(Model(wide)) as model, closing(Context(model, options, 32)) as context:
         context.feed([1, 2, 3])
+
+
+def test_rows_and_slots_that_there_are_not_are_refused(slots: Context) -> None:
+    slots.decode([(0, [1, 2, 3])])
+    assert slots.rows(1, 2).shape == (2, slots.model.n_vocab)
+    for first, count in ((0, 4), (2, 2), (-1, 2), (3, 1), (0, 0)):
+        with pytest.raises(DecodeError, match=f"no logits of {count} rows from {first} on"):
+            slots.rows(first, count)
+    slots.prefill([9, 2, 3, 4])
+    with pytest.raises(DecodeError, match="no logits"):
+        slots.rows(0)
+    calls: list[Callable[[], object]] = [
+        lambda: slots.decode([(4, [1])]), lambda: slots.truncate(0, -1), lambda: slots.copy(-1, 0),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(DecodeError, match="a context of 4 slots has no slot"):
+            call()
+    with pytest.raises(DecodeError, match="nothing to decode"):
+        slots.decode([])
+    slots.copy(0, 0)
+    assert slots.tokens == [[9, 2, 3, 4], [], [], []]
+
+
+def test_threads_that_do_not_take_turns_are_told_and_nothing_ends(smollm2: Model) -> None:
+    context = Context(smollm2, LoadOptions(threads=1), 2048)
+    tokens = smollm2.tokenize("word " * 1500)[:1500]
+    with ThreadPoolExecutor(1) as other:
+        working = other.submit(context.prefill, tokens)
+        while not working.running() or not context.tokens[0]:
+            time.sleep(0.001)
+        calls: list[Callable[[], object]] = [
+            lambda: context.feed([1]),
+            lambda: context.truncate(0),
+            lambda: context.rows(-1),
+        ]
+        for call in calls:
+            with pytest.raises(DecodeError, match="is at work in another thread; take turns"):
+                call()
+        context.close()  # frees it when the other thread's decode has ended
+        with pytest.raises(DecodeError, match="is closed"):
+            working.result()
+
+
+def test_closing_a_model_or_context_takes_nothing_from_what_still_uses_it(family: Family) -> None:
+    """Freed memory would give other numbers, or end the process."""
+    model = Model(family.base)
+    context = Context(model, OPTIONS, 64)
+    row = context.feed([1, 2, 3])
+    before = row.copy()
+    model.close()
+    np.testing.assert_allclose(context.feed([1, 2, 3]), before, atol=1e-3)
+    row = context.feed([1, 2, 3])
+    before = row.copy()
+    context.close()
+    assert np.array_equal(row, before)
+    with pytest.raises(DecodeError, match="is closed"):
+        context.feed([1])
+    with pytest.raises(DecodeError, match="is closed"):
+        model.tokenize("a")
