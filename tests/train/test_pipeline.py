@@ -1,5 +1,6 @@
 """build_cache() and train() on a tiny llama: what they write, against transformers and NumPy."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -203,6 +204,9 @@ def test_a_trained_memory_is_an_ordinary_checkpoint_with_its_metadata(
         "memdec_edge.train.teacher": "teacher",
         "memdec_edge.train.epochs": pytest.approx(tokens / (700 // BLOCK * BLOCK)),
         "memdec_edge.train.tokens": tokens,
+        "memdec_edge.train.texts_sha256": sorted(
+            hashlib.sha256((room / "corpus" / f"{split}.jsonl").read_bytes()).hexdigest() for split in ("train", "valid")
+        ),
         "general.name": "memdec-old-words",
         "general.description": f"Memory Decoder for old words. {NOTICE}",
         "general.license": "CC0-1.0",
@@ -372,7 +376,7 @@ def test_a_control_needs_no_neighbours_and_notes_none(room: Path, tmp_path: Path
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["manifest.json", "tokens"]
     facts = json.loads((tmp_path / "control" / "memdec.json").read_text())
     assert {key.removeprefix(metadata.TRAIN) for key in facts if key.startswith(metadata.TRAIN)} == {
-        "beta", "teacher", "epochs", "tokens",
+        "beta", "teacher", "epochs", "tokens", "texts_sha256",
     }  # fmt: skip
     train(train_options(room, tmp_path / "beside", beta=0.0))
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("control", "beside")]
