@@ -205,7 +205,8 @@ def test_a_trained_memory_is_an_ordinary_checkpoint_with_its_metadata(
         "memdec_edge.train.epochs": pytest.approx(tokens / (700 // BLOCK * BLOCK)),
         "memdec_edge.train.tokens": tokens,
         "memdec_edge.train.texts_sha256": sorted(
-            hashlib.sha256((room / "corpus" / f"{split}.jsonl").read_bytes()).hexdigest() for split in ("train", "valid")
+            hashlib.sha256((room / "corpus" / f"{split}.jsonl").read_bytes()).hexdigest()
+            for split in ("train", "valid")
         ),
         "general.name": "memdec-old-words",
         "general.description": f"Memory Decoder for old words. {NOTICE}",
