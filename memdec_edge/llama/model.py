@@ -1,7 +1,7 @@
-"""llama.cpp's models: open a GGUF, read its metadata, tokenize, close; and its quantiser.
+"""llama.cpp's models: Model opens a GGUF, tells its metadata and tokenizes; run_quantizer() calls the quantiser.
 
-This module and context.py are the only ones that call llama.cpp's model and context API. They check beforehand what
-would end the process: sizes, token ids, vocabularies, long runs of characters. Knows nothing of decoding and mixing.
+Beside context.py this is the only module that calls llama.cpp's model and context API. It checks beforehand what would
+end the process: token ids, texts, vocabularies. Knows nothing of decoding and mixing.
 """
 
 import ctypes
@@ -24,6 +24,8 @@ from memdec_edge.llama.trial import refuse_what_ends
 VOCAB_TYPE_NONE = 0  # enum llama_vocab_type; tokenizing without a vocabulary aborts the process
 QUANT_ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}  # llama-quantize's
 MAX_BYTES = 2**31 - 1  # of a text: llama.cpp counts them in 32 bits
+MAX_NAMES = 20_000  # of control tokens in one text; llama.cpp's time grows with their square, 3 s for so many
+LONG = 100_000  # characters of a text that may hold so many
 PIECE_BYTES = 256  # most pieces are shorter
 ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")  # names of tokens that end generation
 
@@ -139,11 +141,11 @@ class Model:
         """Return the token ids of `text`.
 
         add_special: begin with `bos` and end with `eos` where the vocabulary asks for that (add_bos, add_eos).
-        parse_special: read the names of control tokens (`<|im_end|>`) as those tokens, as a prompt wants it; False
-        takes them for plain text, as the text of documents and of strangers wants it.
+        parse_special: a name of a control token (`<|im_end|>`) becomes that token, which suits prompts. Otherwise it is
+        plain text, which suits documents and text from strangers.
 
-        Raises CorpusError for text that is no UTF-8 and for runs of over a million characters without a break, which
-        stack.py explains, and MemoryLimitError where the system gives no stack for a long text.
+        Raises CorpusError for text that is no UTF-8, for runs of over a million characters without a break (stack.py)
+        and for too many names, and MemoryLimitError where the system gives no stack for a long text.
         """
         try:
             data = text.encode("utf-8")
@@ -151,6 +153,8 @@ class Model:
             raise CorpusError("the text", f"not UTF-8 at character {error.start}; convert it to UTF-8") from error
         if len(data) > MAX_BYTES:
             raise CorpusError("the text", f"{len(data):,} bytes, more than {MAX_BYTES:,}; divide it")
+        if parse_special and len(text) > LONG:
+            self._refuse_many_names(text)
         refuse_long_runs(text, str(self.metadata.get("tokenizer.ggml.pre", "default")))
         weights, by_itself = self.weights, add_special and self._adds_by_itself
         ids = call_with_stack(lambda: _tokenize(weights, data, by_itself, parse_special), stack_for(text))
@@ -178,6 +182,18 @@ class Model:
             if count >= 0:
                 return buffer.raw[:count]
             size = -count
+
+    def _refuse_many_names(self, text: str) -> None:
+        counts = {name: text.count(name) for name in self._control_names}
+        if sum(counts.values()) > MAX_NAMES:
+            most = max(counts, key=counts.__getitem__)
+            reason = f"it names control tokens such as {most} over {MAX_NAMES:,} times"
+            raise CorpusError("the text", f"{reason}; divide it, or tokenize it without parse_special")
+
+    @cached_property
+    def _control_names(self) -> list[str]:
+        controls = (token for token in range(self.n_vocab) if self.is_control(token))
+        return [name for token in controls if (name := self.token_text(token).decode("utf-8", "replace"))]
 
     def _check(self, token: int) -> None:
         if not 0 <= token < self.n_vocab:

@@ -1,7 +1,7 @@
-"""Proof that two GGUFs speak one vocabulary, or the first difference.
+"""Proof that two GGUFs share one vocabulary, or the first difference.
 
-Tokenizers are compared, not counted: model families pad their vocabularies differently. Reads both files through
-llama.py, vocabulary only. Knows nothing of weights or mixing.
+The check compares tokenizers and does not count tokens: model families pad their vocabularies differently. It needs
+the vocabularies of two models and no weights. Knows nothing of mixing.
 """
 
 import re
@@ -21,18 +21,18 @@ PROBE = (
 
 @dataclass(frozen=True)
 class Pairing:
-    """The outcome: `difference` is None where the models match; `warning` is for a person to read, or empty."""
+    """The outcome: `difference` is None where the models match; `warning` is a sentence for a person, or empty."""
 
     difference: str | None
     warning: str = ""
 
 
 def compare(base: Model, memory: Model) -> Pairing:
-    """Compare the vocabularies of two open models.
+    """Compare the vocabularies of two open models and return the outcome.
 
-    They match with the same tokenizer model, the same add_bos/add_eos and the ids those insert, the same text for
-    every token that both have, and a size difference of at most MAX_PADDING padding tokens. A pre-tokenizer of another
-    name is settled on a probe text.
+    Two models match when their tokenizer models, add_bos, add_eos and the ids those insert are the same, and so is the
+    text of every token that both have. Their sizes may differ by MAX_PADDING padding tokens. Where the pre-tokenizers
+    have different names, a probe text decides.
     """
     mine, theirs = (model.metadata.get("tokenizer.ggml.model", "none") for model in (base, memory))
     if mine != theirs:
@@ -77,10 +77,10 @@ def _compare_pretokenizers(base: Model, memory: Model) -> Pairing:
 
 
 def require_match(base: Model, memory: Model, *, force: bool = False) -> str:
-    """Return a warning for a person, or an empty string. `force` lets everything pass.
+    """Return a warning for a person, or an empty string; with `force` a difference is a warning too.
 
-    Raises RoleError for a memory given as base or a plain model given as memory, and PairingError for vocabularies
-    that differ.
+    Raises RoleError for a memory in the place of the base and for a plain model in the place of the memory, and
+    PairingError for vocabularies that differ.
     """
     if not force:
         if is_memory(base.metadata):

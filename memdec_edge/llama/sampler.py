@@ -56,10 +56,11 @@ class Sampler:
 
     @staticmethod
     def _constrained(options: SamplingOptions, model: Model | None) -> "Constraint | None":
-        if model is None or not (options.grammar or options.json_schema):
+        if not (options.grammar or options.json_schema):
             return None  # importing llguidance takes some hundredths of a second
         from memdec_edge.llama.constraint import constraint_of
 
+        assert model, "a grammar needs the model whose tokens are sampled"
         return constraint_of(options, model)
 
     @property
@@ -83,7 +84,7 @@ class Sampler:
         return self._draw(masked, position, suppressed)
 
     def draft(self, rows: Sequence[Row], mixture: Mixture, position: int, suppressed: Ids, out: Row) -> int | None:
-        """The token that the memories alone would sample at `position`, with the noise of sample().
+        """Return the token that the memories alone would sample at `position`, with the noise of sample().
 
         rows: logits of each memory, float32 [any length]; out: float32 [n_vocab], overwritten. Penalties and constraint
         are left out. None where the rows make no distribution: the mixture reports that if its text comes there.

@@ -5,10 +5,10 @@
     context.decode([(0, tokens)])
     rows = tap.take()                                    float32 [tokens, width]
 
-llama.cpp gives its last hidden states to whoever asks (`embeddings`), but no others, and computes the head's logits
-all the same. Its scheduler's callback (`cb_eval`, made for llama-imatrix) gives any tensor by name and lets the rest of
-the pass be left out: without the head a pass is a fifth to a quarter cheaper. The callback is native/tap.c. Knows
-nothing of contexts and of what the rows are for.
+llama.cpp's API gives the last hidden states (`embeddings`) and no others, and computes the head's logits all the same.
+Its scheduler's callback (`cb_eval`, made for llama-imatrix) gives any tensor by name, and may end the pass there:
+without the head a pass is a fifth to a quarter cheaper. The callback is native/tap.c. Knows nothing of contexts and of
+what the rows are for.
 """
 
 import ctypes
@@ -42,7 +42,7 @@ class _State(ctypes.Structure):
 
 @cache
 def _functions() -> dict[str, int | None]:
-    """Addresses in ggml's own library, which llama-cpp-python loads but does not declare."""
+    """Return addresses in ggml's own library, which llama-cpp-python loads but does not declare."""
     library = load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
     return {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in FUNCTIONS}
 
@@ -50,7 +50,7 @@ def _functions() -> dict[str, int | None]:
 class Tap:
     """Copies the float32 tensor `name` (llama.cpp's own name, with its layer), [n_rows at most, width], of each batch.
 
-    `last`: nothing after that tensor is wanted; the pass ends there, and its logits mean nothing.
+    `last`: the pass ends at that tensor, and its logits mean nothing. `data` and `callback` are what llama.cpp wants.
     Raises LibraryError without the C extension, or where llama-cpp-python lacks a function.
     """
 
@@ -76,7 +76,10 @@ class Tap:
         self._state.last = value
 
     def take(self) -> Rows:
-        """What the batch since the last call gave, a view until the next one; empty: the graph has no such tensor."""
+        """Return the rows of the batch since the last call, a view until the next batch.
+
+        Empty where the graph has no such tensor.
+        """
         n_bytes, self._state.used = self._state.used, 0
         assert n_bytes <= self._buffer.nbytes, f"{self.name}: {n_bytes} bytes in one batch"
         return self._buffer[: n_bytes // self._buffer[0].nbytes]

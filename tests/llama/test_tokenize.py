@@ -176,6 +176,14 @@ def test_names_of_special_tokens_are_tokens_only_where_they_are_parsed(model: Mo
     assert b"".join(map(model.piece, plain)).decode() == f"fever{END_OF_TEXT}"
 
 
+def test_more_names_of_control_tokens_than_llama_cpp_has_time_for_are_refused(model: Model) -> None:
+    text = END_OF_TEXT * 20_001
+    with pytest.raises(CorpusError, match=r"names control tokens such as <\|endoftext\|> over 20,000 times"):
+        model.tokenize(text)
+    assert len(model.tokenize(END_OF_TEXT * 2_000 + "a" * 90_000)) > 2_000
+    assert 0 not in model.tokenize(text, parse_special=False)
+
+
 def test_a_bos_that_is_typed_and_added_is_a_warning(family: Family, folder: Path) -> None:
     path = edit_gguf(family.base, folder / "bos.gguf", {"tokenizer.ggml.add_bos_token": True})
     with closing(Model(path, vocab_only=True)) as model:
