@@ -1,7 +1,7 @@
 """Weights that learn against weights that are fixed, over texts in and outside a memory's domain.
 
     python benchmarks/online.py BASE.gguf MEMORY.gguf [MEMORY.gguf ...] --text NAME=PATH [NAME=PATH ...] --out FILE.csv
-                                [--tokens 6144] [--eta 0.05] [--share 0.002]
+                                [--tokens 6144] [--eta 0.05] [--share 0.002] [--threads 0]
 
 Each text is a column: perplexity of --tokens scored tokens, windows of 1,024. The first text is the domain. Rows: base;
 memory alone; fixed weights; the best fixed weight of each column, which reads the answer; the online weight, with its
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--text", nargs="+", required=True, metavar="NAME=PATH")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=6144)
+    parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--eta", type=float, default=ETA)
     parser.add_argument("--share", type=float, default=SHARE)
     args = parser.parse_args()
@@ -71,7 +72,7 @@ def read(args: argparse.Namespace, texts: dict[str, str]) -> dict[str, TokenScor
     missing = [name for name in texts if name not in stored]
     if missing:
         memories = [MemoryOptions(path, 0.0) for path in args.memories]
-        with closing(Engine(args.base, memories, LoadOptions(n_ctx=1024))) as engine:
+        with closing(Engine(args.base, memories, LoadOptions(n_ctx=1024, threads=args.threads))) as engine:
             for name in missing:
                 score = score_tokens(engine, read_documents(Path(texts[name])), EvalOptions(max_tokens=args.tokens))
                 bounds = [(window.start, window.scored, window.end) for window in score.windows]

@@ -16,9 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from memdec_edge.engine import Engine
+from memdec_edge.engine import Engine, Sampled
 from memdec_edge.errors import OptionError
-from memdec_edge.mixture.rows import Sampled
 from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, MixtureOptions, SamplingOptions
 from memdec_edge.text import TextStream
 

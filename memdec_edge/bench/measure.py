@@ -23,7 +23,6 @@ from memdec_edge.errors import ContextError, CorpusError
 from memdec_edge.llama.context import default_threads
 from memdec_edge.llama.library import has_gpu
 from memdec_edge.llama.stock import StockLlama
-from memdec_edge.mixture import mixing
 from memdec_edge.options import (
     BenchOptions,
     GenerationOptions,
@@ -207,7 +206,7 @@ def _report(
         n_ctx=engine.n_ctx,
         threads=_threads(load),
         memory_threads=_threads(load.of_memories()),
-        mixes_with=mixing.implementation(),
+        mixes_with=engine.mixes_with,
         warnings=engine.warnings,
     )
 

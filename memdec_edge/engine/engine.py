@@ -92,9 +92,14 @@ class Engine:
             for memory in self.memories
             if memory.model.n_ctx_train < usual
         ]
-        if not implementation().startswith("native"):
-            found.append(f"the mixture runs on {implementation()}, slower than the C extension")
+        if not self.mixes_with.startswith("native"):
+            found.append(f"the mixture runs on {self.mixes_with}, slower than the C extension")
         return found
+
+    @property
+    def mixes_with(self) -> str:
+        """What computes the mixture, see mixing.implementation()."""
+        return implementation()
 
     @property
     def memories(self) -> list[Memory]:
