@@ -3,7 +3,7 @@
     convert(ConvertOptions) -> ConvertReport       a model that Hugging Face saved becomes a file for llama.cpp
     quantize(QuantizeOptions) -> QuantizeReport    a GGUF becomes a smaller one
 
-Knows nothing of training and of mixing.
+Knows nothing of training, nor of mixing.
 """
 
 from .convert import ConvertReport, convert

@@ -1,6 +1,6 @@
 """What tells architectures apart: what config.json means, and the tensors of a checkpoint with their sizes.
 
-One short table each; what the tensors are called in a GGUF, gguf's own tables know (get_tensor_name_map). A new
+Each has one short table. gguf's own tables (get_tensor_name_map) know what the tensors are called in a GGUF. A new
 architecture is a new table, and a new field where it does what none before it did. Knows nothing of files and arrays.
 """
 
@@ -15,37 +15,37 @@ from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES
 class Part:
     """An embedding, a linear layer or a norm."""
 
-    source: str  # in the checkpoint, after the prefix of the model or of a block
+    source: str  # name in the checkpoint, after the prefix of the model or of a block
     shape: tuple[str, ...]  # sizes by name (ModelConfig.sizes): out, in
-    bias: bool | str = False  # True: always; a name: where config.json says so
-    order: str = ""  # where the checkpoint's is not llama.cpp's: rope, transposed or grouped (tensors.arrange)
+    bias: bool | str = False  # True: always; the name of an entry of config.json: where that is true
+    order: str = ""  # of the checkpoint's elements, where it is not llama.cpp's: rope, transposed, grouped (arrange())
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One family of decoders. The keys of config.json go by Llama's names, `spelling` has a family's own."""
+    """One family of decoders. Entries of config.json go by Llama's names; `spelling` has a family's own names."""
 
     model: str  # Hugging Face's class, in config.json
     model_type: str  # Hugging Face's name of the config's class, there too
     gguf: MODEL_ARCH
-    outer: tuple[Part, ...]  # outside of the blocks, but for the head
+    outer: tuple[Part, ...]  # outside of the blocks, without the head; the embedding is the first
     block: tuple[Part, ...]
-    activations: tuple[str, ...]  # of the MLP, by Hugging Face's names: what llama.cpp computes there
-    rope_scaling: tuple[str, ...] = ("default", "linear")  # kinds that llama.cpp computes for it; none: no rope at all
+    activations: tuple[str, ...]  # Hugging Face's names of what llama.cpp computes in the MLP
+    rope_scaling: tuple[str, ...] = ("default", "linear")  # kinds that llama.cpp computes for it; (): it has no rope
     prefix: str = "model."  # of all tensors but the head
-    blocks: str = "layers"  # the list of blocks, after the prefix
+    blocks: str = "layers"  # name of the list of blocks, after the prefix
     head: str = "lm_head"
-    layer_norm: bool = False  # with mean and bias, else RMS
-    norm_offset: float = 0.0  # added to the checkpoint's weight by a norm
+    layer_norm: bool = False  # norms have mean and bias; False: they are RMS norms
+    norm_offset: float = 0.0  # what Hugging Face's norms add to the checkpoint's weight
     spelling: Mapping[str, str] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # what Hugging Face takes for an entry that is not there
-    fixed: Mapping[str, Any] = field(default_factory=dict)  # entries of which llama.cpp knows only this value
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # Hugging Face's, of entries that are missing
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # entries for which llama.cpp computes only this value
     free_heads: bool = True  # heads x head_dim need not be the hidden size
-    window: str = ""  # sliding attention: "layers", of some of them, or "lacking" in llama.cpp
+    window: str = ""  # sliding attention: "layers": some layers have it; "lacking": llama.cpp has none for it
 
     @property
     def name(self) -> str:
-        """In a GGUF: general.architecture, and the prefix of its keys."""
+        """The name in a GGUF: general.architecture, and the prefix of its keys."""
         return str(MODEL_ARCH_NAMES[self.gguf])
 
 
@@ -53,7 +53,12 @@ OUTER = (Part("embed_tokens", ("rows", "hidden")), Part("norm", ("hidden",)))
 
 
 def _block(qkv_bias: bool | str, bias: bool | str = False, order: str = "") -> tuple[Part, ...]:
-    """Llama's block, which others vary."""
+    """Llama's block, which other families vary.
+
+    qkv_bias  of q, k and v, as Part.bias
+    bias      of the output projection; with one the MLP's layers have theirs where mlp_bias is true
+    order     of q and k, as Part.order
+    """
     return (
         Part("input_layernorm", ("hidden",)),
         Part("self_attn.q_proj", ("q", "hidden"), qkv_bias, order),

@@ -1,6 +1,6 @@
 """How far two models' predictions are apart, position by position, and how a GGUF predicts through llama.cpp.
 
-Knows nothing of why they should be near.
+Knows nothing of why the two should be near.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,16 +14,16 @@ from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.options import LoadOptions
 
-WINDOW = 512  # tokens that are evaluated together, each window from an empty context
-BATCH = 64  # rows of logits that llama.cpp holds at a time: 152,000 ids in 40 MB
-# With these a row of logits does not depend on the batch that it was computed in.
+WINDOW = 512  # tokens that are evaluated together; each window begins with an empty context
+BATCH = 64  # rows of logits that llama.cpp holds at a time; 40 MB for 152,000 ids
+# With these options a row of logits does not depend on the batch that computes it.
 EXACT = LoadOptions(flash_attn="off", cache_type_k="f32", cache_type_v="f32", n_batch=BATCH)
 Logits = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class Distance:
-    """Log-probs of one model against a reference's, over positions and token ids; nats."""
+    """How far the log-probs of a model are from a reference's, in nats, over positions and token ids."""
 
     n_tokens: int  # positions compared
     max_delta: float  # largest |difference| of a log-prob
@@ -32,7 +32,7 @@ class Distance:
 
 
 def distance(reference: Iterable[Logits], model: Iterable[Logits]) -> Distance:
-    """Compare rows of logits; where the reference has more ids (padding), they are left out before its softmax."""
+    """Compare rows of logits [n_vocab], as many of both; ids that only the reference has leave its softmax."""
     n_tokens, max_delta, kl, same_top = 0, 0.0, 0.0, 0
     for logits, ours in zip(reference, model, strict=True):
         p, q = log_softmax(logits[: len(ours)]), log_softmax(ours)
@@ -51,7 +51,7 @@ def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
 
 
 def windows(model: Model, documents: list[str], n_tokens: int) -> list[list[int]]:
-    """At most `n_tokens` of some text, in pieces that a context holds."""
+    """The first tokens of some documents, at most `n_tokens`, in pieces of at most WINDOW that a context holds."""
     size, ids = min(WINDOW, model.n_ctx_train), list[int]()
     for document in documents:
         ids += model.tokenize(document)
@@ -61,7 +61,7 @@ def windows(model: Model, documents: list[str], n_tokens: int) -> list[list[int]
 
 
 def rows(model: Model, parts: Sequence[Sequence[int]]) -> Iterator[Logits]:
-    """Logits after each token of each part, float32 [n_vocab]; a row is valid until the next."""
+    """Logits after each token of each part, float32 [n_vocab]; a row is valid until the next one is asked for."""
     with closing(Context(model, EXACT, max(map(len, parts)))) as context:
         for part in parts:
             context.truncate(0)

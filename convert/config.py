@@ -1,6 +1,6 @@
 """config.json of a checkpoint, checked, with Hugging Face's defaults: what llama.cpp must know of a model.
 
-Knows nothing of tensors and files.
+Knows nothing of tensors, nor of any other file.
 """
 
 import math
@@ -19,7 +19,7 @@ GEMMA3_27B = 62  # layers of the one Gemma 3 whose attention llama.cpp scales by
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What llama.cpp must know of a model; sizes in elements."""
+    """What llama.cpp must know of a model. Sizes are in elements."""
 
     architecture: Architecture
     layers: int
@@ -30,13 +30,13 @@ class ModelConfig:
     head_dim: int
     rows: int  # of the embedding: tokens and padding
     positions: int  # that it was trained for
-    n_ctx: int  # the positions in which llama.cpp computes the same
+    n_ctx: int  # positions within which llama.cpp computes the same
     eps: float
-    rope_dim: int  # elements of a head that are rotated
+    rope_dim: int  # elements of a head that rope rotates
     rope_theta: float
     rope_scaling: Json  # {} or {"rope_type": "linear" | "llama3", ...}
     window: int  # positions that a layer with a sliding window sees; 0: there is none
-    window_period: int  # every so manyth layer sees everything
+    window_period: int  # the layers of this number and of its multiples see everything
     window_theta: float  # rope_theta of the layers with a window
     parallel_residual: bool
     tied: bool  # the head is the embedding
@@ -45,7 +45,7 @@ class ModelConfig:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What the names in the architectures' shapes stand for."""
+        """The sizes that the names in the architectures' shapes stand for."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return {
             "hidden": self.hidden, "ffn": self.ffn, "rows": self.rows, "positions": self.positions,
@@ -54,7 +54,7 @@ class ModelConfig:
 
 
 class _Reader:
-    """Entries of config.json by Llama's names, as Hugging Face would read them; errors name them as the file does."""
+    """Entries of config.json by Llama's names, with Hugging Face's defaults; errors call them as the file does."""
 
     def __init__(self, path: Path, body: Json, architecture: Architecture) -> None:
         self.path, self.architecture = path, architecture
@@ -65,40 +65,40 @@ class _Reader:
         return self.architecture.spelling.get(key, key)
 
     def get(self, key: str, default: object = None) -> Any:
-        """An entry; `default` where it is null or not there."""
+        """An entry; `default` where it is null or missing."""
         value = self.body.get(self.spell(key))
         return default if value is None else value
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """A positive whole number, or ModelFileError."""
+        """An entry that is a positive whole number. Raises ModelFileError."""
         value = self.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
             raise self.error(key, value, "it must be a positive whole number")
         return value
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """True or false, or ModelFileError."""
+        """An entry that is true or false. Raises ModelFileError."""
         value = self.get(key, default)
         if not isinstance(value, bool):
             raise self.error(key, value, "it must be true or false")
         return value
 
     def text(self, key: str) -> str:
-        """A string, "" where there is none, or ModelFileError."""
+        """An entry that is a string, "" where it is missing. Raises ModelFileError."""
         value = self.get(key, "")
         if not isinstance(value, str):
             raise self.error(key, value, "it must be a string")
         return value
 
     def error(self, key: str, value: object, advice: str) -> ModelFileError:
-        """What is wrong with an entry."""
+        """The error that names an entry, its value and what to do."""
         return ModelFileError(self.path, f"{self.spell(key)} is {value!r:.80}; {advice}")
 
 
 def read_config(folder: Path) -> ModelConfig:
     """The config of a checkpoint folder.
 
-    Raises MissingFileError, and ModelFileError, which names the entry that is wrong or that llama.cpp cannot compute.
+    Raises MissingFileError, and ModelFileError for an entry that is wrong or that llama.cpp cannot compute.
     """
     path = folder / "config.json"
     body = read_json(path)
@@ -112,7 +112,7 @@ def read_config(folder: Path) -> ModelConfig:
         architecture=architecture,
         layers=read.whole("num_hidden_layers"),
         hidden=hidden,
-        ffn=read.whole("intermediate_size", 4 * hidden),  # GPT-2's default; shapes of tensors are compared anyway
+        ffn=read.whole("intermediate_size", 4 * hidden),  # GPT-2's default; compare() checks the tensors' shapes anyway
         heads=heads,
         kv_heads=read.whole("num_key_value_heads", heads),
         head_dim=head_dim,
@@ -136,11 +136,12 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def _architecture(path: Path, body: Json) -> Architecture:
+    """The table of the architecture that config.json names. Raises ModelFileError where transformers reads another."""
     names = body.get("architectures") or "not named"
     found = ", ".join(map(str, names)) if isinstance(names, list) else names
     if not isinstance(names, list) or found not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise ModelFileError(path, f"the architecture is {found}; what can be converted: {known}")
+        raise ModelFileError(path, f"the architecture is {found!s:.200}; what can be converted: {known}")
     architecture = ARCHITECTURES[found]
     if body.get("model_type", architecture.model_type) != architecture.model_type:  # transformers goes by this one
         kind = body["model_type"]
@@ -154,7 +155,7 @@ def _architecture(path: Path, body: Json) -> Architecture:
 
 
 def _refuse_what_differs(read: "_Reader", config: ModelConfig) -> None:
-    """Raise where llama.cpp would compute something else, or abort."""
+    """Raise ModelFileError where llama.cpp would compute something else, or abort."""
     architecture, name = config.architecture, config.architecture.name
     activation = read.get("hidden_act", architecture.activations[0])
     if activation not in architecture.activations:
@@ -162,7 +163,7 @@ def _refuse_what_differs(read: "_Reader", config: ModelConfig) -> None:
         raise read.error("hidden_act", activation, f"llama.cpp's {name} computes only {known}")
     for entry, value in architecture.fixed.items():
         if read.get(entry, value) != value:
-            raise read.error(entry, read.get(entry), f"llama.cpp's {name} has no such thing")
+            raise read.error(entry, read.get(entry), f"llama.cpp's {name} computes it only with {value}")
     if config.layers > MAX_LAYERS:
         raise read.error("num_hidden_layers", config.layers, f"llama.cpp takes at most {MAX_LAYERS}")
     if config.heads % config.kv_heads or config.head_dim % 2:
@@ -183,10 +184,10 @@ def _refuse_what_differs(read: "_Reader", config: ModelConfig) -> None:
 
 
 def _rope(read: "_Reader") -> tuple[Json, Json]:
-    """Rope settings, of layers without and with a window.
+    """The rope settings of layers without a window, and of layers with one.
 
-    transformers 5 keeps them in rope_parameters (by kind of layer where there are several), 4 in rope_theta,
-    rope_scaling and rope_local_base_freq.
+    transformers 5 keeps them in rope_parameters, by kind of layer where there are several. Version 4 keeps them in
+    rope_theta, rope_scaling and rope_local_base_freq.
     """
     found = read.get("rope_parameters") or read.get("rope_scaling") or {}
     found = dict(found) if isinstance(found, dict) else {"rope_type": found}
@@ -195,11 +196,12 @@ def _rope(read: "_Reader") -> tuple[Json, Json]:
     if not isinstance(found, dict) or not isinstance(local, dict):
         raise read.error("rope_parameters", read.get("rope_parameters"), "save the checkpoint again")
     if local.get("rope_type", "default") != "default":
-        raise read.error("rope_type", local["rope_type"], "llama.cpp scales no layers with a window")
+        raise read.error("rope_type", local["rope_type"], "llama.cpp scales no layer that has a window")
     return {"rope_theta": read.get("rope_theta", 10000.0), **found}, local
 
 
 def _rope_scaling(read: "_Reader", rope: Json) -> Json:
+    """{"rope_type": kind} and the numbers of that kind; {} without scaling. Raises ModelFileError."""
     name, known = read.architecture.name, read.architecture.rope_scaling
     kind = rope.get("rope_type", rope.get("type", "default"))
     if not known:
@@ -217,7 +219,10 @@ def _rope_scaling(read: "_Reader", rope: Json) -> Json:
 
 
 def _window_period(read: "_Reader") -> int:
-    """Every so manyth layer sees everything, the others a window."""
+    """The period of the layers that see everything, counted from 1; all other layers see a window.
+
+    Raises ModelFileError where layer_types has no such period.
+    """
     layers, kinds = read.whole("num_hidden_layers"), read.get("layer_types")
     period = read.whole("_sliding_window_pattern", read.get("sliding_window_pattern", 6))
     if kinds is None:
@@ -229,9 +234,9 @@ def _window_period(read: "_Reader") -> int:
     return period
 
 
-def _positive(read: "_Reader", key: str, facts: Json, default: object = None) -> float:
-    """A positive number out of `facts`."""
-    value = facts.get(key, default)
+def _positive(read: "_Reader", key: str, entries: Json, default: object = None) -> float:
+    """The positive number that `entries` has under `key`. Raises ModelFileError."""
+    value = entries.get(key, default)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < float(str(value)) < math.inf:
         raise read.error(key, value, "it must be a positive number")

@@ -1,8 +1,8 @@
 """Checkpoint folder -> GGUF: a model saved by Hugging Face's save_pretrained becomes a file for llama.cpp.
 
-`convert` reads top to bottom: check the checkpoint, take the tokenizer, fill the metadata, write the tensors one by
-one, compare the file with PyTorch, and quantise it where a type is asked for that llama.cpp itself must make. Knows
-nothing of how a memory was trained: what training wants to be remembered it leaves in `memdec.json` beside the weights.
+`convert` reads top to bottom. It checks the checkpoint, takes the tokenizer, fills the metadata, writes the tensors one
+by one, and compares the file with PyTorch. Last it has llama.cpp quantise the file, where only llama.cpp can make the
+type. Knows nothing of how a memory was trained, nor of any single architecture.
 """
 
 from collections.abc import Iterator
@@ -34,17 +34,17 @@ class ConvertReport:
     outtype: str  # also where "auto" was asked for
     n_bytes: int  # of the file
     n_tensors: int
-    warnings: tuple[str, ...]  # for a person: dropped rows, tensors in another type, the file's name
-    verification: Verification | None  # of the file before llama.cpp quantised it
-    quantized: QuantizeReport | None  # where it did
+    warnings: tuple[str, ...]  # for the user: files passed over, dropped rows, tensors in another type, losses
+    verification: Verification | None  # of the file before llama.cpp quantised it; None: not verified
+    quantized: QuantizeReport | None  # None: llama.cpp did not quantise it
 
 
 def convert(options: ConvertOptions) -> ConvertReport:
     """Write `options.checkpoint` as `options.outfile`.
 
-    The file appears under its name only when it is complete and, with `verify`, found equal to PyTorch. Raises
-    ExistingOutputError, MissingFileError, ModelFileError (naming the key, tensor or token that does not fit),
-    MissingExtraError, OutputError and Cancelled.
+    The file gets its name only when it is whole and, with `verify`, computes what PyTorch does. Raises
+    ExistingOutputError, MissingFileError, MissingExtraError, OutputError and Cancelled. Raises ModelFileError, which
+    names the key, tensor or token that does not fit.
     """
     refuse_existing(options.outfile, options.overwrite)
     refuse_what_is_no_checkpoint(options.checkpoint)
@@ -93,7 +93,7 @@ def convert(options: ConvertOptions) -> ConvertReport:
 def _announce(
     file: GgufFile, planned: list[tensors.TensorPlan], config: ModelConfig, n_tokens: int, outtype: str
 ) -> Iterator[str]:
-    """Add the tensors to the file's table, without rows that no token has; warn of those that get another type."""
+    """Add the tensors to the file's table, without rows that no token has; yield a warning for each other type."""
     for tensor in planned:
         by_token = tensor.name in (EMBEDDING, HEAD)
         shape = (min(n_tokens, config.rows), *tensor.shape[1:]) if by_token else tensor.shape
@@ -106,7 +106,7 @@ def _announce(
 def _tensors(
     checkpoint: Checkpoint, config: ModelConfig, planned: list[tensors.TensorPlan], file: GgufFile
 ) -> Iterator[Iterator[tensors.Encoded]]:
-    """One tensor of the file's table after the other."""
+    """The tensors of the file's table in order, each as its pieces."""
     for tensor, (_, shape, kind) in zip(planned, file.tensors, strict=True):
         yield _encoded(checkpoint, config, tensor, shape[0], kind)
 
@@ -114,7 +114,7 @@ def _tensors(
 def _encoded(
     checkpoint: Checkpoint, config: ModelConfig, tensor: tensors.TensorPlan, n_rows: int, kind: tensors.Kind
 ) -> Iterator[tensors.Encoded]:
-    """A tensor's bytes in the GGUF, some rows at a time."""
+    """A tensor's bytes in the GGUF, some rows at a time. Raises ModelFileError, which names the tensor."""
     try:
         if not tensor.source:
             yield from tensors.encode(tensors.rope_factors(config), "F32", kind)

@@ -1,6 +1,6 @@
 """Tensors of a checkpoint as llama.cpp wants them: names, order of elements, types, bytes.
 
-Knows nothing of files.
+Knows nothing of files beyond the numbers that a Stored reads.
 """
 
 import math
@@ -20,7 +20,7 @@ from .config import ModelConfig
 Kind = GGMLQuantizationType
 KINDS = {"f32": Kind.F32, "f16": Kind.F16, "bf16": Kind.BF16, "q8_0": Kind.Q8_0}
 FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7}  # enum llama_ftype
-POSITIONS = "position_embd.weight"  # llama.cpp adds it to activations, in f32
+POSITIONS = "position_embd.weight"  # llama.cpp adds it to activations and needs it in f32
 ROPE_FREQS = "rope_freqs.weight"
 # Buffers of old checkpoints: attention masks, and frequencies computed from rope_theta.
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
@@ -29,23 +29,23 @@ Encoded = npt.NDArray[np.generic]
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """One tensor of the GGUF: where it comes from and what becomes of it."""
+    """One tensor of the GGUF: its source in the checkpoint, and what becomes of it."""
 
     name: str
     source: str  # name in the checkpoint; empty: computed from the config
     shape: tuple[int, ...]  # PyTorch's order, in the GGUF
-    order: str = ""  # how the checkpoint's differs: arrange()
-    heads: int = 0  # that `order` is about
+    order: str = ""  # how the checkpoint's order of elements differs, in the words of arrange()
+    heads: int = 0  # number of heads, which `order` is about
     offset: float = 0.0  # added to every element
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """In the checkpoint."""
+        """The shape in the checkpoint."""
         return self.shape[::-1] if self.order == "transposed" else self.shape
 
 
 def plan(config: ModelConfig) -> list[TensorPlan]:
-    """Every tensor that a checkpoint of this config must hold, in the GGUF's order."""
+    """Every tensor of the GGUF in its order; a checkpoint of this config must hold their sources."""
     table = config.architecture
     found: list[TensorPlan] = []
     for part in table.outer:
@@ -62,7 +62,7 @@ def plan(config: ModelConfig) -> list[TensorPlan]:
 
 
 def _plan_part(config: ModelConfig, part: Part, prefix: str) -> Iterator[TensorPlan]:
-    """Weight and bias of a part, by their names in the checkpoint."""
+    """Weight and bias of a part, both still by their names in the checkpoint."""
     shape = tuple(config.sizes[size] for size in part.shape)
     heads = config.kv_heads if part.shape[0] == "kv" else config.heads
     weight = f"{prefix}{part.source}.weight"
@@ -94,24 +94,28 @@ def settle_tying(config: ModelConfig, stored: dict[str, Stored]) -> tuple[ModelC
 
 
 def compare(planned: list[TensorPlan], stored: Mapping[str, Stored], config: ModelConfig) -> str:
-    """What does not fit between the plan and a checkpoint's tensors: empty, or one sentence naming the first."""
+    """One sentence on the first thing that does not fit between the plan and a checkpoint's tensors, or ""."""
     for tensor in planned:
         if tensor.source and tensor.source not in stored:
-            return f"the tensor {tensor.source} is missing"
+            return f"the tensor {tensor.source} is missing; save the checkpoint again, whole"
         if tensor.source and stored[tensor.source].shape != tensor.stored_shape:
             found, wanted = _shape(stored[tensor.source].shape), _shape(tensor.stored_shape)
-            return f"{tensor.source} is {found}, config.json makes it {wanted}"
+            return f"{tensor.source} is {found}, config.json makes it {wanted}; save both again"
     known = {tensor.source for tensor in planned} | ({f"{config.architecture.head}.weight"} if config.tied else set())
     for name in stored:
         if name not in known and not name.endswith(BUFFERS):
-            return f"the tensor {name} has no place in a {config.architecture.name} model"
+            return (
+                f"the tensor {name} has no place in a {config.architecture.name} model; is config.json another model's?"
+            )
     return ""
 
 
 def written_type(outtype: str, dtypes: set[str]) -> str:
-    """What is written for an outtype: itself, or the 16-bit type nearest to the checkpoint's own.
+    """The type that convert writes for `outtype`: the same if it is of KINDS, else a 16-bit type.
 
-    The latter for "auto" and for types that llama.cpp makes out of it.
+    "auto" and the types that llama.cpp's quantiser makes get the 16-bit type that is nearest to the checkpoint's own.
+
+    dtypes  of the checkpoint's tensors
     """
     if outtype in KINDS:
         return outtype
@@ -119,24 +123,24 @@ def written_type(outtype: str, dtypes: set[str]) -> str:
 
 
 def choose_kind(name: str, shape: tuple[int, ...], outtype: str) -> GGMLQuantizationType:
-    """The type of a tensor: f32 for vectors and positions, f16 where rows do not divide into blocks, else `outtype`."""
+    """The type of a tensor: f32 for vectors and positions, f16 where its rows are no whole blocks, else `outtype`."""
     kind = Kind.F32 if len(shape) == 1 or name == POSITIONS else KINDS[outtype]
     return Kind.F16 if shape[-1] % GGML_QUANT_SIZES[kind][0] else kind
 
 
 def n_bytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
-    """Bytes of a tensor in a GGUF."""
+    """Bytes that a tensor of a shape and a type takes in a GGUF."""
     block, size = GGML_QUANT_SIZES[kind]
     return math.prod(shape) // int(block) * int(size)
 
 
 def arrange(array: Array, tensor: TensorPlan) -> Array:
-    """A tensor's elements in llama.cpp's order.
+    """A tensor's elements in llama.cpp's order; `tensor.order` says what the checkpoint's is.
 
-    rope        [heads * head_dim, ...]; Hugging Face rotates element i of a head with i + head_dim/2, llama.cpp in some
-                architectures neighbours 2i and 2i + 1: within a head the halves are interleaved
+    rope        [heads * head_dim, ...]; Hugging Face rotates element i of a head with i + head_dim/2. In some
+                architectures llama.cpp rotates 2i with 2i + 1, so the halves of a head are interleaved.
     transposed  [in, out], as GPT-2's Conv1D keeps weights
-    grouped     [heads * 3 * head_dim, ...]; q, k and v of one head after the other, and not all q, all k, all v
+    grouped     [heads * 3 * head_dim, ...]; each head has its q, k and v together; llama.cpp wants all q, all k, all v
     """
     rest = array.shape[1:]
     if tensor.order == "rope":
@@ -147,15 +151,15 @@ def arrange(array: Array, tensor: TensorPlan) -> Array:
 
 
 def rope_factors(config: ModelConfig) -> npt.NDArray[np.float32]:
-    """What llama3 rope scaling divides each frequency by, float32 [rope_dim / 2].
+    """The divisors of llama3 rope scaling, one for each frequency, float32 [rope_dim / 2].
 
-    Frequencies of a wavelength under n/high_freq_factor stay (n the original context), those over n/low_freq_factor are
-    divided by `factor`, and between the two the inverse is interpolated (Llama 3.1 model card, `apply_scaling`).
+    n is the original context. A frequency with a wavelength under n/high_freq_factor stays, one over n/low_freq_factor
+    is divided by `factor`. Between the two the inverse is interpolated (Llama 3.1 model card, `apply_scaling`).
     """
     scaling = config.rope_scaling
     factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
     exponents = np.arange(0, config.rope_dim, 2, dtype=np.float64) / config.rope_dim
-    with np.errstate(all="ignore"):  # settings that make no sense make NaN, which encode() refuses
+    with np.errstate(all="ignore"):  # settings without sense give NaN, which encode() refuses
         turns = scaling["original_max_position_embeddings"] / (2 * np.pi * config.rope_theta**exponents)
         smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
         factors: npt.NDArray[np.float32] = (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
@@ -163,14 +167,18 @@ def rope_factors(config: ModelConfig) -> npt.NDArray[np.float32]:
 
 
 def encode(array: Array, dtype: str, kind: GGMLQuantizationType, offset: float = 0.0) -> Iterator[Encoded]:
-    """The bytes of a tensor in a ggml type, some rows at a time. Raises ValueError for NaN, infinity and overflow."""
+    """The bytes of a tensor in a ggml type, some rows at a time. Raises ValueError for NaN, infinity and overflow.
+
+    dtype   of `array`, a key of checkpoint.DTYPES
+    offset  is added to every element
+    """
     step = max(1, BLOCK // math.prod(array.shape[1:]))
     for start in range(0, len(array), step):
         rows = np.ascontiguousarray(widen(array[start : start + step], dtype))
         if offset:  # adding 0 would turn -0 into 0
             rows += np.float32(offset)
         if not np.isfinite(rows).all():
-            raise ValueError("holds NaN or infinity; the training diverged")
+            raise ValueError("holds NaN or infinity; its training diverged, convert an earlier checkpoint")
         with np.errstate(over="ignore"):
             encoded: Encoded = quantize(rows, kind)
         if kind == Kind.F16 and not np.isfinite(encoded).all():

@@ -67,7 +67,7 @@ def _built(folder: Path) -> Json:
         with redirect_stderr(io.StringIO()):
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         body: Json = json.loads(tokenizer.backend_tokenizer.to_str())
-    except Exception as error:  # of ten kinds: transformers passes on whatever damaged or strange files run into
+    except Exception as error:  # of ten kinds: transformers passes on whatever strange files cause
         reason = str(error).strip().split("\n")[0]
         raise ModelFileError(
             folder / PARTS[0], f"transformers makes no tokenizer of it and {PARTS[1]} ({reason:.200}); {ADVICE}"

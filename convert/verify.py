@@ -1,4 +1,4 @@
-"""The proof of a conversion: llama.cpp on the GGUF against PyTorch on the checkpoint, on a page of real text.
+"""The proof of a conversion: llama.cpp on the GGUF against PyTorch on the checkpoint, over a page of real text.
 
 Knows nothing of how the file was made.
 """
@@ -16,28 +16,28 @@ from memdec_edge.llama.model import Model
 from .compare import Distance, Logits, distance, rows, windows
 from .probe import compare_tokenizers
 
-MAX_TOKENS = 256
-# Mean KL in nats that rounding to a type explains; a tensor in wrong order makes over 1.
+MAX_TOKENS = 256  # that are compared
+# Mean KL in nats that rounding to a type explains. A tensor in wrong order makes over 1.
 MAX_MEAN_KL = {"f32": 1e-4, "f16": 0.01, "bf16": 0.03, "q8_0": 0.1}
 
 
 @dataclass(frozen=True)
 class Verification(Distance):
-    """Log-probs of the GGUF against PyTorch's, and its tokens against the checkpoint's own tokenizer."""
+    """How far the GGUF's log-probs are from PyTorch's, and whether its tokens are those of the checkpoint."""
 
-    token_difference: str  # the first text that both tokenize differently, in a sentence; empty: none was found
+    token_difference: str  # a sentence on the first text that the two split differently; empty: they agree
 
 
 def is_wanted(verify: bool | None) -> bool:
-    """Whether to verify; where nothing was said (None), if PyTorch and transformers are there."""
+    """Whether to verify: what was asked for, or, for None, whether PyTorch and transformers are installed."""
     return all(map(find_spec, ("torch", "transformers"))) if verify is None else verify
 
 
 def verify(gguf: Path, checkpoint: Path, outtype: str) -> Verification:
-    """Compare with F32 activations and KV cache, flash attention off.
+    """Compare a GGUF of type `outtype` with its checkpoint; F32 activations and KV cache, flash attention off.
 
-    Raises ModelFileError where the two are different models (mean KL above MAX_MEAN_KL) or the checkpoint cannot be
-    read, MissingExtraError without transformers.
+    Raises ModelFileError where the mean KL is above MAX_MEAN_KL, or where transformers cannot load the checkpoint.
+    Raises MissingExtraError without transformers.
     """
     with closing(Model(gguf)) as model:
         parts = windows(model, read_documents(GENERAL), MAX_TOKENS)
@@ -51,7 +51,7 @@ def verify(gguf: Path, checkpoint: Path, outtype: str) -> Verification:
 
 
 def _torch_rows(checkpoint: Path, parts: Sequence[Sequence[int]]) -> Iterator[Logits]:
-    """Logits of the checkpoint in float32, [rows of its embedding]."""
+    """Logits of the checkpoint after each token of each part, float32 [rows of its embedding]."""
     try:
         import torch
         from transformers import AutoModelForCausalLM
@@ -61,7 +61,7 @@ def _torch_rows(checkpoint: Path, parts: Sequence[Sequence[int]]) -> Iterator[Lo
     logging.disable_progress_bar()
     try:
         network = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True).eval()
-    except Exception as error:  # of ten kinds: transformers passes on whatever strange files run into
+    except Exception as error:  # of ten kinds: transformers passes on whatever strange files cause
         reason = str(error).strip().split("\n")[0]
         raise ModelFileError(checkpoint, f"transformers cannot load it to compare with ({reason:.200})") from error
     for part in parts:

@@ -1,7 +1,8 @@
 """Writing a GGUF file: keys, tensor table, tensors one after the other in constant memory.
 
-Own, and not gguf.GGUFWriter, because a tokenizer block is copied here as raw bytes, which that writer cannot take.
-Knows nothing of models. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little-endian.
+It is not gguf.GGUFWriter because that one cannot take a tokenizer block as raw bytes. Knows nothing of models.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little-endian.
 """
 
 import struct
@@ -23,27 +24,32 @@ Value = bool | int | float | str | bytes | list[str] | list[bytes] | list[int] |
 
 
 class GgufFile:
-    """Keys and tensors of a file to be written. Order is kept; a key given twice keeps its first place."""
+    """Keys and tensors of a file to be written, in the order in which they are added.
+
+    A key that is added again gets the new value in its first place.
+    """
 
     def __init__(self) -> None:
         self.entries: dict[str, bytes] = {}
         self.tensors: list[tuple[str, tuple[int, ...], GGMLQuantizationType]] = []
 
     def add(self, key: str, value: Value) -> None:
-        """Add a key: bool, u32 (a larger int u64, a negative one i64), f32, string, or an array.
+        """Add a key. An int becomes u32, a larger one u64, a negative one i64; a float becomes f32.
 
-        Arrays are of strings, i32 or f32, and bytes an array of u8.
+        A list becomes an array of strings, i32 or f32, and bytes become an array of u8. Raises struct.error,
+        OverflowError and UnicodeEncodeError for a value that no type holds.
         """
         self.entries[key] = pack_entry(key, value)
 
     def add_tensor(self, name: str, shape: tuple[int, ...], kind: GGMLQuantizationType) -> None:
-        """Announce a tensor; `shape` in PyTorch's order."""
+        """Announce a tensor; `shape` is in PyTorch's order."""
         self.tensors.append((name, shape, kind))
 
     def write(self, path: Path, data: Iterable[Iterable[npt.NDArray[np.generic]]], advance: Advance) -> None:
-        """Write everything; `data` yields the tensors in the order in which they were announced, each piece by piece.
+        """Write everything to `path`. Raises OSError.
 
-        `advance` is told of each tensor written.
+        data     the tensors in the order in which they were announced, each as pieces of its bytes
+        advance  is called with 1 for each tensor written
         """
         with path.open("wb") as file:
             file.write(MAGIC + struct.pack("<IQQ", VERSION, len(self.tensors), len(self.entries)))
@@ -64,12 +70,12 @@ class GgufFile:
 
 
 def pack_string(value: bytes) -> bytes:
-    """Length and bytes."""
+    """A string as it stands in the file: length (u64), then the bytes."""
     return struct.pack("<Q", len(value)) + value
 
 
 def pack_entry(key: str, value: Value) -> bytes:
-    """Key, type and value as they stand in the file."""
+    """Key, type and value as they stand in the file. Raises as GgufFile.add()."""
     head = pack_string(key.encode())
     if isinstance(value, str):
         return head + struct.pack("<I", STRING) + pack_string(value.encode())
@@ -83,7 +89,7 @@ def pack_entry(key: str, value: Value) -> bytes:
 
 
 def _array(value: list[str] | list[bytes] | list[int] | list[float]) -> tuple[int, bytes]:
-    """The elements' type, which is the first one's (an empty array is one of strings), and their bytes."""
+    """The type of an array's elements, and their bytes. The first element decides; an empty array is of strings."""
     if value and isinstance(value[0], int | float):
         kind, code = (FLOAT32, "f") if isinstance(value[0], float) else (INT32, "i")
         return kind, struct.pack(f"<{len(value)}{code}", *value)
@@ -92,6 +98,7 @@ def _array(value: list[str] | list[bytes] | list[int] | list[float]) -> tuple[in
 
 
 def _scalar_kind(value: float) -> int:
+    """The gguf_type of a single number or boolean."""
     if isinstance(value, bool):
         return BOOL
     if isinstance(value, float):

@@ -108,7 +108,9 @@ def test_pytorch_files_that_hold_something_else_are_named(tmp_path: Path, out: P
 
 
 @pytest.mark.parametrize("family", ["GPT2", "Llama"])
-def test_a_checkpoint_of_the_bare_model_with_old_buffers_is_the_same(tmp_path: Path, out: Path, family: str) -> None:
+def test_a_checkpoint_of_the_bare_model_with_old_buffers_gives_the_same_gguf(
+    tmp_path: Path, out: Path, family: str
+) -> None:
     from safetensors.numpy import load_file, save_file
 
     checkpoint = hf_checkpoint(tmp_path / "checkpoint", family)
@@ -125,7 +127,7 @@ def test_a_checkpoint_of_the_bare_model_with_old_buffers_is_the_same(tmp_path: P
     assert other.read_bytes() == out.read_bytes()
 
 
-def test_a_sliding_window_that_llama_cpp_lacks_ends_the_context(tmp_path: Path, out: Path) -> None:
+def test_a_sliding_window_that_llama_cpp_lacks_cuts_the_context_to_its_length(tmp_path: Path, out: Path) -> None:
     checkpoint = hf_checkpoint(tmp_path / "checkpoint", "Mistral", sliding_window=48)
     assert "has no sliding window: the context is cut to that of 48 tokens" in to_gguf(checkpoint, out).warnings[0]
     assert metadata.read(out)[0]["llama.context_length"] == 48
@@ -138,7 +140,7 @@ def test_a_sliding_window_that_llama_cpp_lacks_ends_the_context(tmp_path: Path, 
         (
             "Gemma3",
             {"final_logit_softcapping": 30.0},
-            "final_logit_softcapping is 30.0; llama.cpp's gemma3 has no such",
+            "final_logit_softcapping is 30.0; llama.cpp's gemma3 computes it only with None",
         ),
         ("Gemma3", {"query_pre_attn_scalar": 99}, "query_pre_attn_scalar is 99; llama.cpp's gemma3 takes 32"),
         (
@@ -153,10 +155,10 @@ def test_a_sliding_window_that_llama_cpp_lacks_ends_the_context(tmp_path: Path, 
         (
             "GPTNeoX",
             {"tie_word_embeddings": True},
-            "tie_word_embeddings is True; llama.cpp's gptneox has no such thing",
+            "tie_word_embeddings is True; llama.cpp's gptneox computes it only with False",
         ),
         ("GPTNeoX", {"rope_parameters": {"rope_type": "yarn"}}, "rope scaling 'yarn' of gptneox cannot be converted"),
-        ("Qwen3", {"attention_bias": True}, "attention_bias is True; llama.cpp's qwen3 has no such thing"),
+        ("Qwen3", {"attention_bias": True}, "attention_bias is True; llama.cpp's qwen3 computes it only with False"),
     ],
 )
 def test_what_llama_cpp_does_not_compute_is_refused(

@@ -55,14 +55,14 @@ def test_smaller_types_stay_near_pytorch(family: Family, out: Path, outtype: str
     ],
     ids=["biases", "wide heads", "linear rope", "llama3 rope"],
 )  # fmt: skip
-def test_variants_of_llama_are_those_of_pytorch(tmp_path: Path, out: Path, config: dict[str, Any]) -> None:
+def test_variants_of_llama_predict_as_pytorch_does(tmp_path: Path, out: Path, config: dict[str, Any]) -> None:
     checkpoint = hf_checkpoint(tmp_path / "checkpoint", **config)
     to_gguf(checkpoint, out)
     assert np.abs(llama_log_probs(out) - torch_log_probs(checkpoint)).max() < 1e-3
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_qwen2_in_f32_is_that_of_pytorch(tmp_path: Path, out: Path, tied: bool) -> None:
+def test_a_qwen2_in_f32_predicts_as_pytorch_does(tmp_path: Path, out: Path, tied: bool) -> None:
     config = {"rope_theta": 1e6, "use_sliding_window": False}
     checkpoint = tiny_checkpoint(
         tmp_path / "checkpoint", tied=tied, layers=3, seed=11, config=config, architecture="qwen2"
@@ -76,14 +76,14 @@ def test_a_qwen2_in_f32_is_that_of_pytorch(tmp_path: Path, out: Path, tied: bool
     assert np.abs(llama_log_probs(out) - torch_log_probs(checkpoint)).max() < 1e-3
 
 
-def test_a_qwen2_of_transformers_own_making_is_that_of_pytorch(tmp_path: Path, out: Path) -> None:
+def test_a_qwen2_that_transformers_saved_predicts_as_pytorch_does(tmp_path: Path, out: Path) -> None:
     linear = {"rope_type": "linear", "factor": 3.0, "rope_theta": 10000.0}
     checkpoint = hf_checkpoint(tmp_path / "checkpoint", "Qwen2", rope_parameters=linear)
     to_gguf(checkpoint, out)
     assert np.abs(llama_log_probs(out) - torch_log_probs(checkpoint)).max() < 1e-3
 
 
-def test_a_sharded_bf16_checkpoint_is_those_of_pytorch(tmp_path: Path, out: Path) -> None:
+def test_a_sharded_bf16_checkpoint_predicts_as_pytorch_does(tmp_path: Path, out: Path) -> None:
     checkpoint = hf_checkpoint(tmp_path / "checkpoint", dtype="bfloat16", max_shard_size="100KB")
     assert len(list(checkpoint.glob("*.safetensors"))) > 1
     assert to_gguf(checkpoint, out, "auto").outtype == "bf16"
@@ -117,7 +117,7 @@ def test_the_reference_reader_finds_the_checkpoints_numbers(family: Family, out:
     assert not any(key.startswith("memdec_edge") for key in reader.fields)
 
 
-def test_what_training_noted_goes_into_the_file(checkpoint: Path, family: Family, out: Path) -> None:
+def test_entries_of_memdec_json_become_keys_of_the_gguf(checkpoint: Path, family: Family, out: Path) -> None:
     notes = {
         "general.name": "Tiny medicine", "general.license": "cc-by-4.0", "general.datasets": ["one", "two"],
         "memdec_edge.domain": "medicine", "memdec_edge.train.beta": 0.5, "memdec_edge.train.tokens": 5_000_000_000,
@@ -172,7 +172,7 @@ def test_rows_that_the_base_does_not_have_are_dropped(tmp_path: Path, family: Fa
     assert np.abs(mine - theirs).max() < 1e-3
 
 
-def test_a_memorys_name_is_advised(family: Family, tmp_path: Path) -> None:
+def test_the_file_name_of_a_memory_without_the_usual_prefix_is_a_warning(family: Family, tmp_path: Path) -> None:
     assert to_gguf(family.memory_checkpoint, tmp_path / "law.gguf").warnings == (
         "the name of a memory should start with memdec-: memdec-law.gguf",
     )

@@ -23,7 +23,7 @@ from tests.conftest import Family
 from tests.support.tiny import edit_json, edit_tensors, tiny_checkpoint, to_gguf
 
 
-def test_a_tensor_without_place_is_named(checkpoint: Path, out: Path) -> None:
+def test_a_tensor_that_the_architecture_lacks_is_named(checkpoint: Path, out: Path) -> None:
     edit_tensors(checkpoint, {"model.layers.0.self_attn.q_norm.weight": np.ones(16, np.float32)})
     with pytest.raises(ModelFileError, match=r"the tensor model\.layers\.0\.self_attn\.q_norm\.weight has no place"):
         to_gguf(checkpoint, out)
@@ -35,7 +35,7 @@ def test_a_missing_tensor_is_named(checkpoint: Path, out: Path) -> None:
         to_gguf(checkpoint, out)
 
 
-def test_a_tensor_of_another_shape_is_named_with_both(checkpoint: Path, out: Path) -> None:
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(checkpoint: Path, out: Path) -> None:
     edit_tensors(checkpoint, {"model.norm.weight": np.ones(32, np.float32)})
     with pytest.raises(ModelFileError, match=r"model\.norm\.weight is 32, config\.json makes it 64"):
         to_gguf(checkpoint, out)
@@ -55,7 +55,7 @@ def test_a_weight_beyond_f16_is_refused_and_bf16_advised(checkpoint: Path, out: 
     assert to_gguf(checkpoint, out, "bf16").outtype == "bf16"
 
 
-def test_an_existing_outfile_is_kept_unless_it_may_go(family: Family, out: Path) -> None:
+def test_an_existing_file_is_replaced_only_where_overwrite_is_given(family: Family, out: Path) -> None:
     out.parent.mkdir()
     out.write_text("mine")
     with pytest.raises(ExistingOutputError, match="exists and is not overwritten"):
@@ -129,7 +129,9 @@ def test_a_garbage_config_is_refused(checkpoint: Path, out: Path, content: str) 
         ({"vocab_size": 399}, "400 x 64, config.json makes it 399 x 64"),
     ],
 )
-def test_a_config_that_cannot_be_is_named(checkpoint: Path, out: Path, changes: dict[str, Any], named: str) -> None:
+def test_an_impossible_entry_of_config_json_is_named(
+    checkpoint: Path, out: Path, changes: dict[str, Any], named: str
+) -> None:
     edit_json(checkpoint / "config.json", **changes)
     with pytest.raises(ModelFileError, match=named):
         to_gguf(checkpoint, out)
@@ -138,7 +140,7 @@ def test_a_config_that_cannot_be_is_named(checkpoint: Path, out: Path, changes: 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"use_sliding_window": True}, "use_sliding_window is True; llama.cpp's qwen2 has no such thing"),
+        ({"use_sliding_window": True}, "use_sliding_window is True; llama.cpp's qwen2 computes it only with False"),
         ({"head_dim": 32}, "4 heads of 32 are no hidden_size of 64, which llama.cpp's qwen2 wants"),
         ({"rope_scaling": {"type": "llama3", "factor": 4.0}}, "rope scaling 'llama3' of qwen2 cannot be converted"),
     ],
@@ -169,7 +171,9 @@ def test_an_unknown_outtype_is_an_option_error(family: Family, out: Path) -> Non
         ({"memdec_edge.lambda": 1.5}, "memdec_edge.lambda is 1.5"),
     ],
 )
-def test_notes_that_cannot_be_are_named(checkpoint: Path, out: Path, notes: dict[str, Any], named: str) -> None:
+def test_an_impossible_entry_of_memdec_json_is_named(
+    checkpoint: Path, out: Path, notes: dict[str, Any], named: str
+) -> None:
     (checkpoint / "memdec.json").write_text(json.dumps(notes), encoding="utf-8")
     with pytest.raises(ModelFileError, match=named):
         to_gguf(checkpoint, out)

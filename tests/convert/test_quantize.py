@@ -62,7 +62,7 @@ def test_a_tied_embedding_goes_lower_where_that_is_asked_for(wide: Path, out: Pa
     assert kinds(out)[EMBEDDING] == Q4_K
 
 
-def test_what_a_memory_says_of_itself_stays(family: Family, out: Path) -> None:
+def test_quantising_keeps_the_metadata_of_a_memory(family: Family, out: Path) -> None:
     quantize(QuantizeOptions(family.memory, out, QuantTypes("q8_0", quality_tokens=0)))
     before, after = metadata.read(family.memory)[0], metadata.read(out)[0]
     assert after.pop("general.file_type") == 7
@@ -124,7 +124,7 @@ def test_a_quantised_source_is_refused_unless_asked_for(wide: Path, tmp_path: Pa
     assert kinds(out)["blk.0.attn_q.weight"] == Q4_0
 
 
-def test_an_existing_file_is_kept_unless_it_may_go(wide: Path, out: Path) -> None:
+def test_an_existing_file_is_replaced_only_where_overwrite_is_given(wide: Path, out: Path) -> None:
     out.parent.mkdir()
     out.write_text("mine")
     types = QuantTypes("q8_0", quality_tokens=0)
@@ -135,13 +135,13 @@ def test_an_existing_file_is_kept_unless_it_may_go(wide: Path, out: Path) -> Non
     assert kinds(out)[EMBEDDING] == Q8_0
 
 
-def test_what_llama_cpp_refuses_is_told_and_leaves_nothing(wide: Path, out: Path) -> None:
+def test_a_type_that_llama_cpp_refuses_is_an_error_with_its_reason_and_leaves_nothing(wide: Path, out: Path) -> None:
     with pytest.raises(ModelFileError, match=r"quantise it to iq2_xxs \(this quantization requires an imatrix!\)"):
         quantize(QuantizeOptions(wide, out, QuantTypes("iq2_xxs")))
     assert list(out.parent.iterdir()) == []
 
 
-def test_a_quantiser_that_ends_its_process_is_an_error_and_no_end(wide: Path, tmp_path: Path, out: Path) -> None:
+def test_a_quantiser_that_ends_its_own_process_is_a_typed_error_here(wide: Path, tmp_path: Path, out: Path) -> None:
     broken = read(wide)
     broken.add("llama.nextn_predict_layers", 99)  # more than layers: no rule of ours sees it
     path = broken.write(tmp_path / "broken.gguf")
@@ -158,7 +158,7 @@ def test_what_would_end_the_quantiser_is_refused_by_key(wide: Path, tmp_path: Pa
     assert list(out.parent.iterdir()) == []
 
 
-def test_types_of_single_tensors_belong_to_the_quantiser(tmp_path: Path) -> None:
+def test_a_type_of_a_single_tensor_is_refused_where_the_quantiser_does_not_run(tmp_path: Path) -> None:
     with pytest.raises(OptionError) as caught:
         ConvertOptions(tmp_path, tmp_path / "a.gguf", "f16", types=QuantTypes(token_embedding="q4_0"))
     assert str(caught.value) == ("token_embedding is q4_0: `outtype` f16 is written as it is; give a type of quantize")
@@ -241,6 +241,6 @@ def test_a_full_disk_is_an_output_error_and_leaves_nothing(wide: Path, out: Path
     assert list(out.parent.iterdir()) == []
 
 
-def test_a_text_that_is_not_there_is_said_before_the_work(wide: Path, tmp_path: Path, out: Path) -> None:
+def test_a_missing_text_is_refused_before_the_work_begins(wide: Path, tmp_path: Path, out: Path) -> None:
     with pytest.raises(MissingFileError, match="nowhere: no such text file"):
         quantize(QuantizeOptions(wide, out, QuantTypes("q8_0", text=tmp_path / "nowhere")))

@@ -97,7 +97,7 @@ def test_what_llama_cpp_cannot_do_is_refused(tmp_path: Path, options: dict[str, 
         built(folder, n_tokens)
 
 
-def test_unigram_with_byte_fallback_is_taken_with_a_warning(tmp_path: Path) -> None:
+def test_unigram_with_byte_fallback_is_accepted_with_a_warning(tmp_path: Path) -> None:
     folder = sentencepiece_folder(tmp_path, "unigram", 450, byte_fallback=True)
     block = built(folder, 450)
     (warning,) = block.warnings
@@ -135,7 +135,7 @@ def test_a_llama_tokenizer_json_works_with_and_without_tokenizer_model(tmp_path:
         assert model.tokenize("a <s>fever</s>", add_special=False) == tokenizer.encode("a <s>fever</s>").ids
 
 
-def test_a_space_before_the_first_word_only_is_taken_and_the_difference_named(tmp_path: Path) -> None:
+def test_a_space_before_the_first_word_alone_is_accepted_and_the_difference_named(tmp_path: Path) -> None:
     folder = sentencepiece_folder(tmp_path, "bpe", 450, **LLAMA)
     tokenizer = llama_json(folder)
     tokenizer.normalizer = None  # the form of newer Llama tokenizers; llama.cpp puts one after special tokens too

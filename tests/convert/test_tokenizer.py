@@ -205,21 +205,25 @@ def test_a_special_token_that_is_left_empty_is_no_token(checkpoint: Path, out: P
     )
 
 
-def test_subword_marks_ask_for_the_base(checkpoint: Path, out: Path) -> None:
+def test_a_tokenizer_with_marks_on_subwords_is_refused_and_the_base_asked_for(checkpoint: Path, out: Path) -> None:
     path = checkpoint / "tokenizer.json"
     edit_json(path, model=json.loads(path.read_text(encoding="utf-8"))["model"] | {"continuing_subword_prefix": "##"})
     with pytest.raises(ModelFileError, match=r"its model is BPE with continuing_subword_prefix; .* `base`"):
         to_gguf(checkpoint, out)
 
 
-def test_an_unknown_pre_tokenizer_asks_for_the_base(checkpoint: Path, family: Family, out: Path) -> None:
+def test_a_pre_tokenizer_that_llama_cpp_lacks_is_refused_and_the_base_asked_for(
+    checkpoint: Path, family: Family, out: Path
+) -> None:
     edit_json(checkpoint / "tokenizer.json", pre_tokenizer={"type": "Whitespace"})
     with pytest.raises(ModelFileError, match=r"no pre-tokenizer of llama\.cpp fits \(llama\.cpp splits .* `base`"):
         to_gguf(checkpoint, out)
     to_gguf(checkpoint, out, base=family.base)
 
 
-def test_a_folder_without_a_whole_tokenizer_asks_for_the_base(checkpoint: Path, family: Family, out: Path) -> None:
+def test_a_folder_without_a_whole_tokenizer_is_refused_and_the_base_asked_for(
+    checkpoint: Path, family: Family, out: Path
+) -> None:
     in_parts(checkpoint, "GPT2Tokenizer")
     (checkpoint / "merges.txt").unlink()
     with pytest.raises(

@@ -74,7 +74,7 @@ def test_a_fresh_memory_recommends_nothing(family: Family) -> None:
     meta = llama_metadata(family.memory)
     found = MemoryMetadata.from_gguf(family.memory, meta)
     assert metadata.is_memory(meta)
-    assert (found.schema_version, found.weight, found.temperature, found.gate) == (1, None, 1.0, None)
+    assert (found.schema_version, found.weight, found.temperature, found.gate) == (metadata.SCHEMA, None, 1.0, None)
     assert not metadata.is_memory(llama_metadata(family.base))
     assert MemoryMetadata.from_gguf(family.base, llama_metadata(family.base)) == MemoryMetadata()
 
