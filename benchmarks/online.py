@@ -45,16 +45,15 @@ def main() -> None:
     args = parser.parse_args()
     texts = dict(text.split("=", 1) for text in args.text)
     scores = read(args, texts)
+    n_memories = len(args.memories)
+    rule = SoftBayes((0.5 / n_memories,) * n_memories, args.eta, args.share)
     table: dict[str, dict[str, float]] = {}
     for name, found in scores.items():
-        for row, value in rows(
-            found, SoftBayes((0.5 / len(args.memories),) * len(args.memories), args.eta, args.share)
-        ).items():
+        for row, value in rows(found, rule).items():
             table.setdefault(row, {})[name] = value
     best = min(GRID, key=lambda value: table[f"fixed {value:g}"][next(iter(texts))])
-    table = {
-        row: values for row, values in table.items() if row in (f"fixed {best:g}", "fixed 0.5") or "fixed" not in row
-    }
+    left_out = {f"fixed {value:g}" for value in GRID} - {f"fixed {best:g}", "fixed 0.5"}
+    table = {row: values for row, values in table.items() if row not in left_out}
     with args.out.open("w", newline="", encoding="utf-8") as file:
         file.write(made_by())
         writer = csv.writer(file)
