@@ -21,7 +21,8 @@ from memdec_edge.llama.stack import call_with_stack
 from memdec_edge.mixture.rows import Row
 from memdec_edge.options import SamplingOptions
 
-STACK = 1 << 28  # bytes, while a grammar is read that a trial has read with 8 MiB
+SMALL = 1 << 13  # characters of a grammar that any thread's stack is enough for
+STACK = 1 << 28  # bytes, while a larger one is read, which a trial has read with 8 MiB
 
 _tokenizers: WeakKeyDictionary[Model, LLTokenizer] = WeakKeyDictionary()
 _building = Lock()
@@ -53,7 +54,7 @@ class Constraint:
             matcher.compute_bitmask()  # finds out whether any text begins
             return matcher
 
-        self._matcher = call_with_stack(begin, STACK)
+        self._matcher = call_with_stack(begin, STACK if len(grammar) > SMALL else 0)
         if self._matcher.is_error():
             reason = f"no text fits it ({self._reason()}); say it otherwise or leave it out"
             raise OptionError(field, "nothing that can be followed", reason)

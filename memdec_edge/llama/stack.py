@@ -86,7 +86,7 @@ def call_with_stack(function: Callable[[], T], size: int) -> T:
             except BaseException as error:  # of a signal handler; Python looks at signals after the call: work() runs
                 interrupts.append(error)
         except (RuntimeError, ValueError) as error:
-            raise MemoryLimitError(f"a stack of {size >> 20} MiB", "shorten or divide the text") from error
+            raise MemoryLimitError(f"a stack of {size >> 20} MiB", "free memory, or give shorter texts") from error
         finally:
             threading.stack_size(before)
     while not (results or failures):
