@@ -3,21 +3,45 @@
     build_cache(CacheOptions) -> CacheReport     what a kNN retriever would answer at every position of a corpus
     train(TrainOptions) -> TrainReport           a small causal LM that has learned to answer so (2508.09874)
 
-Importing this package raises MissingExtraError when a library of the extra is not installed. Knows nothing of GGUF
-writing and mixing.
+These run in the calling process, which they leave as it is: its threads, its signals. build_cache_apart() and
+train_apart() do the same in a process of their own, where waiting threads do not disturb other work; the command line
+calls those.
+
+Importing this package raises MissingExtraError when a library of the extra is not installed, and imports none of them.
+Knows nothing of GGUF writing and mixing.
 """
 
+from importlib import import_module
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from memdec_edge.errors import MissingExtraError
 
-for _module in ("torch", "transformers", "accelerate", "safetensors", "faiss", "matplotlib"):
+if TYPE_CHECKING:
+    from .apart import build_cache_apart, train_apart
+    from .knn.build import build_cache
+    from .pipeline import train
+    from .report import NOTICE, CacheReport, TrainReport
+
+__all__ = ["NOTICE", "CacheReport", "TrainReport", "build_cache", "build_cache_apart", "train", "train_apart"]
+
+_HOMES = {
+    "build_cache": ".knn.build",
+    "build_cache_apart": ".apart",
+    "train": ".pipeline",
+    "train_apart": ".apart",
+    "NOTICE": ".report",
+    "CacheReport": ".report",
+    "TrainReport": ".report",
+}
+
+for _module in ("torch", "transformers", "accelerate", "safetensors", "faiss", "matplotlib", "psutil"):
     if find_spec(_module) is None:
         raise MissingExtraError(_module, "train")
 
-from .checkpoint import NOTICE  # noqa: E402
-from .knn.build import build_cache  # noqa: E402
-from .knn.cache import CacheReport  # noqa: E402
-from .pipeline import TrainReport, train  # noqa: E402
 
-__all__ = ["NOTICE", "CacheReport", "TrainReport", "build_cache", "train"]
+def __getattr__(name: str) -> Any:
+    """A public name, from the module that is its home."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)

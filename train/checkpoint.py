@@ -1,4 +1,4 @@
-"""The finished memory on disk: an ordinary HF folder, and the facts that become GGUF metadata.
+"""The finished memory on disk: an ordinary HF folder, and what becomes GGUF metadata.
 
     model.safetensors config.json tokenizer files    what transformers reads
     memdec.json                                      {GGUF key: value} for memdec-edge convert
@@ -24,9 +24,9 @@ from memdec_edge.options import TrainOptions
 
 from .artifacts import Stage
 from .models import quiet
+from .report import NOTICE
 
 SCRATCH = ".memdec-unfinished"
-NOTICE = "A memory can reproduce its training text verbatim: share it only where you may share that text."
 
 
 def write_checkpoint(stage: Stage, model: Any, tokenizer: Any) -> None:
@@ -66,19 +66,22 @@ def _saved(model: Any, tokenizer: Any, scratch: Path, target: Path) -> Iterator[
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_facts(
+def write_metadata(
     folder: Path,
     options: TrainOptions,
     *,
     teacher: str,
     tau: float | None,
+    weight: float | None,
     epochs: float,
     tokens: int,
     texts: list[str],
 ) -> None:
-    """Write memdec.json: where the memory comes from, and the notice.
+    """Write memdec.json: where the memory comes from, how much it is to weigh, and the notice.
 
-    tau None: it imitated no retriever. texts: SHA-256 of the files that it was trained on.
+    tau     None: it imitated no retriever
+    weight  the lambda that did best on validation text; None: there was none
+    texts   SHA-256 of the files that it was trained on
     """
     domain = options.domain or Path(shown_name(options.cache.corpus)).stem
     train: dict[str, str | int | float] = {
@@ -94,14 +97,16 @@ def write_facts(
             "key": options.cache.key,
             "target": options.cache.target,
         }
-    facts: dict[str, str | int | float | list[str]] = {
+    entries: dict[str, str | int | float | list[str]] = {
         metadata.DOMAIN: domain,
         **{metadata.TRAIN + name: value for name, value in train.items()},
         "general.name": "memdec-" + "-".join(domain.lower().split()),
         "general.description": f"Memory Decoder for {domain}. {NOTICE}",
     }
+    if weight is not None:
+        entries |= {metadata.LAMBDA: weight, metadata.TRAINED_LAMBDA: weight}
     if len(texts) <= MAX_TEXTS:
-        facts[TEXTS] = texts
+        entries[TEXTS] = texts
     if options.license:
-        facts["general.license"] = options.license
-    write_text(folder / metadata.CHECKPOINT_METADATA, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        entries["general.license"] = options.license
+    write_text(folder / metadata.CHECKPOINT_METADATA, json.dumps(entries, indent=1, ensure_ascii=False) + "\n")

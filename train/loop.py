@@ -23,6 +23,7 @@ from memdec_edge.progress import Advance, progress
 
 from .artifacts import Stage
 from .checkpoint import SCRATCH, write_checkpoint
+from .interrupts import unbroken
 from .layers import POSITIONS, choose_layers
 from .metrics import CURVES, METRICS, TENSORBOARD, Metrics, draw_curves, read_metrics
 from .models import Source
@@ -94,7 +95,6 @@ class _Run:
 
     line   what is to be recorded of the last step, once its validation is done; empty: it is recorded
     sound  after so many steps the weights are known to give a loss that is a number
-    whole  weights and moments are those after `step` steps, not on the way to the next
     """
 
     def __init__(self, options: TrainOptions, learner: Learner, tokenizer: Any, stage: Stage, name: str) -> None:
@@ -104,7 +104,6 @@ class _Run:
         self.steps = options.steps or max(1, math.ceil(options.epochs * learner.blocks / learner.blocks_per_step))
         self.step, self.line = load_state(stage, learner.weights, learner.optimizer)
         self.saved = self.sound = self.step
-        self.whole = True
         learner.show_weights()
 
     def run(self) -> None:
@@ -194,12 +193,11 @@ class _Run:
         self.sound = self.step
         if self.main and self.saved < self.step and self.step % self.options.save_every == 0:
             self._save()
-        self.whole = False
         rate = learning_rate(self.peak, self.options.warmup, self.step, self.steps)
-        learner.update(rate)
-        self.step += 1
-        self.line = {**asdict(losses), "lr": rate, "seconds": round(time.monotonic() - began, 3)}
-        self.whole = True
+        with unbroken():  # so that weights and moments are always those after `step` steps
+            learner.update(rate)
+            self.step += 1
+            self.line = {**asdict(losses), "lr": rate, "seconds": round(time.monotonic() - began, 3)}
 
     def _save(self) -> None:
         save_state(self.stage, self.step, self.learner.weights, self.learner.optimizer, self.line)
@@ -207,7 +205,7 @@ class _Run:
 
     def _keep(self) -> None:
         """Save all finished steps, unless that is done or their weights give no number."""
-        unsaved = self.main and self.whole and self.saved < self.step
+        unsaved = self.main and self.saved < self.step
         if unsaved and (self.sound == self.step or self.learner.is_sound(self.step)):
             self._save()
 

@@ -4,8 +4,7 @@ Knows how the parts are joined, not how any of them works.
 """
 
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,35 +14,20 @@ from memdec_edge.options import TrainOptions
 from memdec_edge.progress import progress
 
 from .artifacts import Stage, open_stage
-from .checkpoint import NOTICE, write_facts
+from .checkpoint import write_metadata
 from .head import check_head
 from .knn.build import enough_memory, fill_cache, interruptible
 from .knn.cache import Cache
 from .loop import LAYOUT, accelerator, fit, settings
 from .models import check_vocabulary, digests, load_source, source_files
+from .report import TrainReport
 from .state import remove_kept
 from .step import Data
 from .student import memory_shape
 from .teacher import open_teacher
-from .validation import ALONE, FIGURES, Validation
+from .validation import ALONE, FIGURES, LAMBDA, Validation
 
 BASE = "base.safetensors"  # what the teacher says of the validation text
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """A finished training. Perplexities are of validation positions; None without a validation split."""
-
-    path: Path  # checkpoint folder
-    steps: int
-    tokens: int  # seen, all steps together
-    best_step: int  # whose weights are published: those that did best on validation text, mixed with the teacher
-    valid_perplexity: float | None  # of the memory alone
-    mixture_perplexity: float | None  # of the teacher, as it was given, and the memory
-    mixture_lambda: float | None  # the weight of the memory that is best there
-    start_perplexity: float | None  # of the memory alone, before the first step
-    seconds: float  # of this call
-    notice: str = NOTICE  # to be shown to the user
 
 
 def train(options: TrainOptions) -> TrainReport:
@@ -79,8 +63,8 @@ def train(options: TrainOptions) -> TrainReport:
         manifest = cache.stage.manifest
         share, tau = finished["best_step"] / finished["steps"], manifest["tau"] if options.beta > 0 else None
         epochs, tokens = finished["epochs"] * share, round(finished["tokens"] * share)
-        seen = {"epochs": epochs, "tokens": tokens, "texts": cache.texts}
-        write_facts(options.out, options, teacher=manifest["teacher"], tau=tau, **seen)
+        found = {"tau": tau, "weight": finished[LAMBDA], "epochs": epochs, "tokens": tokens}
+        write_metadata(options.out, options, teacher=manifest["teacher"], texts=cache.texts, **found)
     done = {name: finished[name] for name in ("steps", "tokens", "best_step", *FIGURES)}
     start = stage.manifest.get("start", {}).get(ALONE)
     return TrainReport(options.out, **done, start_perplexity=start, seconds=time.monotonic() - began)

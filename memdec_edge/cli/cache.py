@@ -17,9 +17,9 @@ def cache(*, caching: Given[CacheOptions], json_: Json = False) -> None:
     this by itself. Run again to go on after a stop.
     """
     options = caching()
-    from memdec_edge.train import build_cache
+    from memdec_edge.train import build_cache_apart
 
-    report = build_cache(options)
+    report = build_cache_apart(options)
     if not is_first_process():
         return
     print(f"cache {report.path}")

@@ -25,6 +25,7 @@ from memdec_edge.options import GenerationOptions, LoadOptions, MixtureOptions, 
 
 if TYPE_CHECKING:
     from memdec_edge.api import LanguageModel, Timings
+    from memdec_edge.engine.registry import Memory
 
 SHOWN = ("text", "tokens", "finish_reason", "timings")  # with --json
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}  # the others stand for themselves, \xHH for a byte
@@ -77,7 +78,9 @@ def run(
         resolved = engine.mixture(mixing)
         warn(engine.warnings)
         for opened, weight in zip(resolved.memories, resolved.weights, strict=True):
-            note(f"memory {opened.model.path} at lambda {'auto, from ' if resolved.learning else ''}{weight:.3g}")
+            how = "auto, from " if resolved.learning else ""
+            where = f" ({_origin(opened, mixing.total)})" if verbose else ""
+            note(f"memory {opened.model.path} at lambda {how}{weight:.3g}{where}")
         tokens = engine.base.tokenize(prompt, parse_special=special)
         if json_:
             done = language_model.generate(tokens, sampler, limits, mixing)
@@ -121,6 +124,15 @@ def _explain_silence(model: "LanguageModel", timings: "Timings", reason: str) ->
             f"{base.path} has a chat template, and run continues raw text without it; "
             "write the prompt in that template, begin the answer yourself, or give --ignore-eos"
         )
+
+
+def _origin(opened: "Memory", total: float | None) -> str:
+    """Where a memory's weight comes from."""
+    if total is not None or opened.options.weight is not None:
+        return "as given"
+    if opened.metadata.first_weight is not None:
+        return "tuned"
+    return f"{'' if opened.metadata.weight is not None else 'the default, since '}{opened.metadata.origin}"
 
 
 def _text_of(path: Path | None) -> str:

@@ -16,7 +16,7 @@ def show(*, file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF.")
     from memdec_edge.gguf import metadata, parts
 
     values, _ = metadata.read(file)
-    metadata.MemoryMetadata.from_gguf(file, values)  # values that cannot be are refused
+    memory = metadata.MemoryMetadata.from_gguf(file, values)  # values that cannot be are refused
     found = {
         key: value
         for key, value in values.items()
@@ -28,5 +28,7 @@ def show(*, file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF.")
     width = max(map(len, found))
     for key, value in found.items():
         print(f"{printable(key):{width}}  {printable(str(value))}")
+    if metadata.is_memory(values):
+        note(f"lambda: {memory.origin}")
     if json_:
         print_json(found)

@@ -1,5 +1,6 @@
 """The command train: a memory from a corpus. Knows nothing of how it is trained."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated
@@ -24,18 +25,26 @@ def train(
     """
     cache = caching()
     options = training(cache=caching(out=cache.out / "cache"), out=cache.out)
-    from memdec_edge.train import train as run_training
+    from memdec_edge.train import train_apart
 
-    report = run_training(options)
+    report = train_apart(options)
     if not is_first_process():
         return
     print(f"checkpoint {report.path}")
     if report.valid_perplexity is not None:
         print(f"validation perplexity of the memory alone {report.valid_perplexity:.3f}, mixed with the teacher "
               f"{report.mixture_perplexity:.3f} (lambda {report.mixture_lambda:g})")  # fmt: skip
-    if report.best_step < report.steps:
+    if 0 < report.best_step < report.steps:
         print(f"the weights are those after step {report.best_step} of {report.steps}: "
               "more training did worse on validation text")  # fmt: skip
     note(report.notice)
+    note(f"next: {shlex.join(_conversion(options))}")
     if json_:
         print_json(asdict(report))
+
+
+def _conversion(options: TrainOptions) -> list[str]:
+    """The command that makes a GGUF of the memory."""
+    teacher = options.cache.teacher
+    base = ["--base", str(teacher)] if teacher.is_file() else []
+    return ["memdec-edge", "convert", str(options.out), "--outfile", f"memdec-{options.out.resolve().name}.gguf", *base]

@@ -11,6 +11,7 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ LAMBDA = "memdec_edge.lambda"
 TEMPERATURE = "memdec_edge.temperature"
 TOKENIZER_SHA256 = "memdec_edge.tokenizer.sha256"
 TOKENIZER_N_TOKENS = "memdec_edge.tokenizer.n_tokens"
+TRAINED_LAMBDA = "memdec_edge.train.lambda"  # what training chose; LAMBDA may have been changed since
 TRAIN = (
     "memdec_edge.train."  # beta, k, knn_temperature, key, target, teacher, epochs, tokens; texts_sha256 of origin.py
 )
@@ -117,6 +119,18 @@ class MemoryMetadata:
             ppl_mixture=_float(meta, PPL_MIXTURE, path),
             gate=gate or None,
         )
+
+    @property
+    def origin(self) -> str:
+        """Where the recommended lambda comes from."""
+        train = self.train or {}
+        trained = train.get(TRAINED_LAMBDA.removeprefix(TRAIN), "")
+        if self.weight is None:
+            return "the file recommends none"
+        with suppress(ValueError):
+            if math.isclose(float(trained), self.weight, abs_tol=1e-6):
+                return f"training found it best on validation text, mixed with {train.get('teacher', 'its teacher')}"
+        return "set after training"
 
 
 def is_memory(meta: Mapping[str, object]) -> bool:

@@ -63,6 +63,9 @@ class CacheOptions(Checked):
     max_tokens: int = option(0, "--max-tokens", low=0, high=INT_MAX, help="Training tokens to use at most; 0: all.")
     seed: int = option(0, "--seed", low=0, high=INT_MAX, help="Seed of splits, order and initialisation.")
     fresh: bool = option(False, "--fresh", help="Redo what was made with other options, or is damaged.")
+    spin: bool = option(
+        False, "--spin", help="Let waiting threads spin: a tenth faster, but very slow beside other work."
+    )
 
 
 @dataclass(frozen=True)

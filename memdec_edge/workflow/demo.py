@@ -158,7 +158,7 @@ def _train(
 ) -> Path:
     """Train one model on the shared kNN cache, convert it, and return the path of the GGUF."""
     from memdec_edge.convert import convert
-    from memdec_edge.train import train
+    from memdec_edge.train import train_apart
     from memdec_edge.train.models import load_source
     from memdec_edge.train.student import save_copy
 
@@ -180,7 +180,7 @@ def _train(
         batch=BATCH,
         seed=SEED,
     )
-    report = train(
+    report = train_apart(
         TrainOptions(
             cache=cache,
             out=folder / name,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from memdec_edge.gguf import metadata
 from tests.conftest import Family
 from tests.support.command import last_json, memdec
 from tests.support.tiny import edit_gguf
@@ -130,7 +131,9 @@ def test_the_road_from_text_to_a_memory_that_answers(family: Family, tmp_path: P
         "train", "--teacher", family.base_checkpoint, "--corpus", text, "--out", out, "--k", 16, "--block", 32,
         "--finetune-teacher", 0.5, "--epochs", 3, "--lr", 0.003, "--domain", "hearts", "--license", "MIT",
     ]  # fmt: skip
-    assert last_json(memdec(*train, "--json"))["steps"]
+    done = memdec(*train, "--json")
+    trained = last_json(done)
+    assert f"next: memdec-edge convert {out} --outfile memdec-out.gguf" in done.stderr.splitlines()
     done = memdec("convert", out, "--outfile", gguf, "--outtype", "Q8_0", "--base", family.base, "--verify", "--json")
     assert last_json(done)["outfile"] == str(gguf)
     assert memdec("check", "-m", family.base, "-M", gguf).returncode == 0
@@ -149,4 +152,10 @@ def test_the_road_from_text_to_a_memory_that_answers(family: Family, tmp_path: P
     )
     held_out = memdec(*scoring, out / "cache")
     assert (held_out.returncode, "was trained on" in held_out.stderr) == (0, False)
-    assert memdec("run", "-m", family.base, "-M", gguf, "-p", "Document", "-n", 4).returncode == 0
+    weight, origin = trained["mixture_lambda"], "training found it best on validation text, mixed with base"
+    assert found["memdec_edge.lambda"] == pytest.approx(weight)
+    assert f"lambda: {origin}\n" in memdec("show", gguf).stderr
+    done = memdec("run", "-m", family.base, "-M", gguf, "-p", "Document", "-n", 4, "-v")
+    assert f"memory {gguf} at lambda {weight:.3g} ({origin})\n" in done.stderr
+    metadata.patch(gguf, {metadata.LAMBDA: 0.123})
+    assert "lambda: set after training\n" in memdec("show", gguf).stderr

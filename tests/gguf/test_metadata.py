@@ -338,3 +338,21 @@ def test_a_key_that_is_no_text_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="a key at byte 32 is no text; the file is damaged") as caught:
         metadata.read(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "origin"),
+    [
+        ({}, "the file recommends none"),
+        ({LAMBDA: math.nan, "memdec_edge.train.lambda": 0.35}, "the file recommends none"),
+        ({LAMBDA: 0.35}, "set after training"),
+        ({LAMBDA: 0.4, "memdec_edge.train.lambda": 0.35}, "set after training"),
+        (
+            {LAMBDA: 0.3499999940395355, "memdec_edge.train.lambda": "0.350000", "memdec_edge.train.teacher": "smol"},
+            "training found it best on validation text, mixed with smol",
+        ),
+        ({LAMBDA: 0.35, "memdec_edge.train.lambda": "one"}, "set after training"),
+    ],
+)
+def test_a_recommended_lambda_tells_where_it_comes_from(entries: dict[str, object], origin: str) -> None:
+    assert metadata.MemoryMetadata.from_gguf("a.gguf", entries).origin == origin

@@ -1,6 +1,7 @@
 """train/loop.py: where a training starts, the rate it chooses, and what it publishes."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,28 @@ def test_a_state_whose_weights_give_no_number_is_not_kept(
     assert state_step(tmp_path / "memory") == 5
     monkeypatch.setattr(loop.Learner, "gradients", gradients)
     assert train(train_options(room, tmp_path / "memory")).steps == 12
+
+
+def test_an_interrupt_in_the_middle_of_an_update_waits_for_its_end(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(train_options(room, tmp_path / "straight"))
+    show_weights = loop.Learner.show_weights
+    shown: list[int] = []
+
+    def interrupted(self: loop.Learner) -> None:
+        shown.append(1)
+        if len(shown) == 8:  # the first time is before the first step
+            signal.raise_signal(signal.SIGINT)
+        show_weights(self)
+
+    monkeypatch.setattr(loop.Learner, "show_weights", interrupted)
+    with pytest.raises(Cancelled):
+        train(train_options(room, tmp_path / "broken"))
+    assert state_step(tmp_path / "broken") == 7
+    train(train_options(room, tmp_path / "broken"))
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "broken"))
+    assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
 def state_step(out: Path) -> int:

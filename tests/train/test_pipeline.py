@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -16,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from memdec_edge.documents import read_documents
 from memdec_edge.errors import StageError
+from memdec_edge.files import sha256
 from memdec_edge.gguf import metadata
 from memdec_edge.options import KEYS
 from memdec_edge.train import NOTICE, build_cache, train
@@ -196,6 +198,8 @@ def test_a_trained_memory_is_an_ordinary_checkpoint_with_its_metadata(
     tokens = 12 * 2 * BLOCK
     assert json.loads((tmp_path / "memory" / "memdec.json").read_text()) == {
         "memdec_edge.domain": "old words",
+        "memdec_edge.lambda": report.mixture_lambda,
+        "memdec_edge.train.lambda": report.mixture_lambda,
         "memdec_edge.train.beta": 0.5,
         "memdec_edge.train.k": K,
         "memdec_edge.train.knn_temperature": tau,
@@ -231,6 +235,18 @@ def test_a_trained_memory_is_an_ordinary_checkpoint_with_its_metadata(
     assert mixtures[report.mixture_lambda] < 1.005 * min(mixtures.values())
     assert start[1] == start[2]  # the memory begins as the teacher
     assert float(start[1]) == pytest.approx(mixtures[0], rel=0.02)
+
+
+def test_names_of_files_that_are_not_utf_8_are_escaped_in_the_metadata(room: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    corpus.write_text("\n\n".join(words(30, 1)))
+    teacher = tmp_path / os.fsdecode(b"mod\xe8le")
+    shutil.copytree(room / "teacher", teacher)
+    cache = cache_options(room, teacher=teacher, corpus=corpus, out=tmp_path / "cache")
+    train(train_options(room, tmp_path / "memory", cache=cache, beta=0.0, steps=1))
+    found = json.loads((tmp_path / "memory" / "memdec.json").read_text(encoding="utf-8"))
+    assert found["memdec_edge.domain"] == r"caf\xe9"
+    assert found["memdec_edge.train.teacher"] == r"mod\xe8le"
 
 
 def test_a_finished_training_is_reused_and_its_licence_can_be_corrected(room: Path, tmp_path: Path) -> None:

@@ -24,11 +24,12 @@ from ..artifacts import open_stage
 from ..corpus import Tokens, pack, split_documents
 from ..loop import LAYOUT, accelerator, fit, settings
 from ..models import load_source
+from ..report import CacheReport
 from ..step import Data
 from ..targets import ROW_BYTES, aggregate, blend, join, kernel
 from ..teacher import Teacher, n_blocks, open_teacher
 from ..validation import Validation
-from .cache import HELD_OUT, TEACHER, Cache, CacheReport
+from .cache import HELD_OUT, TEACHER, Cache
 from .fit import build_index, fit_retriever, open_searcher, stored_gate
 
 FINETUNED = "adapted teacher"  # its kind of stage, as manifests on disk have it

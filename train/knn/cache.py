@@ -12,7 +12,6 @@
 Knows where things are and whether they are there and whole; train/knn/build.py makes them.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from memdec_edge.options import CacheOptions
 from ..artifacts import open_stage
 from ..corpus import Tokens
 from ..models import digests, source_files
+from ..report import CacheReport
 from ..targets import Targets
 from ..teacher import n_blocks
 
@@ -32,29 +32,6 @@ SHARD_POSITIONS = 16384  # of keys and of targets, at least; rounded to whole bl
 MAX_SHARDS = 100  # of a kind: each is an open file while it is mapped, and some systems allow 256
 TEACHER, INDEX, VALIDATION, HELD_OUT = "teacher", "index.faiss", "validation.safetensors", "test.jsonl"
 LAYOUT = ("tokens/*.npy", HELD_OUT, "keys/*.safetensors", INDEX, VALIDATION, "targets/*.safetensors")
-
-
-@dataclass(frozen=True)
-class CacheReport:
-    """What a finished cache holds.
-
-    Perplexities and distances (medians, squared L2) are of validation positions; None without a validation split.
-    """
-
-    path: Path
-    train_tokens: int
-    valid_tokens: int
-    held_out: Path | None  # test documents for memdec-edge eval; None where the corpus names its own
-    key: str  # what a key is: "mlp_input" or "hidden"
-    tau: float
-    nearest_distance: float | None
-    kth_distance: float | None
-    teacher_perplexity: float | None
-    knn_perplexity: float | None  # of teacher and p_kNN, mixed by the gate
-    gate: float | None  # mean weight of p_kNN in that mixture
-    search: str  # "exact", or the kind of index
-    recall: float | None  # share of the exact kNN mass that the index finds, on a sample; None: exact
-    bytes: int  # on disk
 
 
 class Cache:
