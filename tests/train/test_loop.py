@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from memdec_edge.errors import Cancelled
+from memdec_edge.gguf import metadata
 from memdec_edge.train import loop, train
-from tests.support.training import cache_options, make_room, metrics, train_options, words
+from tests.support.training import BLOCK, cache_options, make_room, metrics, train_options, words
 
 RATES = (0.5, 3e-3, 1e-5)  # the first one is ruinous, the last one too low
 
@@ -164,3 +166,80 @@ def test_curves_begin_where_the_training_began(room: Path, tmp_path: Path, monke
     report = train(train_options(room, tmp_path / "memory"))
     assert drawn == [manifest(tmp_path / "memory")["start"]]
     assert report.start_perplexity == drawn[0]["valid_perplexity"]  # type: ignore[index]
+
+
+def test_curves_show_what_the_metrics_say(room: Path, tmp_path: Path) -> None:
+    report = train(train_options(room, tmp_path / "memory", valid_every=4))
+    lines = metrics(tmp_path / "memory")
+    assert [line["step"] for line in lines if "valid_perplexity" in line] == [4, 8, 12]
+    assert (
+        min(line["mixture_perplexity"] for line in lines if "mixture_perplexity" in line) == report.mixture_perplexity
+    )
+    assert (tmp_path / "memory" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    events = EventAccumulator(str(tmp_path / "memory" / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [
+        (line["step"], pytest.approx(line["loss"])) for line in lines
+    ]
+    assert [e.step for e in events.Scalars("valid_perplexity")] == [4, 8, 12]
+
+
+def test_the_weights_that_did_best_on_validation_text_are_published(room: Path, tmp_path: Path) -> None:
+    report = train(train_options(room, tmp_path / "memory", steps=60, lr=1e-2, beta=0.0, valid_every=1))
+    mixed = [line["mixture_perplexity"] for line in metrics(tmp_path / "memory")]
+    assert report.best_step == mixed.index(min(mixed)) + 1 < 60  # it learns the text by heart, and that is no use
+    again = train(train_options(room, tmp_path / "again", init=tmp_path / "memory", steps=1, lr=0.0))
+    assert again.valid_perplexity == report.valid_perplexity
+    found = json.loads((tmp_path / "memory" / "memdec.json").read_text())
+    assert found["memdec_edge.train.tokens"] == report.best_step * 2 * BLOCK
+    assert not (tmp_path / "memory" / "best.safetensors").exists()
+
+
+def test_validation_comes_after_each_epoch_too(room: Path, tmp_path: Path) -> None:
+    train(train_options(room, tmp_path / "memory", epochs=3, steps=0, batch=4))  # 43 blocks: 10.75 steps an epoch
+    assert [line["step"] for line in metrics(tmp_path / "memory") if "valid_perplexity" in line] == [11, 22, 33]
+    train(train_options(room, tmp_path / "other", epochs=3, steps=0, batch=4, valid_every=0))
+    assert [line["step"] for line in metrics(tmp_path / "other") if "valid_perplexity" in line] == [33]
+
+
+def test_a_memory_from_scratch_has_the_shape_and_nothing_else(room: Path, tmp_path: Path) -> None:
+    train(train_options(room, tmp_path / "memory", from_scratch=True, layers=1, lr=0.0, steps=1))
+    config = json.loads((tmp_path / "memory" / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["hidden_size"], config["model_type"]) == (1, 64, "llama")
+    mine, theirs = (load_file(path / "model.safetensors") for path in (tmp_path / "memory", room / "teacher"))
+    name = "model.embed_tokens.weight"
+    assert abs(np.corrcoef(mine[name].ravel(), theirs[name].ravel())[0, 1]) < 0.05
+
+
+def test_the_loss_falls(room: Path, tmp_path: Path) -> None:
+    train(train_options(room, tmp_path / "memory", steps=60, beta=1.0))
+    kl = [line["kl"] for line in metrics(tmp_path / "memory")]
+    assert sum(kl[-5:]) < 0.6 * sum(kl[:5])
+
+
+def test_a_control_without_targets_sees_the_same_text_in_the_same_order(room: Path, tmp_path: Path) -> None:
+    train(train_options(room, tmp_path / "memory", lr=0.0))
+    train(train_options(room, tmp_path / "control", lr=0.0, beta=0.0))
+    memory, control = metrics(tmp_path / "memory"), metrics(tmp_path / "control")
+    assert [line["ce"] for line in control] == pytest.approx([line["ce"] for line in memory], rel=1e-5)
+    assert all(line["loss"] == line["ce"] and line["kl"] == 0 for line in control)
+
+
+def test_a_control_needs_no_neighbours_and_notes_none(room: Path, tmp_path: Path) -> None:
+    alone = train_options(room, tmp_path / "control", cache=cache_options(room, out=tmp_path / "cache"), beta=0.0)
+    train(alone)
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["manifest.json", "tokens"]
+    facts = json.loads((tmp_path / "control" / "memdec.json").read_text())
+    assert {key.removeprefix(metadata.TRAIN) for key in facts if key.startswith(metadata.TRAIN)} == {
+        "beta", "teacher", "epochs", "tokens", "texts_sha256",
+    }  # fmt: skip
+    train(train_options(room, tmp_path / "beside", beta=0.0))
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("control", "beside")]
+    assert weights[0] == weights[1]
+
+
+def test_accumulated_passes_equal_one_large_pass(room: Path, tmp_path: Path) -> None:
+    train(train_options(room, tmp_path / "one", batch=4, steps=2))
+    train(train_options(room, tmp_path / "four", batch=1, accumulate=4, steps=2))
+    for name in ("loss", "ce", "kl", "grad_norm"):
+        one, four = ([line[name] for line in metrics(tmp_path / out)] for out in ("one", "four"))
+        assert four == pytest.approx(one, rel=0.02)
