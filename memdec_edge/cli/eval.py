@@ -78,21 +78,26 @@ def _print_table(found: "Evaluation", options: EvalOptions) -> None:
     print(f"{found.tokens} of {found.text_tokens} tokens scored, window {options.window}, stride {options.stride}")
     for name, score in _scores(found).items():
         if score:
-            error = "" if isnan(score.standard_error) else f" ± {score.standard_error:.3f}"  # of one window: none
+            error = _spread(score.standard_error, 3)
             weight = f"   lambda {found.weight:g}" if name == "mixture" else ""
             print(
                 f"{name:8} perplexity {score.perplexity:9.3f}{error}   bits per byte {score.bits_per_byte:.4f}{weight}"
             )
     if found.auto_ratio:
-        ratio, spread_of = found.auto_ratio
+        ratio, standard_error = found.auto_ratio
         print(
-            f"auto is {ratio:.4f} ± {spread_of:.4f} times the mixture's perplexity; mean weights of base and memories: "
-            + ", ".join(f"{weight:.2f}" for weight in found.auto_weights)
+            f"auto is {ratio:.4f}{_spread(standard_error, 4)} times the mixture's perplexity; "
+            "mean weights of base and memories: " + ", ".join(f"{weight:.2f}" for weight in found.auto_weights)
         )
         worse = ", ".join(f"{name} {share:.1%}" for name, share in found.worse_share.items())
         print(f"tokens that lose more than 0.1 nat against the base: {worse}")
     for value, perplexity in found.lambda_sweep.items():
         print(f"lambda {value:<4g} perplexity {perplexity:9.3f}")
+
+
+def _spread(standard_error: float, digits: int) -> str:
+    """The error of a figure behind it; a single window has none."""
+    return "" if isnan(standard_error) else f" ± {standard_error:.{digits}f}"
 
 
 def _report(found: "Evaluation", options: EvalOptions) -> dict[str, Any]:

@@ -45,8 +45,7 @@ def check_one(text: str | None, file: Path | None) -> None:
 
 
 def set_verbose(verbose: bool) -> None:
-    """Show llama.cpp's log where --verbose was given."""
-    if verbose:
-        from memdec_edge.llama.library import set_verbose
+    """Show llama.cpp's log where --verbose was given, and keep it silent elsewhere."""
+    from memdec_edge.llama.library import set_verbose
 
-        set_verbose(True)
+    set_verbose(verbose)
