@@ -14,6 +14,7 @@ from memdec_edge.gguf.header import LFS_POINTER, MAGIC
 from memdec_edge.gguf.metadata import CHECKPOINT_METADATA
 
 INDEX = ".index.json"  # ends the name of the list of shards
+MAX_NAME = 255  # bytes of a file's name; longer ones are an OSError
 # In the order in which transformers looks for them (5.24, modeling_utils._get_resolved_checkpoint_files).
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 MANIFEST = "manifest.json"  # of a folder that `memdec-edge train` makes
@@ -28,7 +29,11 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 def refuse_what_is_no_checkpoint(folder: Path) -> None:
     """Raise MissingFileError or ModelFileError unless `folder` holds a config.json of a whole model."""
-    if not folder.exists():
+    try:
+        there = folder.exists()
+    except OSError as error:  # a path that is too long
+        raise ModelFileError(folder, f"cannot be read ({error.strerror}); {CHECK}") from error
+    if not there:
         raise MissingFileError(folder, "checkpoint folder", _advice_on_download(folder))
     if not folder.is_dir():
         raise ModelFileError(folder, _file_in_place_of_folder(folder))
@@ -51,7 +56,7 @@ def weight_files(folder: Path, named: str = "") -> tuple[list[Path], str]:
 
     Raises MissingFileError, and ModelFileError for an index that lists no shards or for a distributed checkpoint.
     """
-    if named and (Path(named).name != named or not named.endswith((".safetensors", f".safetensors{INDEX}"))):
+    if named and not (_is_name(named) and named.endswith((".safetensors", f".safetensors{INDEX}"))):
         raise ModelFileError(folder / "config.json", f"transformers_weights is {named!r:.80}; name a .safetensors file")
     if found := sorted(folder.glob(DISTRIBUTED)):
         raise ModelFileError(
@@ -90,11 +95,16 @@ def _shards(index: Path) -> list[Path]:
         raise ModelFileError(index, "has no weight_map; save the checkpoint again")
     shards = sorted(set(names.values()))
     for shard in shards:
-        if Path(shard).name != shard:
-            raise ModelFileError(index, f"points to {shard!r:.80}, outside of its folder; save the checkpoint again")
+        if not _is_name(shard):
+            raise ModelFileError(index, f"points to {shard!r:.80}, no file of its folder; save the checkpoint again")
         if not (index.parent / shard).is_file():
             raise MissingFileError(index.parent / shard, "weights file", f"{index.name} names it; download it too")
     return [index.parent / shard for shard in shards]
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text can be the name of a file in the folder, and leads nowhere else."""
+    return Path(text).name == text and len(text.encode(errors="replace")) <= MAX_NAME
 
 
 def _advice_on_download(folder: Path) -> str:

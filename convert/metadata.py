@@ -3,6 +3,7 @@
 Knows nothing of how tensors and tokens are written.
 """
 
+import re
 import struct
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from .writer import GgufFile, Value
 OWN_KEYS = ("general.architecture", "general.type", "general.file_type", "general.quantization_version",
             "general.alignment", metadata.SCHEMA_VERSION, metadata.ROLE, metadata.TOKENIZER_SHA256,
             metadata.TOKENIZER_N_TOKENS)  # fmt: skip  # convert itself knows these
+OUR_KEYS = rf"(general|{metadata.PREFIX[:-1]})\.[a-z0-9_.]+"
+# All other keys of general.* that a user may set are strings; llama.cpp refuses a file that has a number there.
+LISTS = ("general.tags", "general.languages", "general.datasets")
 
 
 def add_metadata(
@@ -116,7 +120,7 @@ def _noted(folder: Path) -> dict[str, Value]:
         return {}
     noted: dict[str, Value] = {}
     for key, value in read_json(path).items():
-        if not key.startswith(("general.", metadata.PREFIX)) or not key.isascii() or key in OWN_KEYS:
+        if not re.fullmatch(OUR_KEYS, key) or key in OWN_KEYS:
             raise ModelFileError(path, f"{key!r:.80} cannot be set; remove it (convert sets it, or it is not ours)")
         if value is None:
             continue
@@ -124,8 +128,17 @@ def _noted(folder: Path) -> dict[str, Value]:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ModelFileError(path, f"{key} is {value!r:.80}; it must be a number")
             value = float(str(value))  # infinite where it is too large, which from_gguf() refuses
-        texts = isinstance(value, list) and value and all(isinstance(item, str) for item in value)
-        if not isinstance(value, bool | int | float | str) and not texts:
-            raise ModelFileError(path, f"{key} is {value!r:.80}; it must be a number, a boolean, a string or strings")
+        if wanted := _unfit(key, value):
+            raise ModelFileError(path, f"{key} is {value!r:.80}; it must be {wanted}")
         noted[key] = value
     return noted
+
+
+def _unfit(key: str, value: object) -> str:
+    """What the value of a key must be, where it is something else; "" for a value that fits."""
+    texts = isinstance(value, list) and value and all(isinstance(item, str) for item in value)
+    if key in LISTS:
+        return "" if texts else "a list of strings"
+    if key.startswith("general."):
+        return "" if isinstance(value, str) else "a string"
+    return "" if texts or isinstance(value, bool | int | float | str) else "a number, true or false, or a string"

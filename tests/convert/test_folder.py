@@ -73,6 +73,10 @@ def test_a_folder_of_checkpoints_names_the_newest_one(checkpoint: Path, tmp_path
     )
 
 
+def test_a_path_that_is_too_long_is_a_typed_error() -> None:
+    assert refused(Path("a" * 5000)).endswith(": cannot be read (File name too long); check the path")
+
+
 def test_the_makers_own_format_is_named(tmp_path: Path) -> None:
     (tmp_path / "params.json").write_text("{}", encoding="utf-8")
     assert "params.json is of the model's makers' own format; give the version for transformers" in refused(tmp_path)

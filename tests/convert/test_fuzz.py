@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.mutations import KINDS, Originals, originals, run_case
 
-CASES = 40  # of each kind; benchmarks/fuzz_convert.py runs 2,000 of each
+CASES = 40  # of each kind; benchmarks/fuzz_convert.py runs over a thousand of each
 LIMITED = """
 import resource, sys
 from pathlib import Path

@@ -72,12 +72,20 @@ def test_the_weights_file_that_config_json_names_goes_before_all_others(checkpoi
     assert np.abs(llama_log_probs(out) - torch_log_probs(checkpoint)).max() < 1e-3
 
 
-@pytest.mark.parametrize("name", ["../mine.safetensors", "mine.bin", 3])
+@pytest.mark.parametrize("name", ["../mine.safetensors", "mine.bin", f"{'a' * 5000}.safetensors", 3])
 def test_a_weights_file_outside_the_folder_or_of_another_kind_is_refused(
     checkpoint: Path, out: Path, name: str | int
 ) -> None:
     edit_json(checkpoint / "config.json", transformers_weights=name)
     with pytest.raises(ModelFileError, match=r"config\.json: transformers_weights is "):
+        to_gguf(checkpoint, out)
+
+
+@pytest.mark.parametrize("name", ["../mine.safetensors", "/etc/passwd", "a" * 5000, "a\0b", "\ud800"])
+def test_a_shard_that_cannot_be_a_file_of_the_folder_is_refused(checkpoint: Path, out: Path, name: str) -> None:
+    (checkpoint / SINGLE).unlink()
+    (checkpoint / INDEX).write_text(json.dumps({"weight_map": {EMBEDDING: name}}), encoding="utf-8")
+    with pytest.raises((ModelFileError, MissingFileError), match=r"no file of its folder|no such weights file"):
         to_gguf(checkpoint, out)
 
 

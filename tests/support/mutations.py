@@ -14,6 +14,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from safetensors.numpy import load_file
+
 from memdec_edge.convert import convert
 from memdec_edge.convert.probe import HARD, ORDINARY
 from memdec_edge.convert.tokenizer import built
@@ -22,21 +24,30 @@ from memdec_edge.gguf import metadata
 from memdec_edge.llama.model import Model
 from memdec_edge.options import ConvertOptions
 from tests.support.pieces import LLAMA, sentencepiece_folder, sentencepiece_model, vocabulary_gguf
-from tests.support.tiny import tiny_checkpoint, tiny_gguf
+from tests.support.tiny import edit_json, tiny_checkpoint, tiny_gguf
 
 ODD: tuple[Any, ...] = (
     None, True, -1, 0, 1, 3, 2**31, 2**32, 2**63, 2**70, -(2**63), 0.5, -0.0, 1e308, float("nan"), float("inf"), "",
     "x", "\0", "a\0b", "▁", "<0x00>", "[PAD3]", "\ud800", "a" * 5000, [], {}, [1], [[]], [["a", "b"]], {"a": []},
     {"a": 2**40}, {"type": "Sequence"}, {"type": "BPE"}, {"type": "Unigram"},
 )  # fmt: skip
-KINDS = ("gguf", "config.json", "tokenizer.json", "tokenizer.model", "model.safetensors")
+INDEX = "model.safetensors.index.json"
+KINDS = (
+    "gguf", "config.json", "tokenizer.json", "tokenizer.model", "model.safetensors", INDEX, "tokenizer_config.json",
+    "memdec.json",
+)  # fmt: skip
+NOTED = {
+    "general.name": "tiny", "general.tags": ["a", "b"], "memdec_edge.lambda": 0.4, "memdec_edge.train.k": 8,
+    "memdec_edge.online.eta": None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Originals:
     """Undamaged files, tiny ones."""
 
-    checkpoint: Path  # llama, byte-level BPE
+    checkpoint: Path  # llama, byte-level BPE, with a memdec.json
+    sharded: Path  # the same with an index of its one weights file
     sentencepiece: Path  # the same with a tokenizer.model in place of tokenizer.json
     ggufs: tuple[Path, ...]  # byte-level BPE with tensors; SentencePiece BPE and Unigram, vocabularies alone
 
@@ -45,6 +56,13 @@ def originals(folder: Path) -> Originals:
     """Write them into `folder`."""
     size: dict[str, Any] = {"hidden": 16, "layers": 1, "heads": 2, "kv_heads": 1, "n_tokens": 320}
     checkpoint = tiny_checkpoint(folder / "checkpoint", **size)
+    odd = {"model_type": "llama", "transformers_weights": None, "quantization_config": None}
+    edit_json(checkpoint / "config.json", **odd)
+    (checkpoint / "memdec.json").write_text(json.dumps(NOTED), encoding="utf-8")
+    sharded = Path(shutil.copytree(checkpoint, folder / "sharded"))
+    shard = (sharded / "model.safetensors").rename(sharded / "shard.safetensors")
+    places = dict.fromkeys(load_file(shard), shard.name)
+    (sharded / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}), encoding="utf-8")
     other = tiny_checkpoint(folder / "sentencepiece", vocab_extra=200, **size)
     (other / "tokenizer.json").unlink()
     (other / "tokenizer.model").write_bytes(sentencepiece_model("bpe", 400, **LLAMA))
@@ -54,7 +72,7 @@ def originals(folder: Path) -> Originals:
         vocabulary_gguf(folder / "bpe.gguf", built(other, 520).entries),
         vocabulary_gguf(folder / "unigram.gguf", built(unigram, 180).entries),
     )
-    return Originals(checkpoint, other, ggufs)
+    return Originals(checkpoint, sharded, other, ggufs)
 
 
 def run_case(kind: str, seed: int, whole: Originals, scratch: Path) -> str:
@@ -64,7 +82,7 @@ def run_case(kind: str, seed: int, whole: Originals, scratch: Path) -> str:
         path = scratch / "memdec-damaged.gguf"
         path.write_bytes(damaged_gguf(random, random.choice(whole.ggufs)))
         return _outcome(lambda: _use(path))
-    source = whole.sentencepiece if kind == "tokenizer.model" else whole.checkpoint
+    source = {"tokenizer.model": whole.sentencepiece, INDEX: whole.sharded}.get(kind, whole.checkpoint)
     folder = scratch / "damaged"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source, folder)
@@ -101,7 +119,7 @@ def _outcome(act: Callable[[], object]) -> str:
 
 def _use(path: Path) -> None:
     """What is done with a file before its weights are: read its keys, split text, spell tokens."""
-    with suppress(MemdecError):  # a memory's facts may be wrong in a file that llama.cpp takes
+    with suppress(MemdecError):  # a memory's metadata may be wrong in a file that llama.cpp takes
         metadata.read(path)
     with closing(Model(path, vocab_only=True)) as model:
         for text in (*ORDINARY, *HARD):
