@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memdec_edge.errors import MissingExtraError, ModelFileError
-
-from .folder import weight_files
+from memdec_edge.hf_folder import weight_files
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # safetensors' names; NumPy has no bfloat16
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit

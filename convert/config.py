@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from memdec_edge.errors import ModelFileError
+from memdec_edge.hf_folder import Json, read_json
 
 from .architectures import ARCHITECTURES, Architecture
-from .folder import Json, read_json
 
 MAX_LAYERS = 512  # llama.cpp's limit
 GEMMA3_27B = 62  # layers of the one Gemma 3 whose attention llama.cpp scales by hidden / heads

@@ -11,10 +11,10 @@ from gguf.constants import GGML_QUANT_VERSION, MODEL_ARCH
 
 from memdec_edge.errors import ModelFileError
 from memdec_edge.gguf import metadata
+from memdec_edge.hf_folder import read_json
 from memdec_edge.options import ConvertOptions
 
 from .config import ModelConfig
-from .folder import read_json
 from .tensors import FILE_TYPES
 from .tokenizer import TokenizerBlock
 from .writer import GgufFile, Value

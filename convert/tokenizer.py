@@ -11,9 +11,10 @@ from pathlib import Path
 
 from memdec_edge.errors import ModelFileError
 from memdec_edge.gguf.header import Header
+from memdec_edge.hf_folder import read_json
 from memdec_edge.llama.pairing import MAX_PADDING
 
-from .folder import TOKENIZERS, read_json
+from .folder import TOKENIZERS
 from .pretokenizer import recognise
 from .probe import Reference
 from .tokenizer_files import ADVICE, PARTS, TokenizerFiles, find

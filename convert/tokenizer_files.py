@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from memdec_edge.errors import MissingExtraError, ModelFileError
+from memdec_edge.hf_folder import Json, read_json
 
-from .folder import TOKENIZERS, Json, read_json
+from .folder import TOKENIZERS
 
 JSON, MODEL = TOKENIZERS
 PARTS = ("vocab.json", "merges.txt")  # of a byte-level BPE that was saved without tokenizer.json

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from memdec_edge.errors import MissingExtraError, ModelFileError
+from memdec_edge.hf_folder import Json, read_json
 
-from .folder import Json, read_json
 from .tokenizer_files import ADVICE, TokenizerFiles
 from .writer import Value
 

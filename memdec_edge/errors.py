@@ -10,6 +10,7 @@
     ├── PairingError                exit 1, HTTP 400   base and memory speak different vocabularies
     ├── CorpusError                 exit 1, HTTP 400   text that cannot be read or is too short
     ├── StageError                  exit 1, HTTP 409   a stage folder made with other options, or damaged
+    │   └── StageBusyError          exit 1, HTTP 409   another process is at work in it
     ├── ContextError                exit 1, HTTP 400   more tokens than the context holds
     ├── BusyError                   exit 1, HTTP 503   no slot or too few cells are free at the moment
     ├── NumericsError               exit 1, HTTP 500   NaN where numbers belong
@@ -159,6 +160,14 @@ class StageError(MemdecError):
     ) -> None:
         self.path, self.reason = Path(path), reason
         super().__init__(f"{path}: {reason}; {advice}")
+
+
+class StageBusyError(StageError):
+    """Another process is at work in a folder of intermediate results. `holder` names it and its machine."""
+
+    def __init__(self, path: Path | str, holder: str) -> None:
+        self.holder = holder
+        super().__init__(path, f"{holder} is at work in this folder", "wait until it has ended, or stop it first")
 
 
 class ContextError(MemdecError):

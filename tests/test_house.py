@@ -26,7 +26,7 @@ FLOORS = (
     ("errors", "_native"),
     ("options", "files", "progress", "machine", "child"),
     ("gguf", "mixture", "documents", "text"),
-    ("llama",),
+    ("llama", "hf_folder"),
     ("engine",),
     ("api", "chat", "evaluation"),
     ("bench",),
@@ -34,7 +34,7 @@ FLOORS = (
     ("cli", "__main__"),
 )
 OF_MAKERS = {  # what train and convert import
-    "errors", "options", "files", "progress", "machine", "child", "documents", "gguf", "mixture", "llama",
+    "errors", "options", "files", "progress", "machine", "child", "documents", "gguf", "mixture", "llama", "hf_folder",
 }  # fmt: skip
 LONGEST = 400  # lines of a file
 

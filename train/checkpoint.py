@@ -32,6 +32,7 @@ SCRATCH = ".memdec-unfinished"
 def write_checkpoint(stage: Stage, model: Any, tokenizer: Any) -> None:
     """Write `model` and `tokenizer` into the stage's folder, each file whole; record them. Raises OutputError."""
     with _saved(model, tokenizer, stage.folder / SCRATCH, stage.folder) as files:
+        stage.claim(*(file.name for file in files))
         stage.record(files={file.name: sha256(file) for file in files})  # first: what the stage made, it can remove
         for file in files:
             file.replace(stage.folder / file.name)
@@ -73,6 +74,7 @@ def write_metadata(
     teacher: str,
     tau: float | None,
     weight: float | None,
+    k: int,
     epochs: float,
     tokens: int,
     texts: list[str],
@@ -92,7 +94,7 @@ def write_metadata(
     }
     if tau is not None:
         train |= {
-            "k": options.cache.k,
+            "k": k,
             "knn_temperature": tau,
             "key": options.cache.key,
             "target": options.cache.target,

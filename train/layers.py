@@ -6,16 +6,13 @@ turn of the hidden state in a block (2403.03853) is cheaper to find and does not
 Knows nothing of training.
 """
 
-import copy
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from memdec_edge.progress import progress
 
 from .head import predict
-from .models import Source, blocks_of, cast_parameters, work_dtype
+from .models import Source, blocks_of, work_copy
 
 POSITIONS = 512  # of the text that decide
 
@@ -26,9 +23,7 @@ def choose_layers(source: Source, layers: int, ids: Tensor, device: torch.device
 
     ids  int64 [blocks, block + 1], text of the domain
     """
-    model: Any = copy.deepcopy(source.model)
-    cast_parameters(model, work_dtype(device.type))
-    model.to(device)
+    model = work_copy(source.model, device)
     name, blocks = blocks_of(model)
     path, _, last = name.rpartition(".")
     parent, types = model.get_submodule(path), getattr(model.config, "layer_types", None)

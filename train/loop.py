@@ -17,12 +17,11 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from memdec_edge.errors import NumericsError
-from memdec_edge.gguf.metadata import CHECKPOINT_METADATA
 from memdec_edge.options import TrainOptions
 from memdec_edge.progress import Advance, progress
 
 from .artifacts import Stage
-from .checkpoint import SCRATCH, write_checkpoint
+from .checkpoint import write_checkpoint
 from .interrupts import unbroken
 from .layers import POSITIONS, choose_layers
 from .metrics import CURVES, METRICS, TENSORBOARD, Metrics, draw_curves, read_metrics
@@ -34,7 +33,7 @@ from .student import make_memory
 from .teacher import gather_blocks, spread_blocks
 from .validation import ALONE, FIGURES, MIXED, Figures, Validation, merit
 
-LAYOUT = (METRICS, CURVES, STATE, BEST, CHECKPOINT_METADATA, f"{SCRATCH}/*", f"{TENSORBOARD}/*")
+LAYOUT = (METRICS, CURVES, STATE, BEST, "config.json", "model.safetensors", f"{TENSORBOARD}/*")
 TRIAL_POSITIONS = 2048  # of validation text that a trial of a learning rate is measured on
 
 
@@ -112,7 +111,7 @@ class _Run:
         self._choose_rate()
         self.best = best_figures(self.stage)
         recorded, tokens = self.step - bool(self.line), self.learner.blocks_per_step * self.data.block
-        metrics = Metrics(self.stage.folder, recorded) if self.main else None
+        metrics = Metrics(self.stage, recorded) if self.main else None
         try:
             with progress(f"training the {self.name}", self.steps * tokens, done=recorded * tokens) as advance:
                 while self.step < self.steps or self.line:

@@ -13,22 +13,28 @@ from typing import Any
 from memdec_edge.errors import OutputError
 from memdec_edge.files import atomic_path, write_text
 
+from .artifacts import Stage
+
 METRICS, CURVES, TENSORBOARD = "metrics.jsonl", "curves.png", "tensorboard"
 
 
 class Metrics:
     """metrics.jsonl, a line a step, and the same for TensorBoard."""
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, stage: Stage, step: int) -> None:
         """Keep the lines of the first `step` steps, drop what a killed run wrote after them."""
-        self.path = folder / METRICS
+        self.path = stage.folder / METRICS
         lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] if step and self.path.exists() else []
         write_text(self.path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
         self._board: Any = None
         if find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1)
+            folder = stage.folder / TENSORBOARD
+            there = set(folder.glob("*"))
+            # An interrupt may lose the wake-up of its thread, which then sleeps for flush_secs before it can be closed.
+            self._board = SummaryWriter(str(folder), purge_step=step + 1, flush_secs=1)
+            stage.adopt(*(f"{TENSORBOARD}/{path.name}" for path in set(folder.glob("*")) - there))
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """Append a line. Raises OutputError."""

@@ -4,27 +4,28 @@ A GGUF is dequantised by transformers, its text tokenized by llama.cpp itself: t
 pre-tokenizer, and a memory must see the tokens that it will see at run time. Knows nothing of corpora and caches.
 """
 
+import copy
 import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from memdec_edge.errors import MissingFileError, ModelFileError
-from memdec_edge.files import sha256, shown_name
-from memdec_edge.gguf import parts
+from memdec_edge.errors import ModelFileError
+from memdec_edge.files import shown_name
 from memdec_edge.gguf.header import Header
 from memdec_edge.gguf.metadata import model_name
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.pairing import MAX_PADDING
 
 from .corpus import Encoder
+from .model_files import model_files
 
 SAME_MATRIX = 0.2  # relative distance; quantising a matrix in two ways makes 0.04 to 0.1, two trained ones over 1
 _BLOCK_MLP = ("mlp", "feed_forward", "ffn")  # what architectures call it
@@ -46,32 +47,17 @@ class Source:
         return int(self.model.get_input_embeddings().weight.shape[0])
 
 
-def source_files(path: Path) -> dict[str, Path]:
-    """The files that make up a model, by name. Raises MissingFileError."""
-    if path.is_file():
-        return {file.name: file for file in parts.files(path)}
-    if not path.is_dir():
-        raise MissingFileError(path, "HF folder or GGUF file")
-    return {file.name: file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")}
-
-
 def load_source(path: Path) -> Source:
-    """Load an HF folder or a GGUF; the last one loaded is kept in memory.
+    """Load a Hugging Face folder or a GGUF. A GGUF of 100 MB takes 15 seconds: load once, and pass what was loaded.
 
     Raises MissingFileError, and ModelFileError when transformers cannot make a causal LM with a tokenizer of it.
     """
-    return _load(path, tuple((name, file.stat().st_mtime_ns) for name, file in source_files(path).items()))
-
-
-@lru_cache(maxsize=1)  # a GGUF takes 15 s to read, and cache, training and a control training all want the same
-def _load(path: Path, stamp: tuple[tuple[str, int], ...]) -> Source:
+    files = model_files(path)  # says what is wrong with a model better than transformers does
     is_gguf = path.is_file()
     where, how = (path.parent, {"gguf_file": path.name}) if is_gguf else (path, {})
-    if is_gguf:
-        count = len(parts.files(path))  # says what is wrong with it better than transformers does
-        if count > 1:
-            advice = "join them with llama-gguf-split --merge"
-            raise ModelFileError(path, f"is split into {count} files, and transformers reads one; {advice}")
+    if is_gguf and len(files) > 1:
+        advice = "join them with llama-gguf-split --merge"
+        raise ModelFileError(path, f"is split into {len(files)} files, and transformers reads one; {advice}")
     try:
         with quiet():
             model, found = transformers.AutoModelForCausalLM.from_pretrained(
@@ -168,6 +154,13 @@ def last_mlp(model: Any) -> torch.nn.Module:
     raise ModelFileError(model.config.name_or_path, f"no MLP found in the blocks of {type(model).__name__}")
 
 
+def work_copy(model: Any, device: torch.device) -> Any:
+    """A copy of a model on a device, in work_dtype(); parameters that need no change are shared, not copied."""
+    dtype = work_dtype(device.type)
+    cast = {id(each): torch.nn.Parameter(each.detach().to(device, dtype), False) for each in model.parameters()}
+    return copy.deepcopy(model, cast).to(device)  # with the buffers, in their own type
+
+
 def cast_parameters(model: Any, dtype: torch.dtype) -> None:
     """Give all parameters another type. Buffers stay: rotary frequencies in bfloat16 would blur far positions."""
     for parameter in model.parameters():
@@ -211,8 +204,3 @@ def _read_vocabulary(path: Path) -> list[str | None]:
 
 def _is_padding(text: str | None, i: int) -> bool:
     return text is None or text == f"[PAD{i}]"
-
-
-def digests(files: dict[str, Path], prefix: str) -> dict[str, str]:
-    """SHA-256 of each file, keyed by what a user would call it."""
-    return {f"{prefix} {name}": sha256(file) for name, file in files.items()}

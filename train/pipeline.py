@@ -4,12 +4,14 @@ Knows how the parts are joined, not how any of them works.
 """
 
 import time
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from memdec_edge.errors import OptionError
+from memdec_edge.gguf.metadata import CHECKPOINT_METADATA
 from memdec_edge.options import TrainOptions
 from memdec_edge.progress import progress
 
@@ -19,7 +21,8 @@ from .head import check_head
 from .knn.build import enough_memory, fill_cache, interruptible
 from .knn.cache import Cache
 from .loop import LAYOUT, accelerator, fit, settings
-from .models import check_vocabulary, digests, load_source, source_files
+from .model_files import digests, model_files, unread_files
+from .models import Source, check_vocabulary, load_source
 from .report import TrainReport
 from .state import remove_kept
 from .step import Data
@@ -41,41 +44,48 @@ def train(options: TrainOptions) -> TrainReport:
     """
     began = time.monotonic()
     processes = accelerator()
-    with enough_memory(options.cache), interruptible():
+    with enough_memory(options.cache), interruptible(), ExitStack() as held:
         cache = Cache(options.cache)
-        stage = _open(options, cache, processes.num_processes)
-        if not stage.begun:
-            _check(options)
-        fill_cache(cache, processes, retrieve=options.beta > 0)
-        if "finished" not in stage.manifest:
+        stage = held.enter_context(closing(_open(options, cache, processes.num_processes)))
+        source = None if "finished" in stage.manifest else load_source(options.init or options.cache.teacher)
+        if source and not stage.begun:
+            _check(options, source)
+        teacher = source if options.init is None else None
+        fill_cache(cache, processes, teacher, retrieve=options.beta > 0)
+        if processes.is_main_process:
+            stage.begin()
+        if source and "finished" not in stage.manifest:
             targets = cache.targets() if options.beta > 0 else None
             validation = Validation(cache.tokens("valid"), options.cache.block)
             if processes.is_main_process:
-                stage.begin()
-                validation = replace(validation, base=_base_losses(options, stage, validation, processes.device))
+                validation = replace(
+                    validation, base=_base_losses(options, stage, validation, teacher, processes.device)
+                )
             data = Data(cache.tokens("train"), targets, validation, options.cache.block)
-            fit(options, load_source(options.init or options.cache.teacher), data, stage, processes)
+            fit(options, source, data, stage, processes)
             stage.reload()
-    finished = stage.manifest["finished"]
-    if processes.is_main_process:
-        remove_kept(stage)  # a kill may have come before the training removed it
-        stage.check_recorded()
-        manifest = cache.stage.manifest
-        share, tau = finished["best_step"] / finished["steps"], manifest["tau"] if options.beta > 0 else None
-        epochs, tokens = finished["epochs"] * share, round(finished["tokens"] * share)
-        found = {"tau": tau, "weight": finished[LAMBDA], "epochs": epochs, "tokens": tokens}
-        write_metadata(options.out, options, teacher=manifest["teacher"], texts=cache.texts, **found)
+        finished = stage.manifest["finished"]
+        if processes.is_main_process:
+            remove_kept(stage)  # a kill may have come before the training removed it
+            stage.check_recorded()
+            manifest = cache.stage.manifest
+            share, tau = finished["best_step"] / finished["steps"], manifest["tau"] if options.beta > 0 else None
+            epochs, tokens = finished["epochs"] * share, round(finished["tokens"] * share)
+            found = {"k": cache.k, "tau": tau, "weight": finished[LAMBDA], "epochs": epochs, "tokens": tokens}
+            write_metadata(options.out, options, teacher=manifest["teacher"], texts=cache.texts, **found)
     done = {name: finished[name] for name in ("steps", "tokens", "best_step", *FIGURES)}
     start = stage.manifest.get("start", {}).get(ALONE)
     return TrainReport(options.out, **done, start_perplexity=start, seconds=time.monotonic() - began)
 
 
-def _base_losses(options: TrainOptions, stage: Stage, validation: Validation, device: torch.device) -> Tensor | None:
+def _base_losses(
+    options: TrainOptions, stage: Stage, validation: Validation, source: Source | None, device: torch.device
+) -> Tensor | None:
     """-log p of validation tokens under the teacher as it was given, which the memory is mixed with."""
     if not validation.blocks:
         return None
     if not (stage.folder / BASE).exists():
-        teacher, batch = open_teacher(options.cache.teacher, "hidden", device), options.cache.batch
+        teacher, batch = open_teacher(options.cache.teacher, "hidden", device, source), options.cache.batch
         with progress("validation of the teacher", len(validation.blocks) * validation.block) as advance:
             found = teacher.read(validation.tokens, validation.blocks, validation.block, batch, advance, scored=True)
         stage.write(BASE, {"losses": -found.logprobs})
@@ -84,13 +94,18 @@ def _base_losses(options: TrainOptions, stage: Stage, validation: Validation, de
 
 def _open(options: TrainOptions, cache: Cache, processes: int) -> Stage:
     inputs = {"the kNN cache": cache.stage.identity}
-    inputs |= digests(source_files(options.init or options.cache.teacher), "initial model")
-    return open_stage(options.out, "memory", inputs, settings(options, processes), (*LAYOUT, BASE), options.cache.fresh)
+    source = options.init or options.cache.teacher
+    inputs |= digests(model_files(source), "initial model")
+    unread = {f"initial model {name}" for name in unread_files(source)}
+    if options.out.resolve().is_relative_to(options.cache.out.resolve()):
+        raise OptionError("out", options.out, f"must be outside the kNN cache, {options.cache.out}")
+    layout, beside = (*LAYOUT, CHECKPOINT_METADATA), [options.cache.out]
+    chosen = settings(options, processes)
+    return open_stage(options.out, "memory", inputs, chosen, layout, options.cache.fresh, unread=unread, beside=beside)
 
 
-def _check(options: TrainOptions) -> None:
+def _check(options: TrainOptions, source: Source) -> None:
     """Raise unless the initial model can give the memory, sees a whole block and speaks the teacher's vocabulary."""
-    source = load_source(options.init or options.cache.teacher)
     memory_shape(source, options.layers, options.hidden)
     check_head(source.model)
     context = source.model.config.max_position_embeddings

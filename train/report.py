@@ -18,6 +18,7 @@ class CacheReport:
     valid_tokens: int
     held_out: Path | None  # test documents for memdec-edge eval; None where the corpus names its own
     key: str  # what a key is: "mlp_input" or "hidden"
+    k: int  # neighbours of a position
     tau: float
     nearest_distance: float | None
     kth_distance: float | None

@@ -84,4 +84,5 @@ def best_weights(stage: Stage) -> dict[str, Tensor]:
 def remove_kept(stage: Stage) -> None:
     """Remove both files, when the training is finished."""
     for name in (STATE, BEST):
-        (stage.folder / name).unlink(missing_ok=True)
+        if stage.owns(name):
+            (stage.folder / name).unlink(missing_ok=True)

@@ -7,8 +7,7 @@ knn-lm  gate * p_kNN + (1 - gate) * p_teacher; train/knn/gate.py says how much t
         imitating p_kNN where no neighbour is close teaches noise (benchmarks/LOG.md)
 
 A target shard is CSR: offsets uint32 [n + 1], ids uint16 or uint32 [pairs] ascending in a row, probs float16 [pairs].
-Shards are memory maps, and probabilities are made to sum to 1 again, in float32, when a row is read. Knows nothing of
-models.
+When a row is read, its probabilities are made to sum to 1 again, in float32. Knows nothing of models.
 """
 
 from dataclasses import dataclass
@@ -19,15 +18,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from memdec_edge.errors import NumericsError
+
 from .artifacts import Stage
 
 ROW_BYTES = 192  # of ids and probs of a position, 48 or 32 tokens: of k = 1024 neighbours 0.84 and more of p_kNN
+ROW_PAIRS = ROW_BYTES // 4  # of an id and a probability, at most
+MAX_PAIRS = 2**32 - 1  # of a shard, whose offsets are uint32
 Array = npt.NDArray[Any]
 
 
 def kernel(distances: Array, tau: float) -> Array:
-    """Shares of the neighbours in p_kNN, float64 [n, k], each row summing to 1; an infinite distance is no neighbour,
-    and a row without any is 0.
+    """Shares of the neighbours in p_kNN, float64 [n, k]. A row sums to 1, or to 0 where no distance is finite.
 
     distances  float32 [n, k], squared L2; tau > 0
     """
@@ -37,9 +39,11 @@ def kernel(distances: Array, tau: float) -> Array:
 
 
 def blend(weights: Array, values: Array, ids: Array, probs: Array, gate: Array) -> tuple[Array, Array]:
-    """Weights and values as kernel() and aggregate() have them, with the teacher's likeliest tokens as k' more of each.
+    """The mixture of retriever and teacher: weights float64 [n, k + k'] and tokens uint32 [n, k + k'] for aggregate().
 
-    ids  uint32 [n, k'], probs  float16 [n, k'], taken to be all that the teacher predicts; gate  float64 [n]
+    weights, values  of the k neighbours, as kernel() and aggregate() have them
+    ids, probs       uint32 and float16 [n, k'], the teacher's likeliest tokens, which stand for all that it predicts
+    gate             float64 [n], the retriever's share
     """
     own = _normalised(probs.astype(np.float64))
     weights = np.concatenate([gate[:, None] * weights, (1 - gate[:, None]) * own], 1)
@@ -47,10 +51,12 @@ def blend(weights: Array, values: Array, ids: Array, probs: Array, gate: Array) 
 
 
 def aggregate(weights: Array, values: Array, top_mass: float, n_vocab: int) -> dict[str, Array]:
-    """What `weights` say of each token, as CSR arrays: all of it at a `top_mass` of 1, else the likeliest
-    ids that have so much of it together, as far as ROW_BYTES goes.
+    """The probability of each token, as CSR arrays: the weights of equal tokens are added up.
 
-    weights  float64 [n, k], rows sum to 1 or 0; values  uint32 [n, k], the tokens that they speak for, below n_vocab
+    weights   float64 [n, k], rows sum to 1 or 0
+    values    uint32 [n, k], the token that each weight is for, below n_vocab
+    top_mass  of a row the likeliest tokens are kept that hold this share of it, ROW_BYTES at most; 1: all
+
     Probabilities that float16 rounds to 0 (below 3e-8) are left out.
     """
     n, k = weights.shape
@@ -78,14 +84,19 @@ def _normalised(weights: Array) -> Array:
 
 
 def join(parts: list[dict[str, Array]]) -> dict[str, Array]:
-    """CSR arrays of consecutive positions as one."""
-    lengths = [np.diff(part["offsets"]) for part in parts]
-    offsets = np.concatenate([np.zeros(1, np.uint32), *lengths]).cumsum(dtype=np.uint32)
-    return {"offsets": offsets} | {name: np.concatenate([part[name] for part in parts]) for name in ("ids", "probs")}
+    """CSR arrays of consecutive positions as one, of MAX_PAIRS pairs at most. Raises NumericsError for more."""
+    ends = np.concatenate([[0], *(np.diff(part["offsets"]) for part in parts)]).cumsum(dtype=np.int64)
+    if ends[-1] > MAX_PAIRS:
+        raise NumericsError(f"{ends[-1]} pairs of ids and probabilities are more than one shard of targets can hold")
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in ("ids", "probs")}
+    return {"offsets": ends.astype(np.uint32), **joined}
 
 
 def _likeliest(shares: Array, rows: Array, lengths: Array, top_mass: float, most: int) -> Array:
-    """Which shares are among the largest of their row that reach top_mass, and among `most` of them; bool [pairs]."""
+    """Which shares to keep, bool [pairs]: of each row the largest, until they reach top_mass or are `most`.
+
+    shares  float64 [pairs]; rows  int64 [pairs], ascending, the row of each; lengths  int64 [n], pairs of each row
+    """
     order = np.lexsort((-shares, rows))  # rows stay where they are, largest first in each
     above, rank = np.cumsum(shares[order]) - shares[order], np.arange(len(shares))
     starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -114,21 +125,20 @@ class Support:
 class Targets:
     """The target shards of a finished cache, all checked against their digests when this is made.
 
+    A shard is mapped into memory only while it is read: a map holds its file open, and systems allow a few hundred.
     Raises StageError naming a shard that is missing, torn or changed.
     """
 
     def __init__(self, stage: Stage, names: list[str]) -> None:
-        shards = [stage.read(name) for name in names]
-        lengths = [len(shard["offsets"]) - 1 for shard in shards]
-        self._starts = np.cumsum([0, *lengths])
-        self._shards = shards
+        self._stage, self._names = stage, names
+        self._starts = np.cumsum([0, *(len(stage.read(name)["offsets"]) - 1 for name in names)])
 
     def rows(self, starts: list[int], length: int) -> Support:
         """Targets of positions start ... start + length - 1 for each start; no run crosses a shard's border."""
         offsets, ids, probs = [np.zeros(1, np.int64)], [], []
         for start in starts:
             number = int(np.searchsorted(self._starts, start, side="right")) - 1
-            shard, row = self._shards[number], start - int(self._starts[number])
+            shard, row = self._stage.read(self._names[number]), start - int(self._starts[number])
             bounds = shard["offsets"][row : row + length + 1].astype(np.int64)
             pairs = slice(bounds[0], bounds[-1])
             lengths = np.diff(bounds)

@@ -10,7 +10,6 @@ Position p of a token stream is a context (the tokens of p's block up to p) with
 not overlap and start at multiples of `block`; a tail shorter than a block is left out. Knows nothing of neighbours.
 """
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from memdec_edge.progress import Advance
 
 from .corpus import Encoder, Tokens
 from .head import Predicted, check_head, predict
-from .models import cast_parameters, gguf_encoder, last_mlp, load_source, work_dtype
+from .models import Source, gguf_encoder, last_mlp, load_source, work_copy
 
 LLAMA_BATCH = 256  # tokens in one pass of llama.cpp, which keeps logits of each: 155 MB at 151,936
 Array = npt.NDArray[Any]
@@ -125,15 +124,12 @@ class Teacher(ABC):
 class TorchTeacher(Teacher):
     """A teacher on a device, in the device's fastest type that keeps the accuracy."""
 
-    def __init__(self, path: Path, kind: str, device: torch.device) -> None:
-        source = load_source(path)
+    def __init__(self, source: Source, kind: str, device: torch.device) -> None:
         self.name, self.encoder, self.n_vocab = source.name, source.encoder, source.n_vocab
         self.n_ctx, self.width = source.model.config.max_position_embeddings, source.model.config.hidden_size
         self._device = device
         check_head(source.model)  # the log-probs are computed without its own head
-        self._model = copy.deepcopy(source.model)
-        cast_parameters(self._model, work_dtype(device.type))
-        self._model.to(device)
+        self._model = work_copy(source.model, device)
         self._caught: Tensor
         if kind == "mlp_input":
             last_mlp(self._model).register_forward_pre_hook(lambda module, args: self._catch(args[0]))
@@ -188,9 +184,13 @@ class LlamaTeacher(Teacher):
         return torch.cat(keys), Predicted.join(predicted)
 
 
-def open_teacher(path: Path, kind: str, device: torch.device) -> Teacher:
+def open_teacher(path: Path, kind: str, device: torch.device, source: Source | None = None) -> Teacher:
     """A GGUF file or a Hugging Face folder as a teacher of keys of this kind, "mlp_input" or "hidden".
+
+    source  the folder's model, where it is loaded already
 
     Raises MissingFileError, ModelFileError, and LibraryError where llama.cpp cannot be tapped.
     """
-    return LlamaTeacher(path, kind) if path.is_file() else TorchTeacher(path, kind, device)
+    if path.is_file():
+        return LlamaTeacher(path, kind)
+    return TorchTeacher(source or load_source(path), kind, device)

@@ -35,6 +35,7 @@ from memdec_edge.options.inference import (
     SamplingOptions,
 )
 from memdec_edge.options.training import (
+    DEFAULT_K,
     DOMAINS,
     KEYS,
     SEARCHES,
@@ -46,6 +47,7 @@ from memdec_edge.options.training import (
 
 __all__ = [
     "CACHE_TYPES",
+    "DEFAULT_K",
     "DEFAULT_LAMBDA",
     "DOMAINS",
     "ETA",

@@ -8,6 +8,7 @@ from memdec_edge.options.fields import INT_MAX, Checked, about, option
 KEYS = ("mlp_input", "hidden")  # what a teacher's key is; train/teacher.py
 TARGETS = ("knn-lm", "knn")  # what a memory imitates; train/targets.py
 SEARCHES = ("auto", "exact", "ivfpq", "hnsw")  # how neighbours are found; train/knn/approximate.py
+DEFAULT_K = 1024  # as in 2508.09874
 DOMAINS = ("medicine", "licences")  # of the demo; workflow/corpora.py
 OUT = about("--out", metavar="DIR", unicode=True, help="Output folder.")
 
@@ -40,7 +41,10 @@ class CacheOptions(Checked):
         "knn-lm", "--target", choices=TARGETS,
         help="Target of imitation: the retriever (knn), or retriever and teacher (knn-lm).",
     )  # fmt: skip
-    k: int = option(1024, "--k", low=1, high=1 << 20, help="Neighbours per position.")  # 2508.09874 uses 1024
+    k: int | None = option(
+        None, "--k", metavar="K|auto", low=1, high=1 << 20, none="auto",
+        help=f"Neighbours of a position; auto: {DEFAULT_K}, or all where the text has fewer.",
+    )  # fmt: skip
     knn_temp: float | None = option(
         None, "--knn-temp", metavar="T|auto", low=1e-6, high=1e12, none="auto",
         help="Temperature tau of exp(-d^2/tau), d the L2 distance; auto: the best on validation text.",
@@ -53,7 +57,7 @@ class CacheOptions(Checked):
     )
     top_mass: float = option(
         0.95, "--top-mass", low=0.01, high=1.0,
-        help="Share of each target that is kept, in 200 bytes a token at most; 1: all.",
+        help="Keep the likeliest tokens that hold this share of a target, 48 at most; 1: keep all.",
     )  # fmt: skip
     block: int = option(512, "--block", low=8, high=1 << 20, help="Tokens of context in training and caching.")
     batch: int = option(4, "--batch", low=1, high=4096, help="Blocks in one pass.")

@@ -17,7 +17,7 @@ from memdec_edge.gguf import parts
 from memdec_edge.llama.model import Model
 from memdec_edge.options import LoadOptions, MemoryOptions
 from tests.conftest import Family
-from tests.support.raw_gguf import UINT16, UINT32, RawGguf, read
+from tests.support.raw_gguf import UINT32, read, split_gguf
 
 PARTS = 3
 
@@ -28,16 +28,7 @@ def name(number: int, count: int = PARTS) -> str:
 
 @pytest.fixture
 def split(family: Family, tmp_path: Path) -> Path:
-    """The family's base in three files, as llama-gguf-split writes them; the first has no tensors."""
-    whole = read(family.base)
-    half = len(whole.tensors) // 2
-    for number, tensors in enumerate(([], whole.tensors[:half], whole.tensors[half:])):
-        part = RawGguf(list(whole.entries) if number == 0 else [], list(tensors))
-        part.add("split.no", number, UINT16)
-        part.add("split.count", PARTS, UINT16)
-        part.add("split.tensors.count", len(whole.tensors), 5)
-        part.write(tmp_path / name(number + 1))
-    return tmp_path / name(1)
+    return split_gguf(family.base, tmp_path / "base")
 
 
 def test_an_ordinary_file_is_all_there_is(family: Family) -> None:
@@ -116,8 +107,10 @@ def test_a_count_of_another_type_is_refused(family: Family, tmp_path: Path) -> N
 
 def test_a_split_teacher_is_refused_with_what_to_do(split: Path) -> None:
     models = pytest.importorskip("memdec_edge.train.models")
+    from memdec_edge.train.model_files import model_files
+
     with pytest.raises(
         ModelFileError, match=r"is split into 3 files, and transformers reads one; join them with llama"
     ):
         models.load_source(split)
-    assert len(models.source_files(split)) == PARTS
+    assert len(model_files(split)) == PARTS

@@ -232,3 +232,17 @@ def tiny_gguf_of(path: Path, architecture: str, tokenizer_from: Path, **changes:
     for key, value in changes.items():
         found.set(f"{architecture}.{key.replace('__', '.')}", value)
     return found.write(path)
+
+
+def split_gguf(whole: Path, stem: Path) -> Path:
+    """A GGUF in three files, as llama-gguf-split writes them; the first, which is returned, has no tensors."""
+    source = read(whole)
+    half = len(source.tensors) // 2
+    parts = []
+    for number, tensors in enumerate(([], source.tensors[:half], source.tensors[half:])):
+        part = RawGguf(list(source.entries) if number == 0 else [], list(tensors))
+        part.add("split.no", number, UINT16)
+        part.add("split.count", 3, UINT16)
+        part.add("split.tensors.count", len(source.tensors), 5)
+        parts.append(part.write(stem.with_name(f"{stem.name}-{number + 1:05d}-of-00003.gguf")))
+    return parts[0]

@@ -1,8 +1,10 @@
-"""train/artifacts.py: manifests and shards."""
+"""train/artifacts.py, manifest.py, shards.py: what a stage keeps, proves, and never touches."""
 
 import json
+import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,9 @@ import pytest
 
 from memdec_edge.errors import ExistingOutputError, StageError
 from memdec_edge.files import MANIFEST, sha256
-from memdec_edge.train import artifacts
-from memdec_edge.train.artifacts import Arrays, Stage, open_stage
+from memdec_edge.train import shards
+from memdec_edge.train.artifacts import Stage, open_stage
+from memdec_edge.train.shards import Arrays
 from tests.support.training import flip
 
 LAYOUT = ("*.safetensors", "keys/*.safetensors", "sub/*.safetensors")
@@ -23,7 +26,8 @@ def opened(folder: Path, *, fresh: bool = False, digest: str = "1", k: int = 4) 
 
 def begun(folder: Path, *, fresh: bool = False, digest: str = "1", k: int = 4) -> Stage:
     stage = opened(folder, fresh=fresh, digest=digest, k=k)
-    stage.begin()
+    with closing(stage):
+        stage.begin()
     return stage
 
 
@@ -79,7 +83,8 @@ def test_a_changed_input_is_named_unless_fresh(tmp_path: Path) -> None:
     )
     stage = opened(tmp_path, digest="2", fresh=True)
     assert (tmp_path / "keys" / "a.safetensors").exists()  # what is checked afterwards may still refuse the work
-    stage.begin()
+    with closing(stage):
+        stage.begin()
     assert names(tmp_path) == [MANIFEST]
 
 
@@ -100,7 +105,7 @@ def test_a_shard_of_another_run_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, fresh: bool) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ExistingOutputError):
+    with pytest.raises(ExistingOutputError, match=r"thesis\.tex exists"):
         opened(tmp_path, fresh=fresh)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -117,6 +122,7 @@ def test_fresh_keeps_what_nobody_changed(tmp_path: Path) -> None:
 def test_fresh_redoes_what_is_damaged(tmp_path: Path, damaged: str) -> None:
     stage = begun(tmp_path)
     stage.write("keys/a.safetensors", {"x": np.zeros(1)})
+    stage.claim("notes.txt")
     (tmp_path / "notes.txt").write_text("one")
     stage.record(files={"notes.txt": sha256(tmp_path / "notes.txt")})
     flip(tmp_path / damaged)
@@ -124,22 +130,140 @@ def test_fresh_redoes_what_is_damaged(tmp_path: Path, damaged: str) -> None:
     assert names(tmp_path) == [MANIFEST]
 
 
+def put(folder: Path, *names: str) -> None:
+    """What a user's own hand puts into a folder."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("years of work")
+
+
 def test_fresh_removes_only_what_the_stage_made(tmp_path: Path) -> None:
-    begun(tmp_path / "cache")
-    stage = begun(tmp_path / "out")
+    out = tmp_path / "out"
+    stage = begun(out)
     stage.write("keys/a.safetensors", {"x": np.zeros(1)})
-    (tmp_path / "out" / "config.json").write_text("{}")
-    stage.record(files={"config.json": "1", "../outside.txt": "2"})
-    mine = ["keys/notes.md", "memdec-mine.gguf", "notes", "notes/a.txt"]
-    for name in [*mine[:2], mine[3], "../outside.txt"]:
-        (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "out" / name).write_text("years of work")
+    stage.claim("config.json", "sub/tokens.npy")
+    put(out, "config.json", "sub/tokens.npy")
+    stage.record(files={"config.json": "1"})
+    begun(tmp_path / "other", k=5).write("b.safetensors", {"x": np.zeros(1)})
+    shutil.copy(tmp_path / "other" / "b.safetensors", out / "keys" / "b.safetensors")
+    mine = [
+        "keys/notes.md",
+        "keys/mine.safetensors",
+        "memdec-mine.gguf",
+        "notes/a.txt",
+        "sub/valid.npy",
+        "best.safetensors",
+    ]
+    put(out, *mine)
+    begun(out, fresh=True, k=9)
+    kept = [*mine, "keys", "notes", "sub", "keys/b.safetensors", MANIFEST]
+    assert names(out) == sorted(kept)
+
+
+@pytest.mark.parametrize("hostile", ["../outside.txt", "ABSOLUTE", "link/outside.txt"])
+def test_a_manifest_that_names_files_elsewhere_removes_none_of_them(tmp_path: Path, hostile: str) -> None:
+    put(tmp_path, "outside.txt")
+    begun(tmp_path / "out")
+    (tmp_path / "out" / "link").symlink_to(tmp_path)
+    path = tmp_path / "out" / MANIFEST
+    body = json.loads(path.read_text())
+    path.write_text(json.dumps({**body, "own": [str(tmp_path / "outside.txt") if hostile == "ABSOLUTE" else hostile]}))
     begun(tmp_path / "out", fresh=True, k=9)
-    assert names(tmp_path / "out") == sorted([*mine, "keys", MANIFEST])
     assert (tmp_path / "outside.txt").exists()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"name": "a web app", "icons": []}', "[" * 100_000])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_that_holds_nothing_but_folders_is_no_empty_one(tmp_path: Path, fresh: bool) -> None:
+    put(tmp_path, "keys/mine.safetensors")
+    with pytest.raises(ExistingOutputError) as caught:
+        opened(tmp_path, fresh=fresh)
+    assert str(caught.value) == f"{tmp_path / 'keys'} exists and is not overwritten; remove it or choose another path"
+
+
+def test_a_folder_that_stands_beside_the_stage_may_be_there_before_it(tmp_path: Path) -> None:
+    put(tmp_path, "cache/manifest.json")
+    open_stage(tmp_path, "memory", {}, {}, beside=[tmp_path / "cache"])
+    put(tmp_path, "other/manifest.json")
+    with pytest.raises(ExistingOutputError, match="other exists"):
+        open_stage(tmp_path, "memory", {}, {}, beside=[tmp_path / "cache"])
+
+
+def test_nothing_is_written_over_a_file_that_the_stage_has_not_made(tmp_path: Path) -> None:
+    stage = begun(tmp_path)
+    put(tmp_path, "keys/a.safetensors", "curves.png")
+    with pytest.raises(ExistingOutputError, match=r"keys/a\.safetensors exists"):
+        stage.write("keys/a.safetensors", {"x": np.zeros(1)})
+    with pytest.raises(ExistingOutputError, match=r"curves\.png exists"):
+        stage.claim("curves.png")
+    assert (tmp_path / "keys" / "a.safetensors").read_text() == (tmp_path / "curves.png").read_text() == "years of work"
+    stage.write("b.safetensors", {"x": np.zeros(1)})
+    stage.write("b.safetensors", {"x": np.ones(1)})
+    assert stage.read("b.safetensors")["x"] == [1]
+
+
+def test_a_file_that_is_certain_to_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    def look(k: int, fresh: bool = False) -> Stage:
+        return open_stage(tmp_path, "test", {}, {"--k": k}, ("curves.png",), fresh)
+
+    stage = look(1)
+    with closing(stage):
+        stage.begin()
+    put(tmp_path, "curves.png")
+    assert look(1).begun  # recorded: the stage has begun when none was there
+    body = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps({**body, "own": []}))
+    for k in (1, 2):
+        with pytest.raises(ExistingOutputError, match=r"curves\.png exists"):
+            look(k, fresh=True)
+
+
+def test_a_manifest_of_an_earlier_version_owns_what_its_layout_names(tmp_path: Path) -> None:
+    stage = begun(tmp_path)
+    stage.write("keys/a.safetensors", {"x": np.zeros(1)})
+    for name in ("config.json", "metrics.jsonl"):
+        (tmp_path / name).write_text("{}")
+    stage.record(files={"config.json": sha256(tmp_path / "config.json")}, trust={"slope": 1.0})
+    body = json.loads((tmp_path / MANIFEST).read_text())
+    del body["own"]
+    (tmp_path / MANIFEST).write_text(json.dumps(body))
+    put(tmp_path, "keys/mine.safetensors", "mine.txt")
+    again = open_stage(tmp_path, "test", {"corpus a.txt": "1"}, {"--k": 4}, (*LAYOUT, "metrics.jsonl"))
+    assert again.manifest["trust"] == {"slope": 1.0}
+    with closing(again):
+        again.begin()
+    redone = open_stage(tmp_path, "test", {"corpus a.txt": "1"}, {"--k": 5}, (*LAYOUT, "metrics.jsonl"), fresh=True)
+    with closing(redone):
+        redone.begin()
+    assert names(tmp_path) == ["keys", "keys/mine.safetensors", MANIFEST, "mine.txt"]
+
+
+def test_an_input_that_nothing_reads_may_have_changed_since_an_earlier_version_recorded_it(tmp_path: Path) -> None:
+    old = open_stage(tmp_path, "test", {"teacher config.json": "1", "teacher README.md": "2"}, {})
+    with closing(old):
+        old.begin()
+    old.write("a.safetensors", {"x": np.zeros(1)})
+    with pytest.raises(StageError, match=r"made with other inputs: teacher README\.md is gone"):
+        open_stage(tmp_path, "test", {"teacher config.json": "1"}, {})
+    again = open_stage(tmp_path, "test", {"teacher config.json": "1"}, {}, unread=["teacher README.md"])
+    assert again.read("a.safetensors")["x"] == [0]
+    with closing(again):
+        again.begin()
+    again.record(tau=1.0)
+    assert again.identity == old.identity
+
+
+OURS = '{"stage": "test", "inputs": {}, "options": {}, "format": 4, "facts": {}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{", "[]", '{"name": "a web app", "icons": []}', "[" * 100_000),
+        *(f'{OURS}, "own": {own}}}' for own in ("7", '"abc"', "[1]", "[null]")),
+        OURS.replace('"facts": {}', '"facts": {"files": [1]}') + "}",
+        OURS.replace('"inputs": {}', '"inputs": []') + "}",
+    ],
+)
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_manifest_that_is_not_ours_is_named_and_kept(tmp_path: Path, content: str, fresh: bool) -> None:
     (tmp_path / MANIFEST).write_text(content)
@@ -189,14 +313,14 @@ def test_a_shard_is_hashed_once_in_a_run(tmp_path: Path, monkeypatch: pytest.Mon
     begun(tmp_path).write("a.safetensors", {"x": np.arange(3)})
     stage = opened(tmp_path)
     hashed: list[object] = []
-    digest = artifacts._digest
+    digest = shards._digest
 
     def counting(arrays: Arrays, metadata: dict[str, str]) -> str:
         hashed.append(arrays)
         found: str = digest(arrays, metadata)
         return found
 
-    monkeypatch.setattr(artifacts, "_digest", counting)
+    monkeypatch.setattr(shards, "_digest", counting)
     for _ in range(3):
         assert stage.read("a.safetensors")["x"].tolist() == [0, 1, 2]
     assert len(hashed) == 1
@@ -216,6 +340,7 @@ try:
     stage.write("a.safetensors", {"x": np.zeros(100_000)})
 except OutputError as error:
     print(error)
+stage.close()
 """
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True

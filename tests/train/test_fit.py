@@ -1,4 +1,4 @@
-"""train/knn/retriever.py: caches whose neighbours an index finds."""
+"""train/knn/fit.py: caches whose neighbours an index finds."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -19,9 +19,7 @@ from memdec_edge.errors import StageError
 from memdec_edge.options import KEYS
 from memdec_edge.train import NOTICE, build_cache, train
 from memdec_edge.train.corpus import split_documents
-from memdec_edge.train.knn import build as train_build
 from memdec_edge.train.knn import cache as train_cache
-from memdec_edge.train.knn.cache import Cache
 from tests.support.tiny import tiny_gguf
 from tests.support.training import BLOCK, K, cache_options, flip, make_room, metrics, train_options, words
 
@@ -131,7 +129,7 @@ def test_knn_lm_targets_are_retriever_and_teacher_mixed_by_the_gate(room: Path, 
         distances[row] = np.inf
         fitted = manifest["trust"]
         gate = 1 / (1 + np.exp(fitted["slope"] * distances.min() - fitted["intercept"]))
-        likeliest = np.sort(own[row])[-train_build.OWN :]
+        likeliest = np.sort(own[row])[-train_cache.OWN :]
         truth = gate * dense(retrieved, row) + (1 - gate) * np.where(
             own[row] >= likeliest[0], own[row] / likeliest.sum(), 0
         )
@@ -309,17 +307,3 @@ def test_a_fine_tuned_teacher_is_a_better_one_and_the_memory_starts_from_the_pla
         build_cache(options)
 
 
-def test_every_position_gets_its_target_whatever_the_shards(
-    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = Cache(cache_options(room)).targets()
-    monkeypatch.setattr(train_cache, "SHARD_POSITIONS", 3 * BLOCK)
-    monkeypatch.setattr(train_cache, "MAX_SHARDS", 7)
-    monkeypatch.setattr(train_build, "SEARCHED", 5)
-    options = cache_options(room, out=tmp_path / "cache")
-    build_cache(options)
-    assert len(Cache(options).shards("keys")) == len(list(options.out.glob("targets/*"))) == 7
-    parts = Cache(options).targets()
-    for block in range(43):
-        one, other = (targets.rows([block * BLOCK], BLOCK) for targets in (whole, parts))
-        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("offsets", "ids", "probs"))

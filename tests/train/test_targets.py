@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memdec_edge.errors import StageError
+from memdec_edge.errors import NumericsError, StageError
 from memdec_edge.train.artifacts import open_stage
 from memdec_edge.train.targets import Support, Targets, aggregate, blend, join, kernel
 
@@ -171,3 +171,13 @@ def test_a_flipped_byte_in_a_target_shard_is_never_read(tmp_path: Path) -> None:
     with pytest.raises(StageError) as caught:
         Targets(stage, ["a.safetensors"])
     assert str(caught.value).startswith(f"{path}: damaged (its content does not match its digest); remove that file")
+
+
+def test_more_pairs_than_the_offsets_of_a_shard_can_name_are_refused() -> None:
+    empty = {"ids": np.empty(0, np.uint16), "probs": np.empty(0, np.float16)}
+    large = {"offsets": np.array([0, 2**31 - 1, 2**31], np.uint32), **empty}
+    one = {"offsets": np.array([0, 1], np.uint32), **empty}
+    rest = {"offsets": np.array([0, 2**31 - 1], np.uint32), **empty}
+    assert join([large, rest])["offsets"].tolist() == [0, 2**31 - 1, 2**31, 2**32 - 1]
+    with pytest.raises(NumericsError, match="4294967296 pairs of ids and probabilities are more than one shard"):
+        join([large, rest, one])

@@ -1,40 +1,37 @@
-"""Making a kNN cache: tokens, perhaps a fine-tuned teacher, keys, perhaps an index, a temperature, targets.
+"""Making a kNN cache: tokens, perhaps a fine-tuned teacher, keys, perhaps an index, a temperature and a gate, targets.
 
 Each file is made if it is not there, so a killed run is continued by running it again. Under `accelerate launch` the
 processes share the shards among them. Knows nothing of memories.
 """
 
-import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
-from memdec_edge.documents import split_files
-from memdec_edge.errors import Cancelled, CorpusError, MemoryLimitError, OptionError
-from memdec_edge.files import MANIFEST, atomic_path, sha256, write_text
+from memdec_edge.errors import Cancelled, MemoryLimitError, StageBusyError
+from memdec_edge.files import MANIFEST
 from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.progress import progress
 
 from ..artifacts import open_stage
-from ..corpus import Tokens, pack, split_documents
 from ..loop import LAYOUT, accelerator, fit, settings
-from ..models import load_source
+from ..models import Source, load_source
 from ..report import CacheReport
+from ..shards import Array, Arrays
 from ..step import Data
 from ..targets import ROW_BYTES, aggregate, blend, join, kernel
-from ..teacher import Teacher, n_blocks, open_teacher
+from ..teacher import Reading, open_teacher
 from ..validation import Validation
-from .cache import HELD_OUT, TEACHER, Cache
-from .fit import build_index, fit_retriever, open_searcher, stored_gate
+from .cache import FINETUNED, OWN, TEACHER, Cache
+from .fit import build_index, fit_retriever, open_searcher, stored_gate, unread_validation
+from .tokens import check_neighbours, say_k, write_tokens
 
-FINETUNED = "adapted teacher"  # its kind of stage, as manifests on disk have it
-OWN = 24  # likeliest tokens of a teacher that stand for its prediction
-SEARCHED = 16384  # positions at a time: at k = 1024 their neighbours take 200 MB
+SEARCHED = 16384  # positions at a time: their neighbours take 12 bytes each, 200 MB at k = 1024
+AGGREGATED = 1024  # positions at a time: what is made of neighbours on the way takes 50 bytes each
 AGAIN = "what was finished is kept: run the same command again to go on"
 
 
@@ -45,10 +42,10 @@ def build_cache(options: CacheOptions) -> CacheReport:
     that `memdec-edge eval` can score text that no memory has seen.
 
     Prints to stderr the disk space needed, before work starts, what an index finds of the exact neighbours, and at the
-    end the path of such a test.jsonl. Raises CorpusError, OptionError (target, k, block, knn_temp),
-    MissingFileError, ModelFileError, StageError (made from something else, or damaged), ExistingOutputError,
-    OutputError, NumericsError, MissingExtraError (faiss), and Cancelled on Ctrl-C. What is refused leaves no trace in
-    options.out.
+    end the path of such a test.jsonl. Raises CorpusError, OptionError (target, k, block, knn_temp, out, top_mass),
+    MissingFileError, ModelFileError, StageError (made from something else, or damaged), StageBusyError,
+    ExistingOutputError, OutputError, NumericsError, MissingExtraError (faiss), and Cancelled on Ctrl-C. What is refused
+    leaves no trace in options.out.
     """
     with enough_memory(options), interruptible():
         cache, processes = Cache(options), accelerator()
@@ -75,32 +72,44 @@ def enough_memory(options: CacheOptions) -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
-        work = f"{options.batch} blocks of {options.block} tokens in a pass, {options.k} neighbours"
+        work = f"{options.batch} blocks of {options.block} tokens in a pass"
         raise MemoryLimitError(
             work, "a smaller `batch` (with `accumulate`), `block`, `k` or model needs less"
         ) from error
 
 
-def fill_cache(cache: Cache, state: Accelerator, *, retrieve: bool = True) -> None:
-    """Make what the cache lacks, or of that only the tokens. As build_cache(), for the training loop."""
-    main = state.is_main_process
-    state.wait_for_everyone()  # nobody writes before everybody has looked
+def fill_cache(cache: Cache, state: Accelerator, source: Source | None = None, *, retrieve: bool = True) -> None:
+    """Make what the cache lacks; without `retrieve` only the tokens.
+
+    source  the teacher as PyTorch sees it, where it is loaded already
+
+    Raises as build_cache() does.
+    """
+    with closing(cache.stage):
+        _fill(cache, state, source, retrieve)
+
+
+def _fill(cache: Cache, state: Accelerator, source: Source | None, retrieve: bool) -> None:
+    options, main = cache.options, state.is_main_process
+    state.wait_for_everyone()  # no process writes before all have looked
     if main:
-        if "tokens" in cache.stage.manifest:
-            cache.stage.begin()
-        else:
-            _write_tokens(cache, open_teacher(cache.options.teacher, cache.options.key, state.device), retrieve)
+        _take(cache, retrieve)
+        if "tokens" not in cache.stage.manifest:
+            if source is None and (options.finetune_teacher or options.teacher.is_dir()):
+                source = load_source(options.teacher)
+            write_tokens(cache, open_teacher(options.teacher, options.key, state.device, source), retrieve)
     _meet(cache, state)
     if not retrieve:
         return
-    _check_neighbours(cache.options, *(cache.tokens(split) for split in ("train", "valid")))
+    check_neighbours(options, *(cache.tokens(split) for split in ("train", "valid")))
     works = main and _announce(cache)
-    if cache.options.finetune_teacher:
-        _finetune_teacher(cache, state)
-    _write_keys(cache, state)
+    if options.finetune_teacher and not cache.finetuned:
+        source = source or load_source(options.teacher)
+        _finetune_teacher(cache, state, source)
+    validation = _read_text(cache, state, None if cache.finetuned else source)
     if main:
         build_index(cache, state.device)
-        fit_retriever(cache, state.device)
+        fit_retriever(cache, state.device, validation)
     _meet(cache, state)
     _write_targets(cache, state)
     state.wait_for_everyone()
@@ -108,72 +117,32 @@ def fill_cache(cache: Cache, state: Accelerator, *, retrieve: bool = True) -> No
         print(f"held-out text, for memdec-edge eval: {cache.held_out}", file=sys.stderr)
 
 
+def _take(cache: Cache, retrieve: bool) -> None:
+    """Keep other processes out of a cache that is to be filled. A finished one may be shared with others."""
+    if cache.is_finished(retrieve):
+        with suppress(StageBusyError):
+            cache.stage.begin()  # removes what killed processes left
+    elif "tokens" in cache.stage.manifest:
+        cache.stage.begin()
+    elif cache.stage.folder.exists():
+        cache.stage.take()  # before a teacher is loaded; a folder that is not there is made when nothing is refused
+
+
 def _meet(cache: Cache, state: Accelerator) -> None:
     state.wait_for_everyone()
     cache.stage.reload()
 
 
-def _write_tokens(cache: Cache, teacher: Teacher, retrieve: bool) -> None:
-    """Split and pack the corpus, and begin the cache once all that can be wrong with it has been looked at."""
-    options, stage = cache.options, cache.stage
-    splits = split_documents(options.corpus, options.valid_fraction, options.test_fraction, options.seed)
-    limits = {"train": options.max_tokens, "valid": 0}
-    packed = {split: pack(splits[split], teacher.encoder, limits[split]) for split in limits}
-    _check_blocks(options, teacher.n_ctx, packed["train"])
-    if retrieve:
-        _check_neighbours(options, packed["train"], packed["valid"])
-    stage.begin()
-    if (stage.folder / TEACHER / MANIFEST).is_file():  # of an earlier cache
-        shutil.rmtree(stage.folder / TEACHER)
-    files = []
-    for split, tokens in packed.items():
-        files.append(f"tokens/{split}.npy")
-        with atomic_path(stage.folder / files[-1]) as part, part.open("wb") as file:
-            np.save(file, tokens)
-    if splits["test"] and "test" not in split_files(options.corpus):
-        files.append(HELD_OUT)
-        lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in splits["test"])
-        write_text(stage.folder / HELD_OUT, "".join(lines))
-    stage.record(
-        files={name: sha256(stage.folder / name) for name in files},
-        tokens={split: len(tokens) for split, tokens in packed.items()},
-        teacher=teacher.name,
-        width=teacher.width,
-        n_vocab=teacher.n_vocab,
-    )
-
-
-def _check_blocks(options: CacheOptions, context: int, train: Tokens) -> None:
-    """Raise OptionError (block) and CorpusError unless there is a block that the teacher can read."""
-    if options.block > context:
-        raise OptionError("block", options.block, f"the teacher's context is {context} tokens")
-    if n_blocks(train, options.block) == 0:
-        few = f"{len(train)} training tokens are less than one block and a token"
-        raise CorpusError(options.corpus, f"{few}; give more text, or a smaller `block` than {options.block}")
-
-
-def _check_neighbours(options: CacheOptions, train: Tokens, valid: Tokens) -> None:
-    """Raise OptionError (target, k, knn_temp) unless there are so many neighbours, and text to fit a gate on."""
-    keys = n_blocks(train, options.block) * options.block
-    if options.k > keys - 1:
-        raise OptionError("k", options.k, f"the datastore has {keys} keys, so a key has {keys - 1} neighbours")
-    if n_blocks(valid, options.block) == 0:
-        reason = f"needs {options.block + 1} tokens of validation text"
-        if options.target == "knn-lm":
-            raise OptionError("target", "knn-lm", f"{reason}; give more text, or `target` knn and `knn_temp`")
-        if options.knn_temp is None:
-            raise OptionError("knn_temp", "auto", f"{reason}; give a number, or more text")
-
-
 def _announce(cache: Cache) -> bool:
-    """Print the disk space that the shards still to be made need; False when there are none."""
+    """Say on stderr what disk space the shards still to be made need; False when there are none."""
     options, manifest = cache.options, cache.stage.manifest
     positions = {kind: sum(map(len, cache.missing(kind).values())) * options.block for kind in ("keys", "targets")}
     if not any(positions.values()):
         return False
+    say_k(cache)
     own = OWN * 6 if options.target == "knn-lm" else 0  # an id and a probability
     keys = positions["keys"] * (manifest["width"] * 2 + own)
-    row = options.k * (4 if manifest["n_vocab"] <= 1 << 16 else 6)
+    row = cache.k * (4 if manifest["n_vocab"] <= 1 << 16 else 6)
     targets = positions["targets"] * (4 + (row if options.top_mass == 1 else min(row, ROW_BYTES)))
     free = shutil.disk_usage(cache.stage.folder).free
     print(
@@ -184,16 +153,18 @@ def _announce(cache: Cache) -> bool:
     return True
 
 
-def _finetune_teacher(cache: Cache, state: Accelerator) -> None:
-    """A copy of the teacher, trained on the corpus as a memory without a retriever would be (beta 0)."""
-    if cache.finetuned:
-        return
+def _finetune_teacher(cache: Cache, state: Accelerator, source: Source) -> None:
+    """Train a copy of the teacher on the corpus, as a memory without a retriever would be (beta 0)."""
     options, out = cache.options, cache.stage.folder / TEACHER
     training = TrainOptions(options, out, epochs=options.finetune_teacher, beta=0.0)
     chosen, inputs = settings(training, state.num_processes), {"the kNN cache": cache.stage.identity}
     stage = open_stage(out, FINETUNED, inputs, chosen, LAYOUT, options.fresh)
     data = Data(cache.tokens("train"), None, Validation(cache.tokens("valid"), options.block), options.block)
-    fit(training, load_source(options.teacher), data, stage, state, "teacher")
+    with closing(stage):
+        if state.is_main_process:
+            cache.stage.claim(f"{TEACHER}/{MANIFEST}")
+            stage.begin()
+        fit(training, source, data, stage, state, "teacher")
     stage.reload()
     if state.is_main_process:  # from here on its files are the cache's: keys of two teachers never meet
         made = {f"{TEACHER}/{name}": digest for name, digest in stage.manifest["files"].items()}
@@ -201,42 +172,62 @@ def _finetune_teacher(cache: Cache, state: Accelerator) -> None:
     _meet(cache, state)
 
 
-def _write_keys(cache: Cache, state: Accelerator) -> None:
-    options, tokens = cache.options, cache.tokens("train")
+def _read_text(cache: Cache, state: Accelerator, source: Source | None) -> Reading | None:
+    """Write the shards of keys that are missing; return what the teacher makes of the validation positions.
+
+    None where the cache has that already, or has no such positions, and in all processes but the first.
+    """
+    options, tokens, valid = cache.options, cache.tokens("train"), cache.tokens("valid")
     mine = list(cache.missing("keys").items())
-    state.wait_for_everyone()  # nobody writes before everybody has looked
+    state.wait_for_everyone()  # no process writes before all have looked
     mine = mine[state.process_index :: state.num_processes]
-    if mine:
-        teacher = open_teacher(cache.teacher, options.key, state.device)
+    blocks, validation = unread_validation(cache) if state.is_main_process else [], None
+    if mine or blocks:
+        teacher = open_teacher(cache.teacher, options.key, state.device, source)
         most = OWN if options.target == "knn-lm" else 0
-        with progress("keys", sum(len(blocks) for _, blocks in mine) * options.block) as advance:
-            for name, blocks in mine:
-                found = teacher.read(tokens, blocks, options.block, options.batch, advance, most=most)
+        with progress("keys", (sum(len(part) for _, part in mine) + len(blocks)) * options.block) as advance:
+            for name, part in mine:
+                found = teacher.read(tokens, part, options.block, options.batch, advance, most=most)
                 own = {"ids": found.ids, "probs": found.probs} if most else {}
                 cache.stage.write(name, {"keys": found.keys, **own})
+            if blocks:
+                validation = teacher.read(valid, blocks, options.block, options.batch, advance, scored=True)
     state.wait_for_everyone()
+    return validation
 
 
 def _write_targets(cache: Cache, state: Accelerator) -> None:
-    options, tokens, manifest = cache.options, cache.tokens("train"), cache.stage.manifest
+    """Search the neighbours of all training positions, and write the shards of targets that are missing."""
+    options, k = cache.options, cache.k
     mine = list(cache.missing("targets").items())
-    state.wait_for_everyone()  # nobody writes before everybody has looked
+    state.wait_for_everyone()  # no process writes before all have looked
     mine = mine[state.process_index :: state.num_processes]
     if not mine:
         return
     searcher = open_searcher(cache, state.device)
     with progress("neighbours", sum(len(blocks) for _, blocks in mine) * options.block) as advance:
         for name, blocks in mine:
-            read = cache.stage.read(name.replace("targets", "keys"))  # a shard of each kind covers the same
-            keys, first, parts = read["keys"], blocks[0] * options.block, []
-            for low in range(0, len(keys), SEARCHED):
-                queries = torch.from_numpy(keys[low : low + SEARCHED]).to(state.device)
-                found = searcher.search(queries, options.k, first_position=first + low)
-                distances, indices = (part.cpu().numpy() for part in found)
-                weights, values = kernel(distances, manifest["tau"]), tokens[indices + 1]
-                if options.target == "knn-lm":
-                    ids, probs = (read[name][low : low + len(queries)] for name in ("ids", "probs"))
-                    weights, values = blend(weights, values, ids, probs, stored_gate(cache).at(distances[:, 0]))
-                parts.append(aggregate(weights, values, options.top_mass, manifest["n_vocab"]))
+            read = cache.stage.read(name.replace("targets", "keys"))  # a shard of each kind covers the same positions
+            parts: list[dict[str, Array]] = []
+            for low in range(0, len(read["keys"]), SEARCHED):
+                some = {each: array[low : low + SEARCHED] for each, array in read.items()}
+                queries = torch.from_numpy(some["keys"]).to(state.device)
+                found = searcher.search(queries, k, first_position=blocks[0] * options.block + low)
+                parts += _targets(cache, some, *(part.cpu().numpy() for part in found))
                 advance(len(queries))
             cache.stage.write(name, join(parts))
+
+
+def _targets(cache: Cache, read: Arrays, distances: Array, indices: Array) -> Iterator[dict[str, Array]]:
+    """Targets of some positions, CSR of AGGREGATED at a time.
+
+    read  what the shard of keys has of these positions; distances, indices  [n, k], of their neighbours
+    """
+    options, tokens, manifest = cache.options, cache.tokens("train"), cache.stage.manifest
+    for low in range(0, len(distances), AGGREGATED):
+        rows = slice(low, low + AGGREGATED)
+        weights, values = kernel(distances[rows], manifest["tau"]), tokens[indices[rows] + 1]
+        if options.target == "knn-lm":
+            gate = stored_gate(cache).at(distances[rows, 0])
+            weights, values = blend(weights, values, read["ids"][rows], read["probs"][rows], gate)
+        yield aggregate(weights, values, options.top_mass, manifest["n_vocab"])

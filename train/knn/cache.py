@@ -3,48 +3,76 @@
     tokens/{train,valid}.npy          the packed splits, uint32
     test.jsonl                        held-out documents, where the corpus names no test split of its own
     teacher/                          a copy of the teacher, fine-tuned on the corpus, where that was asked for
-    keys/N.safetensors                the datastore, float16; for target knn-lm what the teacher itself predicts, too
+    keys/N.safetensors                the datastore, float16; for the target knn-lm also what the teacher predicts
     index.faiss                       what finds neighbours in one too large for exact search
     validation.safetensors            neighbours of validation positions, their distances, the teacher's log-probs
     targets/N.safetensors             what a memory is to predict at the training positions
     manifest.json                     what all this was made from, and the figures of CacheReport
 
-Knows where things are and whether they are there and whole; train/knn/build.py makes them.
+Knows where things are, and whether they are there and whole; train/knn/build.py makes them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from memdec_edge.documents import SPLITS, split_files
-from memdec_edge.errors import OptionError
-from memdec_edge.options import CacheOptions
+from memdec_edge.errors import ExistingOutputError, OptionError
+from memdec_edge.options import DEFAULT_K, CacheOptions
 
-from ..artifacts import open_stage
+from ..artifacts import Stage, open_stage
 from ..corpus import Tokens
-from ..models import digests, source_files
+from ..model_files import digests, model_files, unread_files
 from ..report import CacheReport
-from ..targets import Targets
+from ..targets import MAX_PAIRS, ROW_PAIRS, Targets
 from ..teacher import n_blocks
 
-SHARD_POSITIONS = 16384  # of keys and of targets, at least; rounded to whole blocks
-MAX_SHARDS = 100  # of a kind: each is an open file while it is mapped, and some systems allow 256
+SHARD_POSITIONS = 16384  # of keys and of targets, rounded to whole blocks
+OWN = 24  # likeliest tokens of a teacher that stand for its prediction
 TEACHER, INDEX, VALIDATION, HELD_OUT = "teacher", "index.faiss", "validation.safetensors", "test.jsonl"
-LAYOUT = ("tokens/*.npy", HELD_OUT, "keys/*.safetensors", INDEX, VALIDATION, "targets/*.safetensors")
+FINETUNED = "adapted teacher"  # the kind of the stage in `teacher/`, as manifests on disk have it
+LAYOUT = ("tokens/train.npy", "tokens/valid.npy", VALIDATION, "keys/*.safetensors", "targets/*.safetensors")
+Keys = npt.NDArray[np.float16]
+
+
+class Datastore(Sequence[Keys]):
+    """The shards of keys, float16 [n_i, width], one after the other: each is mapped into memory only while it is used.
+
+    A map holds its file open, and systems allow a few hundred open files. Raises StageError for a shard that is
+    missing, torn or changed, when this is made.
+    """
+
+    def __init__(self, stage: Stage, names: list[str]) -> None:
+        self._stage, self._names = stage, names
+        self.n = sum(map(len, self))  # keys
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, i: int) -> Keys: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Keys]: ...
+    def __getitem__(self, i: int | slice) -> Any:
+        if isinstance(i, slice):
+            return [self._stage.read(name)["keys"] for name in self._names[i]]
+        return self._stage.read(self._names[i])["keys"]
 
 
 class Cache:
     """A cache folder, finished or not. The arrays of one split, the names of the shards, the positions in each."""
 
     def __init__(self, options: CacheOptions) -> None:
-        """Open it; nothing is written before fill_cache()."""
+        """Open it; nothing is written before fill_cache(). Raises what open_stage() and model_files() raise."""
         self.options = options
         chosen = {
             "--finetune-teacher": options.finetune_teacher,
             "--key": options.key,
             "--target": options.target,
-            "--k": options.k,
+            "--k": options.k or DEFAULT_K,
             "--knn-temp": options.knn_temp or "auto",
             "--search": options.search,
             "--top-mass": options.top_mass,
@@ -63,14 +91,18 @@ class Cache:
             and options.out.resolve().is_relative_to(root.resolve())
         ):
             raise OptionError("out", options.out, f"must be outside {root}, whose text files are all taken as corpus")
-        inputs = digests(source_files(options.teacher), "teacher")
+        inputs = digests(model_files(options.teacher), "teacher")
         inputs |= digests({str(file.relative_to(root)): file for file in texts}, "corpus")
-        self.stage = open_stage(options.out, "kNN cache", inputs, chosen, LAYOUT, options.fresh)
+        unread = {f"teacher {name}" for name in unread_files(options.teacher)}
+        self.stage = open_stage(options.out, "kNN cache", inputs, chosen, LAYOUT, options.fresh, unread=unread)
+        teacher = options.out / TEACHER
+        if options.finetune_teacher and teacher.exists() and not self.stage.owns(TEACHER):
+            raise ExistingOutputError(teacher)
 
     @property
     def texts(self) -> list[str]:
         """SHA-256 of each file of the corpus that is no test split: what a memory has seen of it."""
-        inputs = self.stage.made_from["inputs"]
+        inputs = self.stage.inputs
         return sorted(
             {digest for name, digest in inputs.items() if name.startswith("corpus ") and name != "corpus test.jsonl"}
         )
@@ -92,6 +124,11 @@ class Cache:
         """The file of test documents that were taken out of the corpus."""
         return self.stage.folder / HELD_OUT if HELD_OUT in self.stage.manifest["files"] else None
 
+    @property
+    def k(self) -> int:
+        """Neighbours of a position: as many as were asked for, else DEFAULT_K or all other keys."""
+        return self.options.k or default_k(self.tokens("train"), self.options.block)
+
     def tokens(self, split: str) -> Tokens:
         """The packed stream of a split, memory-mapped. Raises StageError when it was changed."""
         tokens: Tokens = np.load(self.stage.check(f"tokens/{split}.npy"), mmap_mode="r")
@@ -100,17 +137,25 @@ class Cache:
     def shards(self, kind: str) -> dict[str, range]:
         """Names of all shards of a kind ("keys" or "targets"), there or not, with the blocks that each covers."""
         total, block = n_blocks(self.tokens("train"), self.options.block), self.options.block
-        step = max(1, SHARD_POSITIONS // block, -(-total // MAX_SHARDS))
-        starts = range(0, total, step)
-        return {f"{kind}/{i:05}.safetensors": range(b, min(b + step, total)) for i, b in enumerate(starts)}
+        before = max(1, SHARD_POSITIONS // block, -(-total // 100))  # an earlier version made at most 100 shards
+        step = self.stage.manifest.get("shard_blocks", before)
+        return {
+            f"{kind}/{i:05}.safetensors": range(b, min(b + step, total)) for i, b in enumerate(range(0, total, step))
+        }
 
     def missing(self, kind: str) -> dict[str, range]:
         """The shards that are not there yet."""
         return {name: blocks for name, blocks in self.shards(kind).items() if not (self.stage.folder / name).exists()}
 
-    def datastore(self) -> list[npt.NDArray[np.float16]]:
-        """The keys of all training positions, memory-mapped. Raises StageError when a shard was changed."""
-        return [self.stage.read(name)["keys"] for name in self.shards("keys")]
+    def is_finished(self, retrieve: bool) -> bool:
+        """Whether nothing is missing; without `retrieve`, whether the tokens are there."""
+        if "tokens" not in self.stage.manifest or not retrieve:
+            return "tokens" in self.stage.manifest
+        return "tau" in self.stage.manifest and not any(self.missing(kind) for kind in ("keys", "targets"))
+
+    def datastore(self) -> Datastore:
+        """The keys of all training positions. Raises StageError when a shard is missing, torn or changed."""
+        return Datastore(self.stage, list(self.shards("keys")))
 
     def targets(self) -> Targets:
         """Targets of all training positions. Raises StageError when a shard is missing, torn or changed."""
@@ -132,6 +177,7 @@ class Cache:
             valid_tokens=manifest["tokens"]["valid"],
             held_out=self.held_out,
             key=self.options.key,
+            k=self.k,
             tau=manifest["tau"],
             nearest_distance=manifest["nearest_distance"],
             kth_distance=manifest["kth_distance"],
@@ -142,3 +188,21 @@ class Cache:
             recall=manifest["recall"],
             bytes=sum(file.stat().st_size for file in self.stage.folder.rglob("*") if file.is_file()),
         )
+
+
+def default_k(train: Tokens, block: int) -> int:
+    """DEFAULT_K, or as many neighbours as a key has."""
+    return min(DEFAULT_K, n_blocks(train, block) * block - 1)
+
+
+def shard_blocks(options: CacheOptions, k: int, n_vocab: int) -> int:
+    """Blocks of a shard: SHARD_POSITIONS, fewer where the pairs of its targets might not fit their uint32 offsets.
+
+    Raises OptionError (top_mass) when those of a single block might not.
+    """
+    pairs = min(k + OWN, n_vocab) if options.top_mass == 1 else ROW_PAIRS  # of a position, at most
+    fitting = MAX_PAIRS // (pairs * options.block)
+    if fitting == 0:
+        reason = f"a block of {options.block} positions may have over {MAX_PAIRS} pairs; lower it, `block` or `k`"
+        raise OptionError("top_mass", options.top_mass, reason)
+    return min(max(1, SHARD_POSITIONS // options.block), fitting)

@@ -49,15 +49,15 @@ class Exact:
         sample = torch.from_numpy(gather(keys, sample_positions(self.n))).to(device).float()
         self.centre = sample.mean(0)
         self.sample = sample - self.centre
-        self._shards = [_readonly(shard) for shard in keys]
-        if device.type == "cuda" and 2 * sum(shard.nbytes for shard in keys) < torch.cuda.mem_get_info(device)[0]:
-            self._shards = [shard.to(device) for shard in self._shards]
+        self._shards: Sequence[np.ndarray] | list[Tensor] = keys
+        if device.type == "cuda" and 4 * self.n * self.sample.shape[1] < torch.cuda.mem_get_info(device)[0]:
+            self._shards = [_readonly(shard).to(device) for shard in keys]
 
     def tiles(self) -> Iterator[tuple[int, Tensor]]:
         """All keys in order, centred, float32 [at most KEY_TILE, d], each tile with the index of its first key."""
         start = 0
         for shard in self._shards:
-            for tile in torch.split(shard, KEY_TILE):
+            for tile in torch.split(shard if isinstance(shard, Tensor) else _readonly(shard), KEY_TILE):
                 yield start, tile.to(self.device).float().sub_(self.centre)
                 start += len(tile)
 

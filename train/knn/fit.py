@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from memdec_edge.files import sha256
-from memdec_edge.progress import progress
 
-from ..teacher import gather_blocks, n_blocks, open_teacher, spread_blocks
+from ..teacher import Reading, gather_blocks, spread_blocks
 from . import approximate
 from .cache import INDEX, VALIDATION, Cache
 from .exact import Exact
@@ -31,10 +30,11 @@ def build_index(cache: Cache, device: torch.device) -> None:
     if "search" in stage.manifest:
         return
     keys = cache.datastore()
-    search = approximate.choose(sum(map(len, keys)), device.type) if options.search == "auto" else options.search
+    search = approximate.choose(keys.n, device.type) if options.search == "auto" else options.search
     files = stage.manifest["files"]
     if search != "exact":
         path = stage.folder / INDEX
+        stage.claim(INDEX)
         approximate.build(search, keys, path)
         files = {**files, INDEX: sha256(path)}
     stage.record(search=search, files=files)
@@ -53,16 +53,27 @@ def stored_gate(cache: Cache) -> Gate:
     return Gate(**cache.stage.manifest[GATE])
 
 
-def fit_retriever(cache: Cache, device: torch.device) -> None:
-    """Fit temperature and gate on validation text and record them; without such text the given temperature alone."""
-    stage, options, valid = cache.stage, cache.options, cache.tokens("valid")
+def unread_validation(cache: Cache) -> list[int]:
+    """The validation blocks on which temperature and gate are fitted; none once their neighbours are found."""
+    if "tau" in cache.stage.manifest or (cache.stage.folder / VALIDATION).exists():
+        return []
+    positions = min(VALIDATION_POSITIONS, len(cache.tokens("train")))  # no more work than the datastore itself
+    return spread_blocks(cache.tokens("valid"), cache.options.block, positions)
+
+
+def fit_retriever(cache: Cache, device: torch.device, validation: Reading | None) -> None:
+    """Fit temperature and gate on validation text and record them; without such text the given temperature alone.
+
+    validation  what the teacher makes of unread_validation(); None where there are no such blocks
+    """
+    stage, options = cache.stage, cache.options
     if "tau" in stage.manifest:
         return
-    if n_blocks(valid, options.block) == 0:
+    if validation is not None:
+        _search_validation(cache, device, validation)
+    if not (stage.folder / VALIDATION).exists():
         stage.record(tau=options.knn_temp, **dict.fromkeys(FITTED))
         return
-    if not (stage.folder / VALIDATION).exists():
-        _search_validation(cache, device)
     found = stage.read(VALIDATION)
     distances, teacher = found["distances"], found["teacher"]
     hits = found["values"] == found["labels"][:, None]
@@ -87,29 +98,23 @@ def _compare(used: Fit, best: Fit) -> None:
     """Say on stderr that another temperature than the given one does clearly better."""
     if used.knn > WORTH_SAYING * best.knn:
         print(
-            f"at the given knn_temp of {used.tau:g} the retriever's validation perplexity is {used.knn:.2f}; "
+            f"at the given `knn_temp` of {used.tau:g} the retriever's validation perplexity is {used.knn:.2f}; "
             f"auto would choose {best.tau:g} and reach {best.knn:.2f}",
             file=sys.stderr,
         )
 
 
-def _search_validation(cache: Cache, device: torch.device) -> None:
+def _search_validation(cache: Cache, device: torch.device, read: Reading) -> None:
     """Write the shard VALIDATION: neighbours of validation positions, and the teacher's own log-probs there."""
-    options, valid = cache.options, cache.tokens("valid")
-    positions = min(VALIDATION_POSITIONS, len(cache.tokens("train")))  # no more work than the datastore itself
-    blocks = spread_blocks(valid, options.block, positions)
-    teacher = open_teacher(cache.teacher, options.key, device)
-    with progress("validation keys", len(blocks) * options.block) as advance:
-        found = teacher.read(valid, blocks, options.block, options.batch, advance, scored=True)
-    keys = found.keys
-    distances, indices = open_searcher(cache, device).search(torch.from_numpy(keys).to(device), options.k)
-    labels = gather_blocks(valid, blocks, options.block)[:, 1:].reshape(-1).numpy().astype(np.uint32)
+    valid, block = cache.tokens("valid"), cache.options.block
+    distances, indices = open_searcher(cache, device).search(torch.from_numpy(read.keys).to(device), cache.k)
+    labels = gather_blocks(valid, unread_validation(cache), block)[:, 1:].reshape(-1).numpy().astype(np.uint32)
     arrays = {
         "distances": distances.cpu().numpy(),
         "values": cache.tokens("train")[indices.cpu().numpy() + 1],
         "labels": labels,
-        "teacher": found.logprobs,
-        "queries": keys[:: max(1, len(keys) // RECALL_QUERIES)],
+        "teacher": read.logprobs,
+        "queries": read.keys[:: max(1, len(read.keys) // RECALL_QUERIES)],
     }
     cache.stage.write(VALIDATION, arrays)
 
@@ -117,7 +122,7 @@ def _search_validation(cache: Cache, device: torch.device) -> None:
 def _recall(cache: Cache, queries: np.ndarray, tau: float, device: torch.device) -> float:
     """Share of the exact kNN mass that the index finds, 0 to 1; said on stderr."""
     rows = torch.from_numpy(queries).to(device)
-    k = cache.options.k
+    k = cache.k
     exact = Exact(cache.datastore(), device).search(rows, k)
     share = approximate.share_of_mass(exact, open_searcher(cache, device).search(rows, k), tau)
     kind = cache.stage.manifest["search"]

@@ -19,6 +19,7 @@ from ..targets import kernel
 Array = npt.NDArray[Any]
 TAUS = 2.0 ** (np.arange(-20, 9) / 2)  # times the median distance of all neighbours
 INTERCEPTS = np.arange(-5.0, 4.5, 0.5)
+PART = 1024  # positions at a time
 SLOPES = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0])  # over the median distance of the nearest
 
 
@@ -62,7 +63,7 @@ def fit_gate(distances: Array, hits: Array, teacher: Array, tau: float | None) -
     weights = [gate.at(nearest) for gate in gates]
     found: list[tuple[float, float, int]] = []
     for candidate in [tau] if tau is not None else (scale * TAUS).tolist():
-        knn = (kernel(distances, candidate) * hits).sum(1)
+        knn = _mass_of_hits(distances, hits, candidate)
         losses = [-np.log(weight * (knn - own) + own).mean() for weight in weights]
         best = int(np.argmin(losses))
         found.append((float(losses[best]), candidate, best))
@@ -70,3 +71,9 @@ def fit_gate(distances: Array, hits: Array, teacher: Array, tau: float | None) -
     return Fit(
         chosen, gates[number], float(weights[number].mean()), float(np.exp(loss)), float(np.exp(-teacher.mean()))
     )
+
+
+def _mass_of_hits(distances: Array, hits: Array, tau: float) -> Array:
+    """What p_kNN gives to the true next token, float64 [n]; in parts, since the weights take 8 bytes a neighbour."""
+    parts = (slice(low, low + PART) for low in range(0, len(distances), PART))
+    return np.concatenate([(kernel(distances[rows], tau) * hits[rows]).sum(1) for rows in parts])

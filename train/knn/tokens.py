@@ -1,0 +1,86 @@
+"""The corpus of a cache as tokens, written once all that can refuse the work has been looked at.
+
+Knows of models only how they make tokens of text, and of neighbours only how many there will be.
+"""
+
+import json
+import sys
+
+import numpy as np
+
+from memdec_edge.documents import split_files
+from memdec_edge.errors import CorpusError, OptionError
+from memdec_edge.files import atomic_path, sha256, write_text
+from memdec_edge.options import DEFAULT_K, CacheOptions
+
+from ..artifacts import open_stage
+from ..corpus import Tokens, pack, split_documents
+from ..loop import LAYOUT
+from ..teacher import Teacher, n_blocks
+from .cache import FINETUNED, HELD_OUT, TEACHER, Cache, default_k, shard_blocks
+
+
+def write_tokens(cache: Cache, teacher: Teacher, retrieve: bool) -> None:
+    """Split and pack the corpus, begin the cache, and write the tokens and what is known of the teacher.
+
+    Raises as build_cache() does. What is refused leaves no trace.
+    """
+    options, stage = cache.options, cache.stage
+    splits = split_documents(options.corpus, options.valid_fraction, options.test_fraction, options.seed)
+    limits = {"train": options.max_tokens, "valid": 0}
+    packed = {split: pack(splits[split], teacher.encoder, limits[split]) for split in limits}
+    _check_blocks(options, teacher.n_ctx, packed["train"])
+    if retrieve:
+        check_neighbours(options, packed["train"], packed["valid"])
+    step = shard_blocks(options, options.k or default_k(packed["train"], options.block), teacher.n_vocab)
+    stage.take()
+    if not stage.begun and stage.owns(TEACHER):  # it belongs to the cache that is to be redone
+        open_stage(stage.folder / TEACHER, FINETUNED, {}, {}, LAYOUT, fresh=True).remove()
+    stage.begin()
+    files = []
+    for split, tokens in packed.items():
+        files.append(f"tokens/{split}.npy")
+        with atomic_path(stage.folder / files[-1]) as part, part.open("wb") as file:
+            np.save(file, tokens)
+    if splits["test"] and "test" not in split_files(options.corpus):
+        files.append(HELD_OUT)
+        stage.claim(HELD_OUT)
+        lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in splits["test"])
+        write_text(stage.folder / HELD_OUT, "".join(lines))
+    stage.record(
+        files={name: sha256(stage.folder / name) for name in files},
+        tokens={split: len(tokens) for split, tokens in packed.items()},
+        shard_blocks=step,
+        teacher=teacher.name,
+        width=teacher.width,
+        n_vocab=teacher.n_vocab,
+    )
+
+
+def _check_blocks(options: CacheOptions, context: int, train: Tokens) -> None:
+    """Raise OptionError (block) and CorpusError unless there is a block that the teacher can read."""
+    if options.block > context:
+        raise OptionError("block", options.block, f"the teacher's context is {context} tokens")
+    if n_blocks(train, options.block) == 0:
+        few = f"{len(train)} training tokens are less than one block and a token"
+        raise CorpusError(options.corpus, f"{few}; give more text, or a smaller `block` than {options.block}")
+
+
+def check_neighbours(options: CacheOptions, train: Tokens, valid: Tokens) -> None:
+    """Raise OptionError (target, k, knn_temp) unless there are so many neighbours, and text to fit a gate on."""
+    keys = n_blocks(train, options.block) * options.block
+    if options.k is not None and options.k > keys - 1:
+        reason = f"the datastore has {keys} keys, so a key has {keys - 1} neighbours"
+        raise OptionError("k", options.k, reason)
+    if n_blocks(valid, options.block) == 0:
+        reason = f"needs {options.block + 1} tokens of validation text"
+        if options.target == "knn-lm":
+            raise OptionError("target", "knn-lm", f"{reason}; give more text, or `target` knn and `knn_temp`")
+        if options.knn_temp is None:
+            raise OptionError("knn_temp", "auto", f"{reason}; give a number, or more text")
+
+
+def say_k(cache: Cache) -> None:
+    """Say on stderr that there are fewer neighbours than k would be by default."""
+    if cache.options.k is None and cache.k < DEFAULT_K:
+        print(f"the text has {cache.k + 1} keys: k is {cache.k} and not {DEFAULT_K}", file=sys.stderr)

@@ -1,0 +1,97 @@
+"""The manifest of a stage: what its results are made from, what is known of them, which files are its own.
+
+    format, stage, inputs, options    what the results are made from; the digest of these four is the stage's identity
+    facts                             what is known of the results, "files" and their digests among it
+    own                               names of files that the stage has made, apart from its shards
+
+Knows nothing of shards and folders.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memdec_edge.errors import ExistingOutputError
+from memdec_edge.files import MANIFEST
+
+FORMAT = 4  # raised when the meaning of a stage's files changes
+
+
+@dataclass(frozen=True)
+class MadeFrom:
+    """What decides the results of a stage."""
+
+    stage: str  # its kind
+    inputs: Mapping[str, str]  # what a user would call a file -> its SHA-256
+    options: Mapping[str, Any]  # what a user would call an option -> its value
+    format: Any = FORMAT
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """These four as the manifest has them."""
+        options = {name: _plain(value) for name, value in self.options.items()}
+        return {"format": self.format, "stage": self.stage, "inputs": dict(self.inputs), "options": options}
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the four."""
+        return hashlib.sha256(json.dumps(self.body, sort_keys=True).encode()).hexdigest()
+
+    def difference(self, now: "MadeFrom", unread: Collection[str]) -> str:
+        """The first thing in which another stage differs, in words; "" when none does.
+
+        unread  inputs that may differ
+        """
+        old, new = self.body, now.body
+        if old["format"] != new["format"]:
+            return f"made by another version (format {old['format']}, now {new['format']})"
+        for name in sorted({*old["inputs"], *new["inputs"]}.difference(unread)):
+            before, after = old["inputs"].get(name), new["inputs"].get(name)
+            if before != after:
+                what = "is new" if before is None else "is gone" if after is None else "has changed"
+                return f"made with other inputs: {name} {what}"
+        for name in sorted({*old["options"], *new["options"]}):
+            before, after = old["options"].get(name), new["options"].get(name)
+            if before != after:
+                return f"made with {name} {before}, now {after}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest as it stands in a folder."""
+
+    made_from: MadeFrom
+    entries: dict[str, Any]  # "facts" in the file
+    own: list[str] | None  # None: an earlier version wrote it, which recorded no names
+
+    @property
+    def text(self) -> str:
+        """The content of the file."""
+        body = {**self.made_from.body, "facts": self.entries, "own": self.own}
+        return json.dumps(body, indent=1, sort_keys=True) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """None when there is none. Raises ExistingOutputError for one that is not ours, or not any more."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        stage, inputs, options, entries = (body[name] for name in ("stage", "inputs", "options", "facts"))
+        files, own = entries.get("files", {}), body.get("own", [])
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        raise ExistingOutputError(path) from None
+    objects = all(isinstance(each, dict) for each in (inputs, options, entries, files))
+    if not objects or not isinstance(own, list) or not all(isinstance(name, str) for name in (stage, *own)):
+        raise ExistingOutputError(path)
+    return Manifest(MadeFrom(stage, inputs, options, body.get("format")), entries, body.get("own"))
+
+
+def _plain(value: Any) -> Any:
+    """2 for 2.0: they are the same option, and must have the same digest."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
