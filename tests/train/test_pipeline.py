@@ -305,5 +305,3 @@ def test_a_fine_tuned_teacher_is_a_better_one_and_the_memory_starts_from_the_pla
     (options.out / "targets" / "00000.safetensors").unlink()
     with pytest.raises(StageError, match=r"teacher/model\.safetensors: missing, or changed since it was written"):
         build_cache(options)
-
-
