@@ -1,10 +1,12 @@
 """Text into tokens: split documents, pack each split into one stream of uint32 token ids.
 
-A folder with train.jsonl in it names its splits: train/valid/test.jsonl. What a corpus does not name is taken from its
-training documents. Documents of a split stand in a seeded random order (so that a token limit takes a fair sample) and
-are packed as [BOS] document EOS, BOS only where the tokenizer adds it. Knows nothing of models and of file formats.
+A folder with train.jsonl in it names its splits: train/valid/test.jsonl. Splits that a corpus does not name are taken
+from its training documents. A seed orders the documents of a split at random, so that a token limit takes a fair
+sample. They are packed as [BOS] document EOS, with BOS only where the tokenizer adds it. Knows nothing of models and of
+file formats.
 """
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +32,9 @@ class Encoder:
 def split_documents(path: Path, valid: float, test: float, seed: int) -> dict[str, list[str]]:
     """Documents of each split, in seeded random order.
 
-    Splits that the corpus does not name are taken from its training documents: fractions `valid` and `test` of them,
-    at least one (none where the fraction is 0). When a single document is left, its tail is cut off instead.
-    Raises CorpusError when there is no text.
+    Splits that the corpus does not name are taken from its training documents: fractions `valid` and `test` of them, at
+    least one document each, and none where the fraction is 0. When a single document is left, its tail is cut off.
+    Raises CorpusError when there is no text, and what read_file() raises.
     """
     named = split_files(path)
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
@@ -69,13 +71,11 @@ def _shuffled(documents: list[str], seed: int) -> list[str]:
 def pack(documents: list[str], encoder: Encoder, limit: int) -> Tokens:
     """Token ids of `documents` one after the other, uint32 [n]; at most `limit` of them unless it is 0."""
     head = [] if encoder.bos is None else [encoder.bos]
-    parts: list[Tokens] = []
-    count = 0
+    packed = array("I")  # grows in place: parts that are joined in the end would be held twice
     for start in range(0, len(documents), 64):
         for ids in encoder.encode(documents[start : start + 64]):
-            parts.append(np.array([*head, *ids, encoder.eos], np.uint32))
-            count += len(parts[-1])
-        if limit and count >= limit:
+            packed.extend([*head, *ids, encoder.eos])
+        if limit and len(packed) >= limit:
             break
-    tokens = np.concatenate(parts) if parts else np.empty(0, np.uint32)
+    tokens = np.frombuffer(packed, np.uint32) if packed else np.empty(0, np.uint32)
     return tokens[:limit] if limit else tokens

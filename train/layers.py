@@ -1,9 +1,9 @@
-"""Which blocks of a model a smaller one keeps: those without which it predicts the text worst.
+"""The blocks of a model that a smaller one keeps: those that the model would miss most on a text.
 
-One block after the other is left out, each time the one whose absence raises the loss least. Half of SmolLM2-135M's 30
-blocks, chosen so and trained on 49,000 tokens, mix far better than evenly chosen ones (benchmarks/LOG.md); the mean
-turn of the hidden state in a block (2403.03853) is cheaper to find and does not see what blocks are to each other.
-Knows nothing of training.
+Blocks are left out one at a time, always the one whose absence raises the loss least. Half of SmolLM2-135M's 30 blocks,
+chosen so and trained on 49,000 tokens, mix far better than evenly chosen ones (benchmarks/LOG.md). The mean turn of the
+hidden state in a block (2403.03853) is cheaper to find, but does not see what blocks are to each other. Knows nothing
+of training.
 """
 
 import torch
@@ -14,12 +14,12 @@ from memdec_edge.progress import progress
 from .head import predict
 from .models import Source, blocks_of, work_copy
 
-POSITIONS = 512  # of the text that decide
+POSITIONS = 512  # of the text, on which the loss is measured
 
 
 @torch.no_grad()
 def choose_layers(source: Source, layers: int, ids: Tensor, device: torch.device) -> list[int]:
-    """Indices of the `layers` blocks to keep, in order; the first of several that do equally well is left out.
+    """Indices of the `layers` blocks to keep, ascending. Of blocks that are missed equally the first is left out.
 
     ids  int64 [blocks, block + 1], text of the domain
     """

@@ -1,7 +1,7 @@
-"""Models as PyTorch sees them, out of an HF folder or a GGUF: HF teachers, and what a memory is initialised from.
+"""Models as PyTorch sees them, out of an HF folder or a GGUF: teachers, and what a memory is initialised from.
 
-A GGUF is dequantised by transformers, its text tokenized by llama.cpp itself: transformers does not know every
-pre-tokenizer, and a memory must see the tokens that it will see at run time. Knows nothing of corpora and caches.
+transformers dequantises a GGUF, but llama.cpp tokenizes its text: transformers does not know every pre-tokenizer, and a
+memory must see the tokens that it will see at run time. Knows nothing of corpora and caches.
 """
 
 import copy
@@ -82,9 +82,9 @@ def load_source(path: Path) -> Source:
 
 @torch.no_grad()
 def _tie_again(model: Any) -> None:
-    """Make a head that is the embedding in another quantisation the embedding: some GGUFs hold a tied matrix twice.
+    """Tie head and embedding where they are one matrix in two quantisations: some GGUFs hold a tied matrix twice.
 
-    The head's numbers stay, which quantisers treat better. A memory is the smaller for it.
+    The head's numbers stay: quantisers give it more bits. A memory is the smaller for it.
     """
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     if embedding is not head and (embedding - head).norm() < SAME_MATRIX * head.norm():
@@ -138,7 +138,7 @@ def quiet() -> Iterator[None]:
 
 
 def blocks_of(model: Any) -> tuple[str, torch.nn.ModuleList]:
-    """Name and modules of a model's transformer blocks. Raises ModelFileError when it has none that we can find."""
+    """Name and modules of a model's transformer blocks. Raises ModelFileError when no list of modules is as long."""
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == model.config.num_hidden_layers:
             return name, module
@@ -162,14 +162,14 @@ def work_copy(model: Any, device: torch.device) -> Any:
 
 
 def cast_parameters(model: Any, dtype: torch.dtype) -> None:
-    """Give all parameters another type. Buffers stay: rotary frequencies in bfloat16 would blur far positions."""
+    """Give all parameters another type, in place. Buffers stay: bfloat16 would blur the rotary frequencies."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 
 
 @cache
 def work_dtype(device: str) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it (twice as fast or better there), float32 elsewhere."""
+    """bfloat16 where the hardware multiplies it, which is at least twice as fast there; float32 elsewhere."""
     if device == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     has = torch.cpu.get_capabilities() if device == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}

@@ -1,13 +1,13 @@
-"""Teachers: what a language model makes of each position of a text, its key and its log-prob of the next token.
+"""Teachers: a language model reads a text, and gives each position's key and the log-prob of its next token.
 
-Two runtimes for one thing. A GGUF stays quantised and runs through llama.cpp, in constant memory; a Hugging Face folder
-runs through PyTorch. Both give both kinds of key:
+A GGUF stays quantised and runs through llama.cpp; a Hugging Face folder runs through PyTorch. Both runtimes give both
+kinds of key:
 
     mlp_input   the input of the last block's MLP                 (2508.09874, after 1911.00172, section 5)
     hidden      what the head reads: the last hidden state, after the final norm              (2607.27919)
 
-Position p of a token stream is a context (the tokens of p's block up to p) with a next token, stream[p + 1]. Blocks do
-not overlap and start at multiples of `block`; a tail shorter than a block is left out. Knows nothing of neighbours.
+Position p of a token stream is a context, the tokens of p's block up to p, and a next token, stream[p + 1]. Blocks
+start at multiples of `block` and do not overlap. A tail shorter than a block is left out. Knows nothing of neighbours.
 """
 
 from abc import ABC, abstractmethod
@@ -38,12 +38,12 @@ Array = npt.NDArray[Any]
 
 
 def n_blocks(tokens: Tokens, block: int) -> int:
-    """Whole blocks in a stream; each needs one token more, the last position's next one."""
+    """Whole blocks in a stream. A block needs one token beyond its end: the next one of its last position."""
     return max(0, (len(tokens) - 1) // block)
 
 
 def spread_blocks(tokens: Tokens, block: int, positions: int) -> list[int]:
-    """Whole blocks, evenly spaced over a stream, of at most `positions` together; one at least, where there is one."""
+    """Numbers of whole blocks, evenly spaced over a stream, with at most `positions` in all, but at least one block."""
     total = n_blocks(tokens, block)
     wanted = min(total, max(1, positions // block))
     return [i * total // wanted for i in range(wanted)]
@@ -56,7 +56,7 @@ def gather_blocks(tokens: Tokens, blocks: Sequence[int], block: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a teacher makes of n positions; what was not asked for has no rows or columns."""
+    """What a teacher gives of n positions. An array that was not asked for has no rows or no columns."""
 
     keys: Array  # float16 [n, width]
     logprobs: Array  # float32 [n], of the true next token, in nats
@@ -65,7 +65,7 @@ class Reading:
 
 
 class Teacher(ABC):
-    """A teacher of one kind of key. The subclasses say how a few blocks are read."""
+    """A teacher of one kind of key. A subclass reads a few blocks in one pass."""
 
     name: str
     encoder: Encoder
@@ -75,9 +75,11 @@ class Teacher(ABC):
 
     @abstractmethod
     def look(self, ids: Tensor, scored: bool, most: int) -> tuple[Tensor, Predicted]:
-        """Keys [blocks * block, width], and of the same positions what read() asks for.
+        """Keys [blocks * block, width] and predictions of the same positions.
 
-        ids  int64 [blocks, block + 1]
+        ids     int64 [blocks, block + 1]
+        scored  log-probs of the next tokens are wanted
+        most    so many of the likeliest next tokens are wanted
         """
 
     def read(
@@ -91,10 +93,12 @@ class Teacher(ABC):
         scored: bool = False,
         most: int = 0,
     ) -> Reading:
-        """Keys of every position of the blocks, and where asked for log-probs and the `most` likeliest next tokens;
-        `batch` blocks in one pass. `advance` is told how many tokens of each pass.
+        """Read the positions of some blocks, `batch` blocks in one pass.
 
-        Raises NumericsError where a key is NaN or beyond float16.
+        scored  give the log-prob of each next token, too
+        most    give so many of the likeliest next tokens, too
+
+        Raises NumericsError where a key is NaN or beyond float16, or a prediction is NaN.
         """
         n = len(blocks) * block
         most = min(most, self.n_vocab)

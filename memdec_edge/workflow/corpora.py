@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from memdec_edge.documents import SPLITS
-from memdec_edge.errors import CorpusError, MissingExtraError, MissingFileError
+from memdec_edge.errors import CorpusError, ExistingOutputError, MissingExtraError, MissingFileError
 from memdec_edge.files import write_text
 from memdec_edge.options import DOMAINS, check_choice, check_range
 
@@ -93,7 +93,8 @@ def write_corpus(
     all that is left for training, and 5 % of the characters for the others.
 
     Raises MissingExtraError where the package with the texts is not installed, CorpusError for a budget too small for a
-    single document, OutputError where writing fails.
+    single document, ExistingOutputError for a file that stands there with another content, OutputError where writing
+    fails.
     """
     check_choice("domain", domain, DOMAINS)
     for name, value in (("train_chars", train_chars), ("valid_chars", valid_chars), ("test_chars", test_chars)):
@@ -109,13 +110,18 @@ def write_corpus(
         if not chosen[name]:
             raise CorpusError(folder / f"{name}.jsonl", f"{budgets[name]} characters are too few for {domain}")
 
-    reports = {}
+    reports, texts = {}, {}
     for name in SPLITS:
         taken = [documents[i] for i in chosen[name]]
         lines = (json.dumps({"id": document.id, "text": document.text}, ensure_ascii=False) for document in taken)
-        write_text(folder / f"{name}.jsonl", "".join(f"{line}\n" for line in lines))
+        texts[folder / f"{name}.jsonl"] = "".join(f"{line}\n" for line in lines)
         chars = sum(len(document.text) for document in taken)
         reports[name] = SplitReport(len(taken), len({family[i] for i in chosen[name]}), chars)
+    for path, text in texts.items():
+        if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:  # not what a killed run left
+            raise ExistingOutputError(path)
+    for path, text in texts.items():
+        write_text(path, text)
     source = f"{package} {distribution(package).version}"
     sizes = Counter(family)
     return CorpusReport(domain, source, len(documents), len(sizes), max(sizes.values()), reports)

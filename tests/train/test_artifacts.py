@@ -103,14 +103,14 @@ def test_a_shard_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, fresh: bool) -> None:
+def test_a_folder_with_a_users_file_is_left_alone(tmp_path: Path, fresh: bool) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ExistingOutputError, match=r"thesis\.tex exists"):
         opened(tmp_path, fresh=fresh)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_fresh_keeps_what_nobody_changed(tmp_path: Path) -> None:
+def test_fresh_keeps_what_has_not_changed(tmp_path: Path) -> None:
     stage = begun(tmp_path)
     stage.write("keys/a.safetensors", {"x": np.zeros(1)})
     stage.record(tau=1.5)
@@ -302,7 +302,7 @@ def test_a_users_dotfiles_are_never_taken_for_leftovers(tmp_path: Path) -> None:
     assert names(tmp_path / "out") == sorted([*mine, MANIFEST])
 
 
-def test_a_leftover_alone_does_not_make_a_folder_somebody_elses(tmp_path: Path) -> None:
+def test_a_folder_that_holds_a_leftover_alone_is_empty(tmp_path: Path) -> None:
     leftover = tmp_path / ".manifest.json.memdec-part-ab_1cdef"
     leftover.write_text("half")
     begun(tmp_path)

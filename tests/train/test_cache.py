@@ -61,7 +61,7 @@ def test_shards_are_so_small_that_their_offsets_hold_and_no_larger_for_a_larger_
         one, other = (found.rows([block * BLOCK], BLOCK) for found in (targets, parts.targets()))
         assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("offsets", "ids", "probs"))
     monkeypatch.setattr(train_cache, "MAX_PAIRS", (K + train_cache.OWN) * BLOCK - 1)
-    with pytest.raises(OptionError, match=r"top_mass is 1\.0: a block of 16 positions may have over 479 pairs; lower"):
+    with pytest.raises(OptionError, match=r"top_mass is 1: a block of 16 positions may have over 479 pairs; lower"):
         build_cache(replace(options, out=tmp_path / "other"))
     assert not (tmp_path / "other").exists()
 

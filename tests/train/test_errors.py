@@ -28,8 +28,8 @@ from memdec_edge.errors import (
 from memdec_edge.train import build_cache, train
 from memdec_edge.train.knn.build import enough_memory
 from memdec_edge.train.models import load_source
-from tests.support.tiny import OTHER_TEXT, TEXT, edit_json, tiny_checkpoint, tiny_gguf
-from tests.support.training import BLOCK, ONCE, cache_options, flip, make_room, own_cache, train_options
+from tests.support.tiny import OTHER_TEXT, TEXT, edit_json, edit_tensors, tiny_checkpoint, tiny_gguf
+from tests.support.training import BLOCK, ONCE, cache_options, flip, make_room, own_cache, train_options, words
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,10 @@ def test_a_missing_teacher_names_the_path(room: Path, tmp_path: Path) -> None:
 def test_a_teacher_that_is_no_model_names_the_path(room: Path, tmp_path: Path) -> None:
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "notes.txt").write_text("")
+    with pytest.raises(MissingFileError, match=r"teacher/config\.json: no such file; check the path"):
+        build_cache(cache_options(room, teacher=tmp_path / "teacher", out=tmp_path / "cache"))
+    (tmp_path / "teacher" / "config.json").write_text("{}")
+    (tmp_path / "teacher" / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelFileError, match=r"teacher: transformers cannot load it as a causal LM \("):
         build_cache(cache_options(room, teacher=tmp_path / "teacher", out=tmp_path / "cache"))
 
@@ -58,6 +62,33 @@ def test_a_corpus_shorter_than_a_block_names_both_sizes(room: Path, tmp_path: Pa
     assert "training tokens are less than one block and a token; give more text, or a smaller `block` than 16" in str(
         caught.value
     )
+
+
+def test_a_corpus_of_one_document_gives_its_tail_to_validation_and_test(room: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(" ".join(words(20, 3)))
+    report = build_cache(cache_options(room, corpus=tmp_path / "a.txt", out=tmp_path / "cache"))
+    assert report.train_tokens > 9 * report.valid_tokens > 9 * BLOCK
+    assert report.held_out is not None
+    (tmp_path / "a.txt").write_text("word" * 200)  # no white space to cut at
+    with pytest.raises(
+        OptionError, match=r"knn_temp is auto: needs 17 tokens of validation text; give a number, or more"
+    ):
+        build_cache(cache_options(room, corpus=tmp_path / "a.txt", out=tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf])
+def test_a_teacher_whose_keys_are_no_numbers_stops_the_work_and_leaves_no_key(
+    room: Path, tmp_path: Path, weight: float
+) -> None:
+    teacher = tiny_checkpoint(tmp_path / "teacher", tied=False)
+    name = "model.layers.1.post_attention_layernorm.weight"
+    edit_tensors(teacher, {name: np.full(64, weight, np.float32)})
+    options = cache_options(room, teacher=teacher, out=tmp_path / "cache")
+    with pytest.raises(NumericsError) as caught:
+        build_cache(options)
+    assert str(caught.value) == "teacher teacher: a key is NaN or too large for float16; use another teacher"
+    assert not (options.out / "keys").exists()
 
 
 def test_more_neighbours_than_keys_names_both_numbers(room: Path, tmp_path: Path) -> None:
@@ -334,7 +365,7 @@ def test_without_a_retriever_neither_k_nor_a_temperature_is_asked_for(room: Path
 
 
 @pytest.mark.parametrize("name", ["keys", "targets"])
-def test_a_flipped_byte_in_a_finished_cache_is_noticed_by_whoever_asks_for_it(
+def test_a_flipped_byte_in_a_finished_cache_is_noticed_when_the_cache_is_asked_for(
     room: Path, tmp_path: Path, name: str
 ) -> None:
     options = own_cache(room, tmp_path)

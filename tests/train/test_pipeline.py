@@ -278,7 +278,7 @@ def test_a_temperature_that_is_worse_than_the_automatic_one_is_said(
     said = capsys.readouterr().err.splitlines()[-1]
     assert report.knn_perplexity > 1.02 * best.knn_perplexity
     assert said == (
-        f"at the given knn_temp of 500 the retriever's validation perplexity is {report.knn_perplexity:.2f}; "
+        f"at the given temperature of 500 the retriever's validation perplexity is {report.knn_perplexity:.2f}; "
         f"auto would choose {best.tau:g} and reach {best.knn_perplexity:.2f}"
     )
 

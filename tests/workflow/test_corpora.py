@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memdec_edge.errors import CorpusError, MissingExtraError, OptionError
+from memdec_edge.errors import CorpusError, ExistingOutputError, MissingExtraError, OptionError
 from memdec_edge.workflow.corpora import (
     FAMILY_OVERLAP,
     PROMPTS,
@@ -104,8 +104,18 @@ def test_a_seed_gives_the_same_files_and_another_seed_gives_others(
     folder, report = corpus
     assert write_corpus(report.domain, tmp_path, *BUDGETS, seed=7) == report
     assert all((tmp_path / f"{n}.jsonl").read_bytes() == (folder / f"{n}.jsonl").read_bytes() for n in SPLITS)
-    write_corpus(report.domain, tmp_path, *BUDGETS, seed=8)
-    assert all((tmp_path / f"{n}.jsonl").read_bytes() != (folder / f"{n}.jsonl").read_bytes() for n in SPLITS)
+    write_corpus(report.domain, tmp_path / "other", *BUDGETS, seed=8)
+    assert all((tmp_path / "other" / f"{n}.jsonl").read_bytes() != (folder / f"{n}.jsonl").read_bytes() for n in SPLITS)
+    (tmp_path / "test.jsonl").unlink()  # as a killed run leaves the folder
+    assert write_corpus(report.domain, tmp_path, *BUDGETS, seed=7) == report
+
+
+def test_a_users_file_in_place_of_a_split_is_kept_and_nothing_is_written_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "valid.jsonl").write_text('{"text": "years of work"}\n')
+    with pytest.raises(ExistingOutputError, match=r"valid\.jsonl exists and is not overwritten"):
+        write_corpus("medicine", tmp_path, *BUDGETS, seed=7)
+    assert [path.name for path in tmp_path.iterdir()] == ["valid.jsonl"]
+    assert (tmp_path / "valid.jsonl").read_text() == '{"text": "years of work"}\n'
 
 
 def test_without_budgets_every_document_is_in_a_split(tmp_path: Path) -> None:

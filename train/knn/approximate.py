@@ -1,10 +1,11 @@
 """Approximate nearest neighbours for datastores that are too big for exact search: faiss indexes on the CPU.
 
-    ivfpq  inverted lists (about 2 sqrt(n) of them) with product quantisation of what is left to the list's centre:
-           4 bits for every 2 dimensions, scanned by SIMD
-    hnsw   a navigable graph over float16 keys: 2 d + 256 bytes a key, slow to build; for whoever asks for it
+    ivfpq  about 2 sqrt(n) inverted lists; a key is its list's centre and a residual, product-quantised to 4 bits for
+           every 2 dimensions, which SIMD scans
+    hnsw   a navigable graph over float16 keys: 2 d + 256 bytes a key, slow to build; never chosen by itself
 
-An index only proposes: candidates are measured again on the keys themselves. Knows nothing of tokens and stages.
+An index only proposes candidates; their distances are measured on the keys themselves. Knows nothing of tokens and
+stages.
 """
 
 from collections.abc import Sequence
@@ -21,13 +22,13 @@ from memdec_edge.files import atomic_path
 
 from .exact import Exact, Neighbours, gather, products
 
-EXACT_UP_TO = {"cpu": 1_000_000, "cuda": 50_000_000}  # keys: an hour or two of search for as many queries
-POINTS_PER_LIST = 40  # that the lists are trained on; faiss asks for 39
+EXACT_UP_TO = {"cpu": 1_000_000, "cuda": 50_000_000}  # keys; as many queries take an hour or two
+POINTS_PER_LIST = 40  # keys on which the lists are trained; faiss asks for 39
 PROBES = 64  # lists scanned for a query
-CANDIDATES = 2, 64  # measured again: for each neighbour wanted, and beside these
+CANDIDATES = 2, 64  # proposed: 2 for each neighbour wanted, and 64 more
 ADD_ROWS = 65536  # keys added at a time
 LINKS = 32  # of a key in the graph, twice as many on the lowest level
-DEPTH = 64  # of the search while the graph is built, and the least afterwards
+DEPTH = 64  # of the search while the graph is built; afterwards at least
 
 
 def choose(n_keys: int, device: str) -> str:
@@ -36,9 +37,10 @@ def choose(n_keys: int, device: str) -> str:
 
 
 def build(kind: str, keys: Sequence[np.ndarray], path: Path) -> None:
-    """Index a datastore, float16 shards [n_i, d] that are read one after the other, and write the index to `path`.
+    """Index a datastore and write the index to `path`. The same keys give the same index. Raises OutputError.
 
-    kind: "ivfpq" or "hnsw". The same keys give the same index. Raises OutputError.
+    kind  "ivfpq" or "hnsw"
+    keys  shards float16 [n_i, d], read one after the other
     """
     n, d = sum(map(len, keys)), keys[0].shape[1]
     index = _ivfpq(n, d) if kind == "ivfpq" else _hnsw(d)
@@ -72,7 +74,7 @@ def _hnsw(d: int) -> Any:
 
 
 class Index:
-    """An index that was built, with the keys that it was built from."""
+    """An index on disk, and the keys from which build() made it."""
 
     def __init__(self, path: Path, keys: Sequence[np.ndarray]) -> None:
         """Read it into memory; the keys may stay on disk."""
@@ -80,9 +82,9 @@ class Index:
         self.exact = Exact(keys, torch.device("cpu"))
 
     def search(self, queries: Tensor, k: int, first_position: int | None = None) -> Neighbours:
-        """As Exact.search(), approximately. Where fewer than k are found the rest has distance inf and index -1.
+        """Roughly what Exact.search() gives; where fewer than k are found, the rest has distance inf and index -1.
 
-        All keys are read once, whatever the number of queries: give thousands, at about 80 kB each for k = 1024.
+        A call reads all keys once. So give thousands of queries in one call; each takes about 80 kB at k = 1024.
         """
         queries = queries.cpu().float()
         wanted = min(CANDIDATES[0] * k + CANDIDATES[1], self._index.ntotal)
@@ -96,7 +98,11 @@ class Index:
         return self._measure(queries - self.exact.centre, candidates.sort(1).values, k)
 
     def _measure(self, queries: Tensor, candidates: Tensor, k: int) -> Neighbours:
-        """The nearest of the candidates, int64 [q, c], ascending; queries centred."""
+        """The k nearest of each query's candidates.
+
+        queries     float32 [q, d], centred
+        candidates  int64 [q, c], ascending in a row; -1: none
+        """
         width = candidates.shape[1]
         distances = torch.full(candidates.shape, torch.inf)
         lower = torch.searchsorted(candidates, torch.zeros(len(queries), 1, dtype=torch.int64))
@@ -117,9 +123,9 @@ class Index:
 
 
 def share_of_mass(truth: Neighbours, found: Neighbours, tau: float) -> float:
-    """How much of the kNN mass an approximate search finds, 0 to 1: the mean over queries of
+    """The share of the exact kNN mass that an approximate search finds, 0 to 1, as a mean over the queries.
 
-    sum of exp(-(d - d_0) / tau) over the true neighbours that were found / the same over all true neighbours.
+    The mass of a set of neighbours is the sum of exp(-(d - d_0) / tau); d_0 is the distance of the nearest one.
     """
     weights = torch.exp((truth.distances[:, :1] - truth.distances) / tau)
     sorted_ids = found.indices.sort(1).values

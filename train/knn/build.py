@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from memdec_edge.errors import Cancelled, MemoryLimitError, StageBusyError
 from memdec_edge.files import MANIFEST
-from memdec_edge.options import CacheOptions, TrainOptions
+from memdec_edge.options import DEFAULT_K, CacheOptions, TrainOptions
 from memdec_edge.progress import progress
 
 from ..artifacts import open_stage
@@ -72,7 +72,8 @@ def enough_memory(options: CacheOptions) -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
-        work = f"{options.batch} blocks of {options.block} tokens in a pass"
+        k = options.k or DEFAULT_K
+        work = f"{options.batch} blocks of {options.block} tokens in a pass, {k} neighbours"
         raise MemoryLimitError(
             work, "a smaller `batch` (with `accumulate`), `block`, `k` or model needs less"
         ) from error

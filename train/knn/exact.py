@@ -1,13 +1,13 @@
 """Exact nearest neighbours by squared L2 distance, tile by tile, on CPU or CUDA. Knows nothing of tokens and indexes.
 
-A key x is near a query q where its score  s = q.x - |x|^2 / 2 - t  is large. t is set for each query such that somewhat
-more than k keys have s > 0, as estimated on a sample of the keys. Keys and queries are first centred, which moves no
-distance, and the last two terms are columns of the matrix product itself: one product in the device's fastest type
-gives s, rounded relative to the distance from the cut, and its sign says which keys are measured again in float32.
+A key x is near a query q where its score  s = q.x - |x|^2 / 2 - t  is large. A sample of the keys gives each query its
+t, such that somewhat more than k keys have s > 0. Keys and queries are centred first, which changes no distance. The
+last two terms are columns of the matrix product itself, so one product in the device's fastest type gives s. Its
+rounding is relative to the distance from the cut. Keys with s > 0 are candidates: they are measured again in float32.
 
-A query for which fewer than k keys passed, or whose k nearest are not clear of the cut by the rounding that was seen
-among its own candidates, is searched again: in float32, and at last with all keys as candidates. So the answer is exact
-but for the rounding of float32, whatever the keys.
+Some queries are searched again. Fewer than k keys may pass, or the k nearest may be no further from the cut than the
+rounding that was seen among the query's own candidates. The second search is in float32, the third takes all keys as
+candidates. So the answer is exact but for the rounding of float32, whatever the keys.
 """
 
 import warnings
@@ -37,13 +37,14 @@ class Neighbours(NamedTuple):
 class Exact:
     """Exact search in a datastore on a device.
 
-    In memory are the sample, a tile of keys, one of ROWS x KEY_TILE scores, and candidates of QUERY_TILE queries at 12
-    bytes each: at k = 1024 some 3,500 a query of a million keys, 300 MB in all; the sample being bounded, 13,000 of ten
-    million and 49,000 of fifty, 2.4 GB. On CUDA the keys are there too, where half of the free memory holds them.
+    Memory holds the sample, a tile of keys, a tile of ROWS x KEY_TILE scores, and the candidates of QUERY_TILE queries
+    at 12 bytes each. At k = 1024 a query of a million keys has some 3,500 candidates, which makes 300 MB in all. Ten
+    million keys give 13,000 candidates, fifty million 49,000 and 2.4 GB, since the sample is bounded. CUDA holds the
+    keys, too, where they fit into half of its free memory.
     """
 
     def __init__(self, keys: Sequence[np.ndarray], device: torch.device) -> None:
-        """keys: shards float16 [n_i, d], one after the other the datastore; memory maps are read tile by tile."""
+        """keys: shards float16 [n_i, d], one after the other the datastore; they are read tile by tile."""
         self.device, self.n = device, sum(map(len, keys))
         self.dtype = work_dtype(device.type)  # of the first pass
         sample = torch.from_numpy(gather(keys, sample_positions(self.n))).to(device).float()
@@ -67,8 +68,8 @@ class Exact:
 
         queries         [q, d], any float type
         k               at most the number of keys (less one with first_position)
-        first_position  the queries are keys first_position, first_position + 1, ... themselves: each skips itself and
-                        nothing else (a copy of the key elsewhere in the text is a fair neighbour)
+        first_position  the queries are the keys first_position, first_position + 1, ... themselves; each skips itself.
+                        A copy of the key elsewhere in the text is a fair neighbour
         """
         queries = queries.to(self.device).float() - self.centre
         own = torch.arange(len(queries), device=self.device)
@@ -220,5 +221,5 @@ def _positive(tile: Tensor) -> Tensor:
 
 def _readonly(array: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
         return torch.from_numpy(array)

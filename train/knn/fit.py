@@ -98,7 +98,7 @@ def _compare(used: Fit, best: Fit) -> None:
     """Say on stderr that another temperature than the given one does clearly better."""
     if used.knn > WORTH_SAYING * best.knn:
         print(
-            f"at the given `knn_temp` of {used.tau:g} the retriever's validation perplexity is {used.knn:.2f}; "
+            f"at the given temperature of {used.tau:g} the retriever's validation perplexity is {used.knn:.2f}; "
             f"auto would choose {best.tau:g} and reach {best.knn:.2f}",
             file=sys.stderr,
         )
