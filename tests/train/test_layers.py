@@ -27,7 +27,7 @@ def loss(model: Any) -> float:
 
 
 def test_the_block_whose_absence_costs_least_is_left_out_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memdec_edge.train.layers.work_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("memdec_edge.train.models.work_dtype", lambda device: torch.float32)
     source = load_source(tiny_checkpoint(tmp_path / "a", layers=5))
     for scale, block in zip((1.0, 30.0, 1.0, 30.0, 1.0), blocks_of(source.model)[1], strict=True):
         block.mlp.down_proj.weight.data *= scale  # so that blocks differ
