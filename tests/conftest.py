@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from memdec_edge.engine import Engine
+from memdec_edge.llama.library import set_verbose
 from memdec_edge.llama.model import Model
 from memdec_edge.options import MemoryOptions
 from tests.support.plain import FOUR
@@ -30,6 +31,13 @@ class Family:
     padded: Path  # role memory, PADDING tokens [PADn] beyond the base's
     stranger: Path  # role memory, trained on other text: other tokens, fewer of them
     renamed: Path  # role memory, token #RENAMED_TOKEN has another text
+
+
+@pytest.fixture(autouse=True)
+def quiet_again() -> Iterator[None]:
+    """After a command that ran in this process with --verbose, llama.cpp's log is silent again."""
+    yield
+    set_verbose(False)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -230,7 +230,7 @@ def test_a_control_needs_no_neighbours_and_notes_none(room: Path, tmp_path: Path
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["manifest.json", "tokens"]
     facts = json.loads((tmp_path / "control" / "memdec.json").read_text())
     assert {key.removeprefix(metadata.TRAIN) for key in facts if key.startswith(metadata.TRAIN)} == {
-        "beta", "teacher", "epochs", "tokens", "texts_sha256",
+        "beta", "teacher", "epochs", "tokens", "texts_sha256", "lambda",
     }  # fmt: skip
     train(train_options(room, tmp_path / "beside", beta=0.0))
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("control", "beside")]
