@@ -89,7 +89,12 @@ def test_a_value_may_be_the_word_for_none_or_a_number() -> None:
     def command(*, caching: Given[CacheOptions]) -> None:
         got.append(caching())
 
-    given = {each.name: each.default for each in fields(CacheOptions) if each.metadata["flags"]}
+    # as Typer gives them: a default of None is the word for it
+    given = {
+        each.name: each.metadata.get("none") if each.default is None else each.default
+        for each in fields(CacheOptions)
+        if each.metadata["flags"]
+    }
     given |= dict.fromkeys(("teacher", "corpus", "out"), Path("x"))
     command(**given | {"knn_temp": "2.5", "key": "HIDDEN"})
     command(**given | {"knn_temp": "auto"})
