@@ -82,6 +82,7 @@ def run(
             where = f" ({_origin(opened, mixing.total)})" if verbose else ""
             note(f"memory {opened.model.path} at lambda {how}{weight:.3g}{where}")
         tokens = engine.base.tokenize(prompt, parse_special=special)
+        warn(filter(None, [engine.base.prompt_warning(tokens)]))
         if json_:
             done = language_model.generate(tokens, sampler, limits, mixing)
             _explain_silence(language_model, done.timings, done.finish_reason)
