@@ -42,9 +42,9 @@ class ConvertReport:
 def convert(options: ConvertOptions) -> ConvertReport:
     """Write `options.checkpoint` as `options.outfile`.
 
-    The file gets its name only when it is whole and, with `verify`, computes what PyTorch does. Raises
-    ExistingOutputError, MissingFileError, MissingExtraError, OutputError and Cancelled. Raises ModelFileError, which
-    names the key, tensor or token that does not fit.
+    The file gets its name only when it is whole and, with `verify`, computes what PyTorch does. An interrupt leaves
+    nothing. Raises ExistingOutputError, MissingFileError, MissingExtraError and OutputError. Raises ModelFileError,
+    which names the key, tensor or token that does not fit.
     """
     refuse_existing(options.outfile, options.overwrite)
     refuse_what_is_no_checkpoint(options.checkpoint)

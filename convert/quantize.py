@@ -56,8 +56,8 @@ class QuantizeReport:
 def quantize(options: QuantizeOptions) -> QuantizeReport:
     """Write `options.source` as `options.outfile` in the type asked for.
 
-    Raises ExistingOutputError, MissingFileError, ModelFileError (a source that is quantised already, a type that
-    llama.cpp cannot make of it), CorpusError, OutputError and Cancelled.
+    An interrupt leaves nothing. Raises ExistingOutputError, MissingFileError, CorpusError and OutputError. Raises
+    ModelFileError for a source that is quantised already, or of which llama.cpp cannot make the type.
     """
     refuse_existing(options.outfile, options.overwrite)
     with atomic_path(options.outfile) as part:
