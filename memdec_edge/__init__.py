@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         OutputError,
         PairingError,
         RoleError,
+        StageBusyError,
         StageError,
         WorkerError,
     )
@@ -61,6 +62,7 @@ __all__ = [
     "PairingError",
     "RoleError",
     "SamplingOptions",
+    "StageBusyError",
     "StageError",
     "WorkerError",
     "open_model",
