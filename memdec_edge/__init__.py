@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         StageError,
         WorkerError,
     )
-    from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
+    from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, MixtureOptions, SamplingOptions
 
     __version__: str
 
@@ -55,6 +55,7 @@ __all__ = [
     "MemoryOptions",
     "MissingExtraError",
     "MissingFileError",
+    "MixtureOptions",
     "ModelFileError",
     "NumericsError",
     "OptionError",
