@@ -65,7 +65,7 @@ def test_the_line_that_is_printed_runs(finished: tuple[subprocess.CompletedProce
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert "ended by" in ran.stderr  # the text itself may end at once: it has no seed
-    assert f"at lambda {found['lambda']:.3g}" in ran.stderr
+    assert f"at lambda auto, from {found['lambda']:.3g}" in ran.stderr
 
 
 def test_a_second_run_shows_the_same_without_working(
