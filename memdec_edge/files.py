@@ -68,11 +68,17 @@ def scratch_path(path: Path) -> Iterator[Path]:
             os.close(lock)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-written in `folder`, unless a process writes there at the moment."""
+    if (lock := _lock(folder)) is not None:
+        os.close(lock)
+
+
 def _lock(folder: Path) -> int | None:
     """Say that a process writes in `folder`, until the descriptor is closed or the process ends, however it ends.
 
-    Where no other process writes there, leftovers are removed. None where folders cannot be locked (Windows, some
-    network file systems): leftovers stay there.
+    Where no other process writes there, leftovers are removed. None where there is no folder, or where folders cannot
+    be locked (Windows, some network file systems): leftovers stay there.
     """
     try:
         import fcntl
