@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,6 +24,13 @@ def refuse_existing(path: Path, overwrite: bool = False) -> None:
         raise ExistingOutputError(path, "it is no regular file; choose another path")
     if path.exists() and not overwrite:
         raise ExistingOutputError(path, "give `overwrite` to replace it, or choose another path")
+
+
+def refuse_input(path: Path, inputs: Iterable[Path]) -> None:
+    """Raise ExistingOutputError where `path` is one of the files that its content is made from, by whatever name."""
+    for other in inputs if path.exists() else ():
+        if other.exists() and path.samefile(other):
+            raise ExistingOutputError(path, f"it is made from {other}; choose another path")
 
 
 @contextmanager

@@ -205,7 +205,7 @@ class Stage:
 
     def _refuse_what_is_not_ours(self) -> None:
         """Raise ExistingOutputError when something stands in a folder without a manifest."""
-        if self.folder.exists() and not self.folder.is_dir():
+        if (self.folder.exists() or self.folder.is_symlink()) and not self.folder.is_dir():  # or a link to nothing
             raise ExistingOutputError(self.folder)
         for path in sorted(self.folder.iterdir()) if self.folder.exists() else ():
             expected = any(other.resolve().is_relative_to(path.resolve()) for other in self._beside)
