@@ -93,7 +93,9 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_an_error_crosses_with_its_class_its_message_and_its_attributes(error: Exception) -> None:
+def test_an_error_crosses_with_its_class_its_message_and_its_attributes(
+    error: Exception, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(type(error)) as caught:
         run("fail", error)
     assert type(caught.value) is type(error)
@@ -101,6 +103,7 @@ def test_an_error_crosses_with_its_class_its_message_and_its_attributes(error: E
     assert caught.value.__dict__ == error.__dict__
     if isinstance(caught.value, MemdecError):
         assert caught.value.exit_code == error.exit_code  # type: ignore[attr-defined]
+    assert capfd.readouterr().err == ""  # its one line is the parent's to say
 
 
 def test_every_typed_error_survives_pickling() -> None:
