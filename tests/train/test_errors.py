@@ -223,6 +223,9 @@ def test_a_teacher_that_is_cut_short_is_a_model_file_error(room: Path, tmp_path:
     ("changes", "reason"),
     [
         ({"num_hidden_layers": 3}, r"it has no tensor model\.layers\.2\."),
+        ({"num_hidden_layers": 1}, r"config\.json has no place for model\.layers\.1\.input_layernorm\.weight;"),
+        ({"num_hidden_layers": 0}, r"num_hidden_layers is 0; it must be from 1 to 1000"),
+        ({"num_hidden_layers": 10**9}, r"num_hidden_layers is 1000000000; it must be from 1 to 1000"),
         ({"num_attention_heads": 0}, "transformers cannot load it"),
         ({"hidden_size": "wide"}, "transformers cannot load it"),
         ({"model_type": "abacus"}, "transformers cannot load it"),
@@ -231,7 +234,7 @@ def test_a_teacher_that_is_cut_short_is_a_model_file_error(room: Path, tmp_path:
 def test_a_config_that_does_not_fit_is_a_model_file_error(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     folder = tiny_checkpoint(tmp_path / "teacher")
     edit_json(folder / "config.json", **changes)
-    with pytest.raises(ModelFileError, match=f"teacher: {reason}"):
+    with pytest.raises(ModelFileError, match=f"teacher(/config\\.json)?: {reason}"):
         load_source(folder)
 
 
