@@ -37,7 +37,7 @@ def run(function: str, *arguments: Any, **environment: str) -> Any:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -142,7 +142,7 @@ def test_ctrl_c_reaches_the_child_once_and_its_last_words_are_told(tmp_path: Pat
             os.killpg(process.pid, signal.SIGINT)
         else:
             process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
     assert (process.returncode, out, err) == (130, "stopped; run again to go on\n", "saved\n")
     assert (tmp_path / "interrupts").read_text() == "1"
     assert gone(pid)
@@ -151,7 +151,7 @@ def test_ctrl_c_reaches_the_child_once_and_its_last_words_are_told(tmp_path: Pat
 def test_sigterm_to_the_child_stops_it_as_ctrl_c_does(tmp_path: Path) -> None:
     with parent("work", tmp_path, "run again to go on") as (process, pid):
         os.kill(pid, signal.SIGTERM)
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=600)
     assert (process.returncode, out) == (130, "stopped; run again to go on\n")
 
 
@@ -167,6 +167,6 @@ def test_a_second_ctrl_c_ends_a_child_that_does_not_stop(tmp_path: Path) -> None
         process.send_signal(signal.SIGINT)
         until((tmp_path / "interrupts").exists)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=120)
+        process.communicate(timeout=600)
         assert gone(pid)
     assert process.returncode == -signal.SIGINT

@@ -126,7 +126,9 @@ def test_tensors_that_overlap_or_leave_a_gap_are_refused_as_transformers_does(
     path.write_bytes(len(head).to_bytes(8, "little") + head + raw[8 + size :] + bytes(longer))
     with pytest.raises(SafetensorError):
         load_file(path)
-    with pytest.raises(ModelFileError, match=f"({last} does not begin where|goes on for 4 bytes after).*; it is damaged"):
+    with pytest.raises(
+        ModelFileError, match=f"({last} does not begin where|goes on for 4 bytes after).*; it is damaged"
+    ):
         to_gguf(checkpoint, out, "f32")
 
 

@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tokenize")
 
 
-def child(*arguments: str, timeout: int = 300) -> str:
+def child(*arguments: str, timeout: int = 600) -> str:
     """What the process that tokenizes says, or how it ended."""
     command = [sys.executable, "-c", TOKENIZE, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)

@@ -300,7 +300,7 @@ from memdec_edge.files import atomic_path
 with atomic_path(Path(sys.argv[1]) / "manifest.json"), atomic_path(Path(sys.argv[1]) / "keys" / "00000.safetensors"):
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], timeout=120)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], timeout=600)
     leftovers = [path for path in tmp_path.rglob(".*") if path.is_file()]
     assert len(leftovers) == 2
     begun(tmp_path)
@@ -371,7 +371,7 @@ except OutputError as error:
 stage.close()
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=600, check=True
     )
     assert done.stdout.startswith(f"{tmp_path / 'a.safetensors'} could not be written: ")
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
