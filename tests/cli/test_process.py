@@ -70,7 +70,7 @@ def streams(folder: Path, closed: str) -> Iterator[list[Path]]:
         for number, name in enumerate(("stdin", "stdout", "stderr")):
             if objects[name] is None:
                 os.close(number)
-        with patch.multiple(sys, **objects):
+        with patch.multiple(sys, stdin=objects["stdin"], stdout=objects["stdout"], stderr=objects["stderr"]):
             yield files
     finally:
         for number, descriptor in enumerate(kept):

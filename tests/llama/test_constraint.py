@@ -150,7 +150,7 @@ def test_a_token_that_may_not_come_is_a_typed_error_and_changes_nothing(tiny: Mo
     ],
 )
 def test_a_limit_that_a_text_runs_into_is_named(tiny: Model, options: dict[str, str], first: bytes) -> None:
-    made = constraint_of(SamplingOptions(**options), tiny)
+    made = constraint_of(SamplingOptions(**options), tiny)  # type: ignore[arg-type]
     assert made is not None
     with pytest.raises(NumericsError, match=r"cannot be followed any further here \((lexer|parser) error: "):
         made.accept(tiny.pieces.index(first))
