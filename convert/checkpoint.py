@@ -20,6 +20,7 @@ from memdec_edge.errors import MissingExtraError, ModelFileError
 from memdec_edge.hf_folder import weight_files
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # safetensors' names; NumPy has no bfloat16
+METADATA = "__metadata__"  # in a safetensors header: no tensor
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 BLOCK = 1 << 20  # elements that are read or encoded at a time: gguf's quantiser needs 20 bytes for each
 Array = npt.NDArray[np.generic]
@@ -33,6 +34,11 @@ class Stored:
     offset: int  # bytes from the file's start
     dtype: str  # a key of DTYPES
     shape: tuple[int, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the numbers."""
+        return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
 
     def read(self) -> Array:
         """The numbers as the file stores them; bfloat16 as its bits (widen() makes numbers of them)."""
@@ -87,8 +93,7 @@ class Checkpoint:
         files, warning = weight_files(folder, named)
         self.warnings = (warning,) if warning else ()
         for path in files:
-            for name, stored in _safetensors(path) if path.suffix == ".safetensors" else _pickled(path):
-                found[name] = stored
+            found |= _safetensors(path) if path.suffix == ".safetensors" else dict(_pickled(path))
         bare = not any(name.startswith(prefix) for name in found)
         self.tensors = {
             f"{prefix}{name}" if bare and not name.startswith(f"{head}.") else name: stored
@@ -96,8 +101,8 @@ class Checkpoint:
         }
 
 
-def _safetensors(path: Path) -> Iterator[tuple[str, Stored]]:
-    """Each tensor's name and place.
+def _safetensors(path: Path) -> dict[str, Stored]:
+    """Each tensor's place by its name.
 
     Format: https://github.com/huggingface/safetensors#format: u64 length, JSON, data.
     """
@@ -113,9 +118,15 @@ def _safetensors(path: Path) -> Iterator[tuple[str, Stored]]:
         raise ModelFileError(path, f"cannot be read ({error}); it is damaged or cut short") from error
     if not isinstance(header, dict):
         raise ModelFileError(path, "has no list of tensors in its header; it is damaged")
-    for name, entry in header.items():
-        if name != "__metadata__":
-            yield name, _stored(path, name, entry, 8 + length, size)
+    found = {name: _stored(path, name, entry, 8 + length, size) for name, entry in header.items() if name != METADATA}
+    end = 8 + length
+    for name, stored in sorted(found.items(), key=lambda item: (item[1].offset, item[1].n_bytes)):
+        if stored.offset != end:  # the format has neither gaps nor overlaps, and transformers refuses them too
+            raise ModelFileError(path, f"{name:.200} does not begin where the tensor before it ends; it is damaged")
+        end += stored.n_bytes
+    if end != size:
+        raise ModelFileError(path, f"goes on for {size - end} bytes after its last tensor; it is damaged")
+    return found
 
 
 def _stored(path: Path, name: str, entry: object, data: int, size: int) -> Stored:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memdec_edge.errors import ModelFileError
-from memdec_edge.files import atomic_path, refuse_existing, scratch_path
+from memdec_edge.files import atomic_path, refuse_existing, refuse_input, scratch_path
 from memdec_edge.options import ConvertOptions
 from memdec_edge.progress import progress
 
@@ -48,6 +48,7 @@ def convert(options: ConvertOptions) -> ConvertReport:
     """
     refuse_existing(options.outfile, options.overwrite)
     refuse_what_is_no_checkpoint(options.checkpoint)
+    refuse_input(options.outfile, _inputs(options))
     config = read_config(options.checkpoint)
     checkpoint = Checkpoint(options.checkpoint, config.architecture.prefix, config.architecture.head, config.weights)
     config, untied = tensors.settle_tying(config, checkpoint.tensors)
@@ -88,6 +89,12 @@ def convert(options: ConvertOptions) -> ConvertReport:
         warnings += quantized.warnings
     size, outtype = options.outfile.stat().st_size, quantized.outtype if quantized else written
     return ConvertReport(options.outfile, outtype, size, len(planned), tuple(warnings), verification, quantized)
+
+
+def _inputs(options: ConvertOptions) -> list[Path]:
+    """The files that must outlast the conversion. A GGUF in the checkpoint's folder is none: an earlier run made it."""
+    named = [path for path in (options.base, options.types.text) if path is not None]
+    return [*named, *(path for path in options.checkpoint.iterdir() if path.suffix != ".gguf")]
 
 
 def _announce(

@@ -16,7 +16,7 @@ from gguf.constants import GGMLQuantizationType as Kind
 
 from memdec_edge.documents import GENERAL, read_documents
 from memdec_edge.errors import ModelFileError, OutputError
-from memdec_edge.files import atomic_path, refuse_existing
+from memdec_edge.files import atomic_path, refuse_existing, refuse_input
 from memdec_edge.gguf import guard, parts
 from memdec_edge.gguf.header import Header, TensorInfo
 from memdec_edge.llama.model import Model
@@ -60,6 +60,8 @@ def quantize(options: QuantizeOptions) -> QuantizeReport:
     ModelFileError for a source that is quantised already, or of which llama.cpp cannot make the type.
     """
     refuse_existing(options.outfile, options.overwrite)
+    text = [options.types.text] if options.types.text else []
+    refuse_input(options.outfile, [*parts.files(options.source), *text])
     with atomic_path(options.outfile) as part:
         return make_quantized(options.source, part, options.types, options.outfile, options.allow_requantize)
 

@@ -89,7 +89,7 @@ def serve() -> NoReturn:
             answer = True, getattr(importlib.import_module(module), attribute)(*arguments)
         except KeyboardInterrupt:
             answer = False, Cancelled()
-        except MemdecError as error:
+        except (MemdecError, OSError, MemoryError) as error:  # the parent says it in one line
             answer = False, error
         except Exception as error:  # a fault of ours: the traceback is of use only here
             traceback.print_exc()

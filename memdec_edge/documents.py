@@ -5,12 +5,14 @@ Evaluation and training read text through this module. Knows nothing of tokens, 
 
 import json
 from pathlib import Path
+from typing import BinaryIO
 
 from memdec_edge.errors import CorpusError, MissingFileError
 from memdec_edge.files import MANIFEST
 
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl")
 SPLITS = ("train", "valid", "test")
+ENDLESS = 1 << 30  # bytes from a pipe or device that are refused before they fill the memory
 GENERAL = Path(__file__).with_name("general.txt")  # a page of general English: what a memory must not spoil
 NO_TEXT = "no text in it; give .txt, .md or .jsonl files with some"
 HELD_OUT = "cache/test.jsonl"  # where training keeps the documents that it took out of a corpus, in its output folder
@@ -35,9 +37,20 @@ def read_text(path: Path) -> str:
     if not path.exists():
         raise MissingFileError(path, "text file")
     try:
-        return decode_text(path.read_bytes(), path)
+        if path.is_file():
+            return decode_text(path.read_bytes(), path)
+        with path.open("rb") as stream:
+            return read_stream(stream, path)
     except OSError as error:
         raise CorpusError(path, f"cannot be read ({error.strerror or error})") from error
+
+
+def read_stream(stream: BinaryIO, name: Path | str) -> str:
+    """Return all text that a pipe or device gives. Raises CorpusError as decode_text(), and for one without an end."""
+    data = stream.read(ENDLESS + 1)
+    if len(data) > ENDLESS:
+        raise CorpusError(name, f"gives over {ENDLESS >> 20} MiB and may have no end; give a file")
+    return decode_text(data, name)
 
 
 def split_files(path: Path) -> dict[str, list[Path]]:

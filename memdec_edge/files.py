@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,6 +24,13 @@ def refuse_existing(path: Path, overwrite: bool = False) -> None:
         raise ExistingOutputError(path, "it is no regular file; choose another path")
     if path.exists() and not overwrite:
         raise ExistingOutputError(path, "give `overwrite` to replace it, or choose another path")
+
+
+def refuse_input(path: Path, inputs: Iterable[Path]) -> None:
+    """Raise ExistingOutputError where `path` is one of the files that its content is made from, by whatever name."""
+    for other in inputs if path.exists() else ():
+        if other.exists() and path.samefile(other):
+            raise ExistingOutputError(path, f"it is made from {other}; choose another path")
 
 
 @contextmanager
@@ -68,11 +75,17 @@ def scratch_path(path: Path) -> Iterator[Path]:
             os.close(lock)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-written in `folder`, unless a process writes there at the moment."""
+    if (lock := _lock(folder)) is not None:
+        os.close(lock)
+
+
 def _lock(folder: Path) -> int | None:
     """Say that a process writes in `folder`, until the descriptor is closed or the process ends, however it ends.
 
-    Where no other process writes there, leftovers are removed. None where folders cannot be locked (Windows, some
-    network file systems): leftovers stay there.
+    Where no other process writes there, leftovers are removed. None where there is no folder, or where folders cannot
+    be locked (Windows, some network file systems): leftovers stay there.
     """
     try:
         import fcntl

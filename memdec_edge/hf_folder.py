@@ -90,12 +90,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def refuse_pointer(path: Path) -> None:
     """Raise ModelFileError for a pointer of Git LFS in place of a file."""
-    if path.is_file() and begins_with(path, LFS_POINTER):
+    if begins_with(path, LFS_POINTER):
         raise ModelFileError(path, "is a pointer of Git LFS and not the file; run git lfs pull in its folder")
 
 
 def begins_with(path: Path, magic: bytes) -> bool:
-    """Whether a file's first bytes are these. Raises ModelFileError."""
+    """Whether a file's first bytes are these; no pipe or device is waited for. Raises ModelFileError."""
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
             return file.read(len(magic)) == magic

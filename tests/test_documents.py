@@ -1,5 +1,6 @@
 """Reading text files as documents."""
 
+import io
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memdec_edge.documents import decode_text, read_documents
+from memdec_edge import documents
+from memdec_edge.documents import decode_text, read_documents, read_stream, read_text
 from memdec_edge.errors import CorpusError, MissingFileError
 
 
@@ -65,6 +67,14 @@ def test_an_empty_corpus_is_refused(tmp_path: Path, content: str) -> None:
 def test_half_a_surrogate_pair_in_json_becomes_a_question_mark(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b"}')
     assert read_documents(tmp_path) == ["a?b"]
+
+
+def test_a_stream_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "ENDLESS", 1 << 20)
+    with pytest.raises(CorpusError) as caught:
+        read_text(Path("/dev/zero"))
+    assert str(caught.value) == "/dev/zero: gives over 1 MiB and may have no end; give a file"
+    assert read_stream(io.BytesIO(b"caf\xc3\xa9"), "stdin") == "café"
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from memdec_edge.errors import ExistingOutputError, StageError
-from memdec_edge.files import MANIFEST, is_leftover, sha256, write_text
+from memdec_edge.files import MANIFEST, is_leftover, remove_leftovers, sha256, write_text
 
 from .lock import HOLDER, LOCK, FolderLock
 from .manifest import MadeFrom, Manifest, read_manifest
@@ -102,9 +102,7 @@ class Stage:
             self._standing, self._own, self.begun, self.manifest = self._wanted, certain, True, {}
             self.record()
         for folder in {self.folder, *((self.folder / pattern).parent for pattern in self._layout)}:
-            for path in folder.glob(".*"):
-                if is_leftover(path):
-                    path.unlink(missing_ok=True)
+            remove_leftovers(folder)
 
     def close(self) -> None:
         """Let other processes work in the folder."""
@@ -207,7 +205,7 @@ class Stage:
 
     def _refuse_what_is_not_ours(self) -> None:
         """Raise ExistingOutputError when something stands in a folder without a manifest."""
-        if self.folder.exists() and not self.folder.is_dir():
+        if (self.folder.exists() or self.folder.is_symlink()) and not self.folder.is_dir():  # or a link to nothing
             raise ExistingOutputError(self.folder)
         for path in sorted(self.folder.iterdir()) if self.folder.exists() else ():
             expected = any(other.resolve().is_relative_to(path.resolve()) for other in self._beside)
@@ -246,7 +244,7 @@ def open_stage(
     """Look at the stage in `folder`, there or not; nothing is changed before Stage.begin().
 
     inputs   what a user would call a file -> its SHA-256
-    options  what a user would call an option ("--k") -> its value
+    options  the field of an option -> its value
     layout   names of files that the stage will write, and glob patterns of what else it may write
     fresh    a stage that was made from something else, or is damaged, is to be redone
     unread   inputs that manifests of an earlier version name although nothing reads them

@@ -38,22 +38,22 @@ TRIAL_POSITIONS = 2048  # of validation text that a trial of a learning rate is 
 
 
 def settings(options: TrainOptions, processes: int) -> dict[str, Any]:
-    """What decides the weights, beside model and data: what a user would call an option -> its value."""
+    """What decides the weights, beside model and data: a field -> its value, or the word for None."""
     return {
-        "--from-scratch": options.from_scratch,
-        "--layers": options.layers or "all",
-        "--hidden": options.hidden or "as it was",
-        "--epochs": options.epochs,
-        "--steps": options.steps,
-        "--beta": options.beta,
-        "--lr": "auto" if options.lr is None else options.lr,
-        "--batch": options.cache.batch,
-        "--accumulate": options.accumulate,
-        "--seed": options.cache.seed,
-        "a warm-up share of": options.warmup,
-        "a weight decay of": options.weight_decay,
-        "gradients clipped at": options.clip,
-        "a number of processes of": processes,
+        "from_scratch": options.from_scratch,
+        "layers": options.layers or "all",
+        "hidden": options.hidden or "as it was",
+        "epochs": options.epochs,
+        "steps": options.steps,
+        "beta": options.beta,
+        "lr": "auto" if options.lr is None else options.lr,
+        "batch": options.cache.batch,
+        "accumulate": options.accumulate,
+        "seed": options.cache.seed,
+        "warmup": options.warmup,
+        "weight_decay": options.weight_decay,
+        "clip": options.clip,
+        "processes": processes,
     }
 
 

@@ -18,6 +18,14 @@ from memdec_edge.errors import ExistingOutputError
 from memdec_edge.files import MANIFEST
 
 FORMAT = 4  # raised when the meaning of a stage's files changes
+EARLIER = {  # what manifests of an earlier version call fields that have no flag; the others they call by their flag
+    "a validation share of": "valid_fraction",
+    "a test share of": "test_fraction",
+    "a warm-up share of": "warmup",
+    "a weight decay of": "weight_decay",
+    "gradients clipped at": "clip",
+    "a number of processes of": "processes",
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class MadeFrom:
 
     stage: str  # its kind
     inputs: Mapping[str, str]  # what a user would call a file -> its SHA-256
-    options: Mapping[str, Any]  # what a user would call an option -> its value
+    options: Mapping[str, Any]  # the field of an option -> its value
     format: Any = FORMAT
 
     @property
@@ -53,10 +61,11 @@ class MadeFrom:
             if before != after:
                 what = "is new" if before is None else "is gone" if after is None else "has changed"
                 return f"made with other inputs: {name} {what}"
-        for name in sorted({*old["options"], *new["options"]}):
-            before, after = old["options"].get(name), new["options"].get(name)
+        earlier, current = _by_field(old["options"]), _by_field(new["options"])
+        for name in sorted({*earlier, *current}):
+            before, after = earlier.get(name), current.get(name)
             if before != after:
-                return f"made with {name} {before}, now {after}"
+                return f"made with `{name}` {before}, now {after}"
         return ""
 
 
@@ -90,6 +99,11 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not objects or not isinstance(own, list) or not all(isinstance(name, str) for name in (stage, *own)):
         raise ExistingOutputError(path)
     return Manifest(MadeFrom(stage, inputs, options, body.get("format")), entries, body.get("own"))
+
+
+def _by_field(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a manifest, of an earlier version's too, by their fields; its identity keeps its own names."""
+    return {EARLIER.get(name) or name.removeprefix("--").replace("-", "_"): value for name, value in options.items()}
 
 
 def _plain(value: Any) -> Any:

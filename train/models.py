@@ -7,7 +7,8 @@ memory must see the tokens that it will see at run time. Knows nothing of corpor
 import copy
 import io
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,7 @@ from memdec_edge.errors import ModelFileError
 from memdec_edge.files import shown_name
 from memdec_edge.gguf.header import Header
 from memdec_edge.gguf.metadata import model_name
+from memdec_edge.hf_folder import read_json
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.pairing import MAX_PADDING
 
@@ -28,6 +30,7 @@ from .corpus import Encoder
 from .model_files import model_files
 
 SAME_MATRIX = 0.2  # relative distance; quantising a matrix in two ways makes 0.04 to 0.1, two trained ones over 1
+MAX_LAYERS = 1000  # of a model; the deepest ones have some 200
 _BLOCK_MLP = ("mlp", "feed_forward", "ffn")  # what architectures call it
 
 
@@ -58,6 +61,8 @@ def load_source(path: Path) -> Source:
     if is_gguf and len(files) > 1:
         advice = "join them with llama-gguf-split --merge"
         raise ModelFileError(path, f"is split into {len(files)} files, and transformers reads one; {advice}")
+    if not is_gguf:
+        _refuse_depth(path / "config.json")
     try:
         with quiet():
             model, found = transformers.AutoModelForCausalLM.from_pretrained(
@@ -71,6 +76,8 @@ def load_source(path: Path) -> Source:
         raise ModelFileError(path, f"transformers cannot load it as a causal LM ({reason})") from error
     if missing := sorted(found["missing_keys"]):  # transformers would leave them random
         raise ModelFileError(path, f"it has no tensor {missing[0]}; the file is damaged, or config.json is another's")
+    if left := _blocks_left_out(model, found["unexpected_keys"]):
+        raise ModelFileError(path, f"config.json has no place for {left}; it is another model's, or was edited")
     if is_gguf:
         _tie_again(model)
         gguf = Model(path, vocab_only=True)
@@ -78,6 +85,26 @@ def load_source(path: Path) -> Source:
     encoder = gguf_encoder(gguf) if is_gguf else _folder_encoder(path, tokenizer)
     name = Path(shown_name(path)).stem if is_gguf else model_name(path)["general.name"]
     return Source(path, name, model.eval(), tokenizer, encoder)
+
+
+def _refuse_depth(config: Path) -> None:
+    """Raise ModelFileError for a number of blocks that transformers would build for hours before it looks at a file."""
+    body = read_json(config)
+    inner = body.get("text_config")
+    for values in (body, inner if isinstance(inner, dict) else {}):
+        for name in ("num_hidden_layers", "n_layer", "num_layers"):
+            layers = values.get(name, 1)
+            if isinstance(layers, int) and not 1 <= layers <= MAX_LAYERS:
+                raise ModelFileError(config, f"{name} is {layers}; it must be from 1 to {MAX_LAYERS}")
+
+
+def _blocks_left_out(model: Any, unexpected: Iterable[str]) -> str:
+    """The first tensor of a block that the file has and the model lacks, or "".
+
+    Other tensors may be left out: files hold heads that are tied, and parts for seeing or hearing.
+    """
+    known = {re.sub(r"\.\d+\.", ".0.", name) for name in model.state_dict()}
+    return min((name for name in unexpected if re.sub(r"\.\d+\.", ".0.", name) in known), default="")
 
 
 @torch.no_grad()

@@ -95,6 +95,9 @@ def _base_losses(
 def _open(options: TrainOptions, cache: Cache, processes: int) -> Stage:
     inputs = {"the kNN cache": cache.stage.identity}
     source = options.init or options.cache.teacher
+    for field, given in (("init", options.init), ("teacher", options.cache.teacher)):
+        if given is not None and given.exists() and options.out.exists() and given.samefile(options.out):
+            raise OptionError(field, given, "is the output folder, and a memory cannot replace what it is made from")
     inputs |= digests(model_files(source), "initial model")
     unread = {f"initial model {name}" for name in unread_files(source)}
     if options.out.resolve().is_relative_to(options.cache.out.resolve()):

@@ -1,10 +1,10 @@
 """The memory before training: a copy of a source, or a smaller model started from it. Knows nothing of training.
 
-whole           all weights of the source
---layers        some of its blocks (train/layers.py says which); embedding, final norm and head kept
---hidden        a narrower model with fresh weights, its embedding the source's in its D strongest directions (SVD);
-                blocks sliced out of the source likewise learned more slowly than fresh ones (benchmarks/LOG.md)
---from-scratch  fresh weights throughout, in the shape that the others say
+whole         all weights of the source
+layers        some of its blocks (train/layers.py says which); embedding, final norm and head kept
+hidden        a narrower model with fresh weights, its embedding the source's in its D strongest directions (SVD);
+              blocks sliced out of the source likewise learned more slowly than fresh ones (benchmarks/LOG.md)
+from_scratch  fresh weights throughout, in the shape that the others say
 """
 
 import copy

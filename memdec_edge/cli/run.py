@@ -68,7 +68,9 @@ def run(
         raise OptionError("grammar_file", grammar_file, "given beside `grammar`; give one of the two")
     memories = memory_options(memory, scaled)
     if grammar_file:
-        sampler = sampling(grammar=_text_of(grammar_file))
+        if not (grammar := _text_of(grammar_file)).strip():
+            raise OptionError("grammar_file", grammar_file, "is empty; give a file with a grammar")
+        sampler = sampling(grammar=grammar)
     set_verbose(verbose)
     from memdec_edge.api import open_model
 
@@ -138,13 +140,13 @@ def _origin(opened: "Memory", total: float | None) -> str:
 
 def _text_of(path: Path | None) -> str:
     """Return a text file, or stdin, without the newline that ends it, as llama.cpp reads prompts."""
-    from memdec_edge.documents import decode_text, read_text
+    from memdec_edge.documents import read_stream, read_text
 
     if path is not None:
         return read_text(path).removesuffix("\n")
     if sys.stdin.isatty():
         note("reading the prompt from the terminal; end it with Ctrl-D")
-    return decode_text(sys.stdin.buffer.read(), "stdin").removesuffix("\n")
+    return read_stream(sys.stdin.buffer, "stdin").removesuffix("\n")
 
 
 def _explain_weights(weights: tuple[float, ...], helps: bool, verbose: bool) -> None:

@@ -59,6 +59,7 @@ PLACEHOLDERS: dict[str, float] = {
     **dict.fromkeys(PERPLEXITIES, math.nan),
     **dict.fromkeys(ONLINE, math.nan),
 }  # convert writes these side by side in this order, and patch() may change them
+SINGLE = (SCHEMA_VERSION, ROLE, DOMAIN, TOKENIZER_SHA256, TOKENIZER_N_TOKENS, EVAL_DATASET, *PLACEHOLDERS)
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,15 @@ def read(path: Path | str) -> tuple[dict[str, Scalar], list[TensorInfo]]:
     Raises MissingFileError and ModelFileError. Takes 15-60 ms, whatever the file's size.
     """
     with Header(path) as header:
-        return header.scalars(), header.tensors
+        return single_values(header), header.tensors
+
+
+def single_values(header: Header) -> dict[str, Scalar]:
+    """Every single value of a GGUF. Raises ModelFileError for an array under a key of SINGLE, which would not count."""
+    for key in SINGLE:
+        if (entry := header.entries.get(key)) and entry.count is not None:
+            raise ModelFileError(header.path, f"{key} is an array, not a single value; make the file again")
+    return header.scalars()
 
 
 def patch(path: Path | str, values: Mapping[str, float]) -> None:

@@ -80,6 +80,7 @@ class Constraint:
     def accept(self, token: int) -> None:
         """Go on by `token`. Raises DecodeError where it may not come next."""
         if not self.allows(token) or not self._matcher.consume_token(token):
+            self._require_sound()
             raise DecodeError(f"token {token} does not follow the {self.name} here")
 
     def reset(self) -> None:

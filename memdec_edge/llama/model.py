@@ -16,6 +16,7 @@ import llama_cpp
 from memdec_edge.errors import CorpusError, DecodeError, ModelFileError
 from memdec_edge.gguf import guard
 from memdec_edge.gguf.header import Header, Scalar
+from memdec_edge.gguf.metadata import single_values
 from memdec_edge.llama import library
 from memdec_edge.llama.library import Owned
 from memdec_edge.llama.stack import call_with_stack, refuse_long_runs, stack_for
@@ -52,7 +53,7 @@ class Model:
         with Header(self.path) as header:
             refuse = guard.refuse_what_aborts if tried else refuse_what_ends
             refuse(header, vocab_only=vocab_only)
-            self.metadata: dict[str, Scalar] = header.scalars()
+            self.metadata: dict[str, Scalar] = single_values(header)
         library.start()
         params = llama_cpp.llama_model_default_params()
         params.vocab_only = vocab_only

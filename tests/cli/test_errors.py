@@ -142,6 +142,14 @@ def test_prompts_that_are_not_utf8_are_refused(family: Family, tmp_path: Path) -
     assert error_of("run", "-m", family.base, stdin=b"caf\xe9") == f"stdin: {line}"
 
 
+@pytest.mark.parametrize("content", ["", "\n", " \n\n"])
+def test_an_empty_grammar_file_is_no_absence_of_a_grammar(family: Family, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "empty.gbnf"
+    path.write_text(content)
+    error = error_of("run", "-m", family.base, "-p", "x", "--grammar-file", path, code=2)
+    assert error == f"--grammar-file is {path}: is empty; give a file with a grammar"
+
+
 def test_prompt_files_that_cannot_be_read_are_refused(family: Family, tmp_path: Path) -> None:
     none = tmp_path / "none.txt"
     assert error_of("run", "-m", family.base, "-f", none) == f"{none}: no such text file; check the path"

@@ -3,8 +3,10 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,28 @@ def test_an_existing_file_is_replaced_only_where_overwrite_is_given(family: Fami
     assert out.read_text() == "mine"
     assert to_gguf(family.memory_checkpoint, out, overwrite=True).n_bytes == out.stat().st_size
     assert list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("link", [None, os.link, os.symlink])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "notes.md", "base.gguf"])
+def test_overwrite_replaces_nothing_that_the_file_is_made_from(
+    family: Family, checkpoint: Path, tmp_path: Path, name: str, link: Callable[[Path, Path], None] | None
+) -> None:
+    base = Path(shutil.copy(family.base, tmp_path / "base.gguf"))
+    (checkpoint / "notes.md").write_text("mine")
+    given = out = base if name == base.name else checkpoint / name
+    if link:
+        link(given, out := tmp_path / "memdec-link.gguf")
+    before = given.read_bytes()
+    with pytest.raises(ExistingOutputError) as caught:
+        to_gguf(checkpoint, out, base=base, overwrite=True)
+    assert str(caught.value) == f"{out} exists and is not overwritten; it is made from {given}; choose another path"
+    assert given.read_bytes() == before
+
+
+def test_a_gguf_of_an_earlier_run_in_the_checkpoint_is_overwritten(checkpoint: Path) -> None:
+    for overwrite in (False, True):
+        assert to_gguf(checkpoint, checkpoint / "memdec-own.gguf", overwrite=overwrite).n_bytes > 0
 
 
 @pytest.mark.parametrize("length", [0, 4, 300, 100_000])

@@ -61,6 +61,11 @@ def test_a_file_of_a_checkpoint_names_the_folder_to_give(checkpoint: Path) -> No
     )
 
 
+def test_a_pipe_in_place_of_a_checkpoint_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert refused(tmp_path / "pipe").startswith(f"{tmp_path / 'pipe'}: is a file and no checkpoint folder")
+
+
 @pytest.mark.parametrize("place", ["checkpoint-500", "snapshots/0123456789abcdef"])
 def test_a_folder_of_checkpoints_names_the_newest_one(checkpoint: Path, tmp_path: Path, place: str) -> None:
     folder = tmp_path / "many"

@@ -2,10 +2,12 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,22 @@ def test_an_existing_file_is_replaced_only_where_overwrite_is_given(wide: Path, 
     assert out.read_text() == "mine"
     quantize(QuantizeOptions(wide, out, types, overwrite=True))
     assert kinds(out)[EMBEDDING] == Q8_0
+
+
+@pytest.mark.parametrize("link", [None, os.link, os.symlink])
+@pytest.mark.parametrize("name", ["source.gguf", "text.md"])
+def test_overwrite_replaces_neither_the_source_nor_the_text(
+    family: Family, tmp_path: Path, name: str, link: Callable[[Path, Path], None] | None
+) -> None:
+    source = Path(shutil.copy(family.base, tmp_path / "source.gguf"))
+    (tmp_path / "text.md").write_text("mine")
+    given = out = tmp_path / name
+    if link:
+        link(given, out := tmp_path / "link.gguf")
+    before = given.read_bytes()
+    with pytest.raises(ExistingOutputError, match=f"it is made from {given}; choose another path"):
+        quantize(QuantizeOptions(source, out, QuantTypes("q8_0", text=tmp_path / "text.md"), overwrite=True))
+    assert given.read_bytes() == before
 
 
 def test_a_type_that_llama_cpp_refuses_is_an_error_with_its_reason_and_leaves_nothing(wide: Path, out: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from memdec_edge.errors import MissingFileError, ModelFileError
@@ -109,6 +110,26 @@ def test_a_distributed_checkpoint_is_refused_since_transformers_would_read_it_fi
     shutil.copy(checkpoint / SINGLE, checkpoint / "shard-00000-model-00001-of-00001.safetensors")
     with pytest.raises(ModelFileError, match=r"shard-00000-.*: is part of a distributed checkpoint; .*save_pretrained"):
         to_gguf(checkpoint, out)
+
+
+@pytest.mark.parametrize(("shift", "longer"), [(-4, 0), (4, 4), (0, 4)])
+def test_tensors_that_overlap_or_leave_a_gap_are_refused_as_transformers_does(
+    checkpoint: Path, out: Path, shift: int, longer: int
+) -> None:
+    path = checkpoint / SINGLE
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + size])
+    last = max((name for name in header if name != "__metadata__"), key=lambda name: header[name]["data_offsets"])
+    header[last]["data_offsets"] = [at + shift for at in header[last]["data_offsets"]]
+    head = json.dumps(header).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + raw[8 + size :] + bytes(longer))
+    with pytest.raises(SafetensorError):
+        load_file(path)
+    with pytest.raises(
+        ModelFileError, match=f"({last} does not begin where|goes on for 4 bytes after).*; it is damaged"
+    ):
+        to_gguf(checkpoint, out, "f32")
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", SINGLE])

@@ -21,7 +21,9 @@ from memdec_edge.errors import MissingFileError, ModelFileError
 from memdec_edge.gguf import metadata
 from memdec_edge.gguf.header import Header
 from memdec_edge.gguf.metadata import GATE, LAMBDA, PPL_BASE, TEMPERATURE, MemoryMetadata
+from memdec_edge.llama.model import Model
 from tests.conftest import PADDING, Family
+from tests.support import raw_gguf
 
 FUZZ = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -176,6 +178,17 @@ KEYS = st.sampled_from(
     [*metadata.PLACEHOLDERS, metadata.ROLE, metadata.SCHEMA_VERSION, metadata.TOKENIZER_N_TOKENS, "memdec_edge.train.k"]
 )
 VALUES = st.one_of(st.text(max_size=12), st.floats().map(str), st.integers().map(str), st.just("memory"))
+
+
+@pytest.mark.parametrize("key", metadata.SINGLE)
+def test_an_array_in_place_of_a_value_does_not_count_as_none(family: Family, tmp_path: Path, key: str) -> None:
+    raw = raw_gguf.read(family.memory)
+    raw.set(key, [1, 2])
+    path = raw.write(tmp_path / "memdec-odd.gguf")
+    for opened in (metadata.read, Model):
+        with pytest.raises(ModelFileError) as caught:
+            opened(path)
+        assert str(caught.value) == f"{path}: {key} is an array, not a single value; make the file again"
 
 
 @FUZZ

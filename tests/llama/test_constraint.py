@@ -142,6 +142,20 @@ def test_a_token_that_may_not_come_is_a_typed_error_and_changes_nothing(tiny: Mo
     assert stands.allows(0)
 
 
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        ({"grammar": 'root ::= ((("a"{1000}){1000}){1000})'}, b"a"),
+        ({"json_schema": '{"type": "string", "pattern": "^((a{1000}){1000}){1000}$"}'}, b'"'),
+    ],
+)
+def test_a_limit_that_a_text_runs_into_is_named(tiny: Model, options: dict[str, str], first: bytes) -> None:
+    made = constraint_of(SamplingOptions(**options), tiny)  # type: ignore[arg-type]
+    assert made is not None
+    with pytest.raises(NumericsError, match=r"cannot be followed any further here \((lexer|parser) error: "):
+        made.accept(tiny.pieces.index(first))
+
+
 def test_ends_come_only_where_the_text_may_end_and_nothing_comes_after(tiny: Model) -> None:
     stands = constraint(tiny, json_schema='{"type": "integer", "minimum": 1, "maximum": 19}')
     row = np.zeros(tiny.n_vocab, np.float32)

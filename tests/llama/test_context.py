@@ -103,10 +103,10 @@ def test_cancel_from_another_thread_stops_a_long_prefill_and_the_cache_is_clean(
     tokens = smollm2.tokenize("word " * 3000)[:3000]
     timer = threading.Timer(0.3, context.cancel)
     timer.start()
-    started = time.perf_counter()
+    started = time.process_time()  # of this process: a busy machine does not count
     with pytest.raises(Cancelled):
         context.feed(tokens)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     timer.join()
     clean = Context(smollm2, LoadOptions(threads=1), 4096)
     np.testing.assert_array_equal(context.feed(tokens[:9]).argmax(), clean.feed(tokens[:9]).argmax())
@@ -138,14 +138,14 @@ def test_what_a_signal_handler_raises_stops_a_long_decode_and_comes_through(
     before = signal.signal(number, handler)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
     timer.start()
-    started = time.perf_counter()
+    started = time.process_time()  # of this process: a busy machine does not count
     try:
         with pytest.raises(raised) as error:
             context.feed(tokens)
     finally:
         timer.join()
         signal.signal(number, before)
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
     assert str(error.value) == {TooLateError: "at last", SystemExit: "7"}.get(raised, "")
     assert len(context.feed(tokens[:3])) == smollm2.n_vocab  # the flag is down again
     context.close()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from memdec_edge.errors import ExistingOutputError, StageError
-from memdec_edge.files import MANIFEST, sha256
+from memdec_edge.files import MANIFEST, atomic_path, sha256
 from memdec_edge.train import shards
 from memdec_edge.train.artifacts import Stage, open_stage
 from memdec_edge.train.shards import Arrays
@@ -21,7 +21,7 @@ LAYOUT = ("*.safetensors", "keys/*.safetensors", "sub/*.safetensors")
 
 
 def opened(folder: Path, *, fresh: bool = False, digest: str = "1", k: int = 4) -> Stage:
-    return open_stage(folder, "test", {"corpus a.txt": digest}, {"--k": k}, LAYOUT, fresh)
+    return open_stage(folder, "test", {"corpus a.txt": digest}, {"k": k}, LAYOUT, fresh)
 
 
 def begun(folder: Path, *, fresh: bool = False, digest: str = "1", k: int = 4) -> Stage:
@@ -90,8 +90,27 @@ def test_a_changed_input_is_named_unless_fresh(tmp_path: Path) -> None:
 
 def test_a_changed_option_is_named_with_both_values(tmp_path: Path) -> None:
     begun(tmp_path)
-    with pytest.raises(StageError, match="made with --k 4, now 8; use another output folder, or `fresh`"):
+    with pytest.raises(StageError, match="made with `k` 4, now 8; use another output folder, or `fresh`"):
         opened(tmp_path, k=8)
+
+
+def test_options_that_an_earlier_version_recorded_by_their_flags_are_the_same_options(tmp_path: Path) -> None:
+    def look(now: dict[str, float], before: dict[str, float]) -> Stage:
+        folder = tmp_path / "out"
+        shutil.rmtree(folder, ignore_errors=True)
+        with closing(open_stage(folder, "test", {}, before)) as stage:
+            stage.begin()
+            stage.write("a.safetensors", {"x": np.zeros(1)})
+        return open_stage(folder, "test", {}, now)
+
+    earlier = {"--knn-temp": 2.0, "--k": 4, "a validation share of": 0.05, "gradients clipped at": 1}
+    now = {"knn_temp": 2, "k": 4, "valid_fraction": 0.05, "clip": 1.0}
+    again = look(now, earlier)
+    assert again.begun
+    assert again.read("a.safetensors")["x"] == [0]
+    for name, value, was in (("knn_temp", 3, 2), ("valid_fraction", 0.1, 0.05), ("clip", 2, 1)):
+        with pytest.raises(StageError, match=f"made with `{name}` {was}, now {value};"):
+            look(now | {name: value}, earlier)
 
 
 def test_a_shard_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -203,7 +222,7 @@ def test_nothing_is_written_over_a_file_that_the_stage_has_not_made(tmp_path: Pa
 
 def test_a_file_that_is_certain_to_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
     def look(k: int, fresh: bool = False) -> Stage:
-        return open_stage(tmp_path, "test", {}, {"--k": k}, ("curves.png",), fresh)
+        return open_stage(tmp_path, "test", {}, {"k": k}, ("curves.png",), fresh)
 
     stage = look(1)
     with closing(stage):
@@ -227,11 +246,11 @@ def test_a_manifest_of_an_earlier_version_owns_what_its_layout_names(tmp_path: P
     del body["own"]
     (tmp_path / MANIFEST).write_text(json.dumps(body))
     put(tmp_path, "keys/mine.safetensors", "mine.txt")
-    again = open_stage(tmp_path, "test", {"corpus a.txt": "1"}, {"--k": 4}, (*LAYOUT, "metrics.jsonl"))
+    again = open_stage(tmp_path, "test", {"corpus a.txt": "1"}, {"k": 4}, (*LAYOUT, "metrics.jsonl"))
     assert again.manifest["trust"] == {"slope": 1.0}
     with closing(again):
         again.begin()
-    redone = open_stage(tmp_path, "test", {"corpus a.txt": "1"}, {"--k": 5}, (*LAYOUT, "metrics.jsonl"), fresh=True)
+    redone = open_stage(tmp_path, "test", {"corpus a.txt": "1"}, {"k": 5}, (*LAYOUT, "metrics.jsonl"), fresh=True)
     with closing(redone):
         redone.begin()
     assert names(tmp_path) == ["keys", "keys/mine.safetensors", MANIFEST, "mine.txt"]
@@ -281,11 +300,20 @@ from memdec_edge.files import atomic_path
 with atomic_path(Path(sys.argv[1]) / "manifest.json"), atomic_path(Path(sys.argv[1]) / "keys" / "00000.safetensors"):
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], timeout=120)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], timeout=600)
     leftovers = [path for path in tmp_path.rglob(".*") if path.is_file()]
     assert len(leftovers) == 2
     begun(tmp_path)
     assert not any(path.exists() for path in leftovers)
+
+
+def test_what_another_process_is_writing_in_the_folder_is_no_leftover(tmp_path: Path) -> None:
+    begun(tmp_path).write("keys/a.safetensors", {"x": np.zeros(1)})
+    with atomic_path(tmp_path / "keys" / "mine.gguf") as part, atomic_path(tmp_path / "memdec-mine.gguf") as other:
+        for path in (part, other):
+            path.write_text("whole")
+        begun(tmp_path)
+    assert (tmp_path / "keys" / "mine.gguf").read_text() == (tmp_path / "memdec-mine.gguf").read_text() == "whole"
 
 
 def test_a_users_dotfiles_are_never_taken_for_leftovers(tmp_path: Path) -> None:
@@ -343,7 +371,7 @@ except OutputError as error:
 stage.close()
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=600, check=True
     )
     assert done.stdout.startswith(f"{tmp_path / 'a.safetensors'} could not be written: ")
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]

@@ -74,7 +74,7 @@ def test_fresh_with_another_rate_redoes_the_memory_and_keeps_the_cache_and_what_
 def test_a_full_disk_is_an_output_error(room: Path, tmp_path: Path) -> None:
     program = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n" + ONCE
     done = subprocess.run(
-        [sys.executable, "-c", program, str(room), str(tmp_path)], capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", program, str(room), str(tmp_path)], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == OutputError("", "").exit_code
     assert done.stdout.startswith(f"{tmp_path / 'memory' / 'best.safetensors'} could not be written: ")

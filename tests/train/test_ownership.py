@@ -114,6 +114,36 @@ def test_a_memory_inside_the_cache_is_refused(room: Path, tmp_path: Path, inside
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize("field", ["init", "teacher"])
+def test_a_memory_is_never_redone_from_itself(room: Path, tmp_path: Path, field: str) -> None:
+    out = Path(shutil.copytree(room / "teacher", tmp_path / "memory"))
+    link = tmp_path / "link"
+    link.symlink_to(out)
+    before = content(out)
+    options = train_options(room, out, steps=2, beta=0.0, fresh=True)
+    for given in (out, link):
+        changed = {"init": given} if field == "init" else {"cache": replace(options.cache, teacher=given)}
+        with pytest.raises(OptionError, match=f"{field} is {given}: is the output folder"):
+            train(replace(options, **changed))
+    assert content(out) == before
+
+
+@pytest.mark.parametrize("kind", ["file", "link to a file", "link to nothing", "pipe"])
+def test_an_output_folder_that_is_none_is_refused_and_kept(room: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    if kind == "pipe":
+        os.mkfifo(out)
+    elif kind == "file":
+        out.write_text("mine")
+    else:
+        out.symlink_to(tmp_path / "other")
+        if kind == "link to a file":
+            (tmp_path / "other").write_text("mine")
+    with pytest.raises(ExistingOutputError) as caught:
+        build_cache(cache_options(room, out=out))
+    assert str(caught.value) == f"{out} exists and is not overwritten; remove it or choose another path"
+
+
 def test_a_second_run_is_refused_while_the_first_is_at_work(room: Path, tmp_path: Path) -> None:
     cache = own_cache(room, tmp_path)
     out = tmp_path / "memory"

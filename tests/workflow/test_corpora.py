@@ -28,16 +28,16 @@ from memdec_edge.workflow.corpora import (
 
 DOMAINS: tuple[Domain, ...] = ("medicine", "licences")
 BUDGETS = (600_000, 60_000, 60_000)
-SECONDS = {"medicine": 10.0, "licences": 30.0}
+SECONDS = {"medicine": 10.0, "licences": 30.0}  # of CPU time: a busy machine does not count
 SPLITS = ("train", "valid", "test")
 
 
 @pytest.fixture(scope="module", params=DOMAINS)
 def corpus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CorpusReport]:
     folder = tmp_path_factory.mktemp(request.param)
-    began = time.perf_counter()
+    began = time.process_time()
     report = write_corpus(request.param, folder, *BUDGETS, seed=7)
-    assert time.perf_counter() - began < SECONDS[request.param]
+    assert time.process_time() - began < SECONDS[request.param]
     return folder, report
 
 

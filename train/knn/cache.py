@@ -69,18 +69,18 @@ class Cache:
         """Open it; nothing is written before fill_cache(). Raises what open_stage() and model_files() raise."""
         self.options = options
         chosen = {
-            "--finetune-teacher": options.finetune_teacher,
-            "--key": options.key,
-            "--target": options.target,
-            "--k": options.k or DEFAULT_K,
-            "--knn-temp": options.knn_temp or "auto",
-            "--search": options.search,
-            "--top-mass": options.top_mass,
-            "--block": options.block,
-            "a validation share of": options.valid_fraction,
-            "a test share of": options.test_fraction,
-            "--max-tokens": options.max_tokens,
-            "--seed": options.seed,
+            "finetune_teacher": options.finetune_teacher,
+            "key": options.key,
+            "target": options.target,
+            "k": options.k or DEFAULT_K,
+            "knn_temp": options.knn_temp or "auto",
+            "search": options.search,
+            "top_mass": options.top_mass,
+            "block": options.block,
+            "valid_fraction": options.valid_fraction,
+            "test_fraction": options.test_fraction,
+            "max_tokens": options.max_tokens,
+            "seed": options.seed,
         }
         texts = [file for files in split_files(options.corpus).values() for file in files]
         root = options.corpus if options.corpus.is_dir() else options.corpus.parent
