@@ -24,13 +24,15 @@ def sorted_prefixes(tokens: Tokens, n_vocab: int, advance: Advance = lambda coun
     inside = tokens < n_vocab
     prefixes = np.empty(np.count_nonzero(inside[1:] & inside[:-1]), np.uint32)
     del inside
-    ends = np.empty(n_vocab, np.uint64)
+    ends: npt.NDArray[np.uint64] = np.empty(n_vocab, np.uint64)
     kernels.group_prefixes(tokens, n_vocab, prefixes, ends)
     start = 0
     while start < len(prefixes):
-        end = int(ends[np.searchsorted(ends, start, "right")])  # of the first group, and as many as a part has room for
-        more = int(ends[max(np.searchsorted(ends, start + PART, "right") - 1, 0)])
-        kernels.sort_prefixes(tokens, n_vocab, prefixes[start : max(end, more)], 1 if more <= end else 0)
-        advance(max(end, more) - start)
-        start = max(end, more)
+        end = int(ends[np.searchsorted(ends, start, "right")])  # of the first group, and of those a part has room for
+        last = int(np.searchsorted(ends, start + PART, "right")) - 1
+        several = last >= 0 and int(ends[last]) > end
+        end = int(ends[last]) if several else end
+        kernels.sort_prefixes(tokens, n_vocab, prefixes[start:end], 0 if several else 1)
+        advance(end - start)
+        start = end
     return prefixes
