@@ -16,9 +16,10 @@ from memdec_edge.errors import PairingError
 def check(
     *, model: Base, memory: Annotated[Path, typer.Option("-M", "--memory", metavar="FILE", help="Memory or index.")]
 ) -> None:
-    """Check that a base and a memory share a vocabulary, or that an index is of the base's tokenizer and undamaged.
+    """Check that a memory or an index fits a base.
 
-    The exit code is 0 or 1. An error names the first difference.
+    A memory must share the base's vocabulary. An index must have its tokenizer, and is read whole for damage. The exit
+    code is 0 or 1. An error names the first difference.
     """
     from memdec_edge.gguf import metadata
     from memdec_edge.llama.model import Model

@@ -1,5 +1,6 @@
 """The command index, and what show and check say of an index."""
 
+import os
 import signal
 import subprocess
 import time
@@ -35,7 +36,7 @@ def test_index_says_what_it_made_and_that_the_file_holds_the_text(family: Family
     done = memdec("index", text, "-m", family.base, "--out", path, "--add", text, "--json")
     found = last_json(done)
     assert done.stdout.startswith(f"{path}  0.0 MB  2 documents, {found['n_tokens']:,} tokens, ")
-    assert "trust by length of the match: " in done.stdout
+    assert "relative weight by the length of a match: " in done.stdout
     assert done.stderr.splitlines() == [
         "Warning: the name of an index should start with memdec-: memdec-own.gguf",
         f"{path} contains the text of the documents",
@@ -96,12 +97,14 @@ def test_errors_name_the_flag_and_the_next_step(family: Family, text: Path, inde
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_ends_indexing_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     docs, out = tmp_path / "docs.txt", tmp_path / "out"
-    docs.write_text((SENTENCE + "\n") * 60_000)
+    os.mkfifo(docs)
     child = subprocess.Popen(
         [*COMMAND, "index", docs, "-m", SMOLLM2, "--out", out / "memdec-x.gguf"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(1.2)
+    with docs.open("w") as pipe:  # opens once the command reads
+        pipe.write(SENTENCE * 60_000)
+    time.sleep(0.2)
     child.send_signal(number)
     _, err = child.communicate(timeout=60)
     assert (child.returncode, err.splitlines()[-1]) == (128 + number, "Error: stopped")
