@@ -58,15 +58,15 @@ class MemoryLlama(HookedLlama):
         self, model_path: str | Path, *, memories: Memories = (), lam: Lambda = "auto", force: bool = False,
         **options: Any,
     ) -> None:  # fmt: skip
+        self._open: dict[object, Memory] = {}
         self.n_mixed = 0  # rows so far in which a memory took part
         self._lam, self._force = _checked(lam), force
-        self._open: dict[object, Memory] = {}
         self._named: list[MemoryOptions] = []
         self._timeline = _Timeline(MemoryMixture.of(()), 0)
         super().__init__(model_path, **options)
         try:
-            self._scratch: Row = np.empty(self._n_vocab, np.float32)  # the base's own last row, once it was mixed
-            self.set_memories(memories)
+            self._scratch: Row = np.empty((1, self._n_vocab), np.float32)  # the base's own rows of the last decode
+            self._mix_these([_named(memory) for memory in memories], lam)
         except BaseException:
             self.close()
             raise
@@ -76,10 +76,14 @@ class MemoryLlama(HookedLlama):
     def set_memories(self, memories: Memories) -> None:
         """Mix these memories from the next decode on, and no others; see the class for what they may be.
 
-        A memory that is open stays open, and the base keeps what it has read. Errors as in the constructor; then
-        nothing has changed.
+        A memory that is open stays open, and the base keeps what it has read. Where each has a weight of its own, `lam`
+        waits for one that has none. Errors as in the constructor; then nothing has changed.
         """
         named = [_named(memory) for memory in memories]
+        own = bool(named) and all(options.weight is not None for options in named)
+        self._mix_these(named, "auto" if own else self._lam)
+
+    def _mix_these(self, named: list[MemoryOptions], lam: Lambda) -> None:
         if len(named) > MAX_MEMORIES:
             raise OptionError("memories", f"a list of {len(named)}", f"at most {MAX_MEMORIES} can be mixed")
         opened: dict[object, Memory] = {}
@@ -89,7 +93,7 @@ class MemoryLlama(HookedLlama):
                 if key in opened:
                     raise OptionError("memories", options.path, "given twice; add up its weights")
                 opened[key] = self._open[key] if key in self._open else self._load(options.path)
-            self._choose(named, opened, self._lam)
+            self._choose(named, opened, lam)
         except BaseException:
             _close(memory for key, memory in opened.items() if key not in self._open)
             raise
@@ -173,12 +177,13 @@ class MemoryLlama(HookedLlama):
 
     def _piece(self, count: int) -> tuple[int, bool]:
         """How many of the next `count` tokens to decode at a time, and whether the row of each is wanted."""
-        before = self._timeline.first_evidence - 1 - self.n_tokens  # tokens that need no row
+        timeline, most = self._timeline, min(count, self.n_batch)
+        if not timeline.rule:
+            return most, False
+        before = timeline.first_evidence - 1 - self.n_tokens  # tokens whose rows say nothing of evidence
         if before > 0:
-            return min(count, before, self.n_batch), False
-        if self.n_tokens < self._timeline.prompt:
-            return min(count, SLICE, self.n_batch), True
-        return min(count, self.n_batch), False
+            return min(most, before), False
+        return min(most, SLICE), self.n_tokens < timeline.prompt
 
     def _read(self, tokens: list[int], every_row: bool) -> None:
         """Decode in all models, mix in place."""
@@ -189,21 +194,22 @@ class MemoryLlama(HookedLlama):
             rows = self.decode(tokens, every_row=every_row)
             first = len(whole) - len(rows)  # the token whose row is the first
             read = [_rows(memory.context, whole, first) for memory in timeline.memories]
+            if len(rows) > len(self._scratch):
+                self._scratch = np.empty_like(rows)
             for length, (row, *others) in enumerate(zip(rows, *read, strict=True), first + 1):
-                self._mix(row, others, length)
+                self._mix(row, others, length, self._scratch[length - first - 1])
                 timeline.note(length)
             self.keep_scores(rows)
         except BaseException:
             self.give_back(len(held))
             raise
 
-    def _mix(self, row: Row, others: list[Row], length: int) -> None:
-        """Mix the row after `length` tokens in place."""
-        timeline = self._timeline
-        self._scratch[:] = row
-        stats = mix(self._scratch, others, timeline.after(length), row)
+    def _mix(self, row: Row, others: list[Row], length: int, base: Row) -> None:
+        """Mix the row after `length` tokens in place, and leave what it was in `base`."""
+        base[:] = row
+        stats = mix(base, others, self._timeline.after(length), row)
         row[min(len(other) for other in others) :] = -np.inf  # no token that a memory could not read
-        timeline.keep_row(length, [self._scratch, *others], stats)
+        self._timeline.keep_row(length, [base, *others], stats)
         self.n_mixed += 1
 
     # --- the rest of Llama --------------------------------------------------------------------------------------------
@@ -241,7 +247,7 @@ class _Timeline:
         self._length = 0  # of the tokens from which _mixture has learned; 0: of none
         self._tokens: list[int] = []
         self._said: list[tuple[float, ...] | None] = []  # log-probs of each token, nats, the base's first
-        self._row: tuple[int, list[Row], list[RowStats]] | None = None  # the last: after how many tokens, of each model
+        self._rows: dict[int, tuple[list[Row], list[RowStats]]] = {}  # of the last decode, by the tokens before them
 
     @property
     def first_evidence(self) -> int:
@@ -264,20 +270,20 @@ class _Timeline:
             self._length = 0
         self._said[shared:] = [None] * (len(whole) - shared)
         self._tokens = whole
-        if shared >= len(held) and self._row and self._row[0] == len(held):
+        if shared >= len(held):
             self.note(len(held))
-        self._row = None  # the decode that comes overwrites it
+        self._rows.clear()  # the decode that comes overwrites them
 
     def keep_row(self, length: int, rows: list[Row], stats: list[RowStats]) -> None:
-        """The rows after `length` tokens, unmixed; the caller leaves them as they are until note()."""
+        """The rows after `length` tokens, of each model, unmixed; they stay as they are until extend()."""
         if self.rule:
-            self._row = (length, rows, stats)
+            self._rows[length] = (rows, stats)
 
     def note(self, at: int) -> None:
-        """Keep what the last row said of the token at a place, if there is one."""
-        if self._row and at < len(self._tokens) and self._said[at] is None:
+        """Keep what the row before the token at a place said of it, if that row is of the last decode."""
+        if at in self._rows and at < len(self._tokens) and self._said[at] is None:
+            rows, stats = self._rows[at]
             temperatures = (1.0, *self._mixture.temperatures)
-            _, rows, stats = self._row
             self._said[at] = tuple(
                 stat.log_prob(row, self._tokens[at], temperature)
                 for row, stat, temperature in zip(rows, stats, temperatures, strict=True)
