@@ -56,7 +56,7 @@ def test_a_row_that_was_mixed_otherwise_is_mixed_anew_before_it_is_sampled(llama
     """Also where a repeat would decode nothing."""
     prompt, found = llama.tokenize(PROMPT.encode()), []
     for lam in (0.6, 0, 1, "auto", 0.6):
-        llama.lam = lam  # type: ignore[assignment]
+        llama.lam = lam
         next(llama.generate(prompt, temp=0.0))
         found.append(row(llama))
     assert all((one != other).any() for one, other in pairwise(found))
@@ -82,7 +82,7 @@ def test_a_memory_that_stays_is_not_opened_again_unless_its_file_was_replaced(
 
 
 def test_a_weight_of_its_own_is_taken_as_it_is_and_the_others_share_lambda(family: Family) -> None:
-    memories = [(family.memory, 0.1), str(family.padded)]
+    memories: list[Any] = [(family.memory, 0.1), str(family.padded)]
     with closing(MemoryLlama(family.base, memories=memories, lam=0.5, **PLAIN)) as llama:
         assert list(llama.weights.values()) == [0.1, 0.5]
         llama.lam = "auto"  # fixed, since one is
