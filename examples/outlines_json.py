@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--about", default="Anaemia", help="what the record describes")
     args = parser.parse_args()
     llama = MemoryLlama(args.base, memories=[args.memory], n_ctx=1024, verbose=False)
-    # outlines' usual backend needs numba, 150 MB; memdec-edge brings llguidance anyway.
+    # outlines' usual backend needs numba, 200 MB; memdec-edge brings llguidance anyway.
     generate = outlines.Generator(outlines.from_llamacpp(llama), Disease, backend="llguidance")
     answer = generate(f"Describe this disease in JSON: {args.about}", max_tokens=200, temperature=0.0)
     print(Disease.model_validate_json(answer).model_dump_json(indent=2))
