@@ -58,7 +58,7 @@ class MemoryLlama(HookedLlama):
         self, model_path: str | Path, *, memories: Memories = (), lam: Lambda = "auto", force: bool = False,
         **options: Any,
     ) -> None:  # fmt: skip
-        self._open: dict[object, Memory] = {}
+        self._open: dict[object, Memory] = {}  # by the identity of their files, in the order of _named
         self.n_mixed = 0  # rows so far in which a memory took part
         self._lam, self._force = _checked(lam), force
         self._named: list[MemoryOptions] = []
@@ -140,19 +140,20 @@ class MemoryLlama(HookedLlama):
             chosen = resolve(memories, learning).running()
         except OptionError as error:
             raise OptionError("lam", error.value, error.allowed) if error.field == "total" else error from None
-        self._timeline = _Timeline(chosen, self._timeline.prompt)
-        self.give_back(self.n_tokens)  # the row at hand was mixed otherwise
         shortest = min((memory.model.n_ctx_train for memory in chosen.memories), default=None)
-        self.limit(shortest)
-        if shortest is not None and self.n_ctx() == shortest < self.load_options().n_ctx:
+        if shortest is not None and shortest < self.load_options().n_ctx:
             message = f"a memory was trained for {shortest} tokens: n_ctx is {shortest} while it is mixed"
             warnings.warn(message, UserWarning, stacklevel=4)
+        self.limit(shortest)
+        self._timeline = _Timeline(chosen, self._timeline.prompt)
+        self.give_back(self.n_tokens)  # the row at hand was mixed otherwise
         self._outside = OUTSIDE if chosen.memories else ""
 
     # --- reading and mixing -------------------------------------------------------------------------------------------
 
     def generate(self, tokens: Sequence[int], *args: Any, **options: Any) -> Generator[int, Sequence[int] | None, None]:
         """As `Llama.generate`. Weights that learn know from here which tokens are a prompt's."""
+        tokens = list(tokens)
         if self._timeline.begin(len(tokens)):
             self.give_back(self.n_tokens)  # the row at hand was mixed with other weights
         found: Generator[int, Sequence[int] | None, None] = super().generate(tokens, *args, **options)
@@ -228,8 +229,9 @@ class MemoryLlama(HookedLlama):
 
     def close(self) -> None:
         """Free the memories, the model and its context."""
-        _close(self._open.values())
+        _close(getattr(self, "_open", {}).values())  # __init__ may not have come so far
         self._open = {}
+        self.__dict__.pop("_vocabulary", None)
         super().close()
 
 

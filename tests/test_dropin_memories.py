@@ -24,6 +24,7 @@ from tests.conftest import Family
 from tests.support.plain import Plain
 from tests.support.stock import PLAIN, text
 from tests.support.tiny import tiny_checkpoint, tiny_gguf
+from tests.support.tiny_recurrent import tiny_recurrent_gguf
 from tests.test_dropin import PROMPT, log_softmax, row
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -194,8 +195,36 @@ def test_code_that_decodes_with_ctx_is_told_once_that_it_goes_past_the_memories(
         assert llama_cpp.llama_decode(llama.ctx, batch) == 0
     assert llama.n_mixed == 0
     assert llama.ctx
-    llama.set_memories([])
-    assert llama.ctx  # nothing to go past
+    llama.lam = 0.5
+    assert llama.ctx
+
+
+def test_a_reader_of_ctx_goes_past_nothing_where_no_memory_runs(family: Family) -> None:
+    with closing(MemoryLlama(family.base, memories=[family.memory], lam=0, **PLAIN)) as llama:
+        assert llama.ctx
+        llama.lam = 0.5
+        with pytest.warns(RuntimeWarning, match="goes past the memories"):
+            assert llama.ctx
+
+
+def test_a_keyword_that_llama_drops_is_named_where_it_was_given(family: Family) -> None:
+    with pytest.warns(UserWarning, match="has no memory: ignored") as found:
+        MemoryLlama(family.base, memory=[family.memory], **PLAIN).close()
+    assert found[0].filename == __file__
+    with pytest.raises(TypeError, match="model_path"):  # and no noise from what was half made
+        MemoryLlama()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("lam", [0.6, "auto"])
+def test_a_base_that_cannot_roll_back_gives_the_same_text_again(family: Family, tmp_path: Path, lam: Any) -> None:
+    base = tiny_recurrent_gguf(tmp_path / "recurrent.gguf", family.base)
+    with closing(MemoryLlama(base, memories=[family.memory], lam=lam, **PLAIN)) as llama:
+        texts = [text(llama, PROMPT), text(llama, PROMPT)]
+        llama.lam = 0.1
+        other = text(llama, PROMPT)
+        llama.lam = lam
+        assert [*texts, text(llama, PROMPT)] == [texts[0]] * 3
+        assert other != texts[0]
 
 
 def test_a_closed_model_has_freed_its_memories(llama: MemoryLlama) -> None:

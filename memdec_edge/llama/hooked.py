@@ -46,7 +46,7 @@ class HookedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama-cpp-python ha
         library.set_verbose(options.get("verbose", True))
         if options.get("draft_model") is not None:
             options["logits_all"] = True  # Llama too keeps every row then, but in an array of n_batch rows
-        self._outside = ""  # what a reader of `ctx` misses; empty: nothing
+        self._outside, self._told = "", False  # what a reader of `ctx` misses; whether one was told
         self._wanted = _Wanted()
         super().__init__(str(model_path), **options)
         self._batch.set_batch = self._wanted.around(self._batch.set_batch)
@@ -54,9 +54,11 @@ class HookedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama-cpp-python ha
     @property
     def ctx(self) -> Any:
         """llama.cpp's context. Code outside llama-cpp-python that decodes with it goes past eval(): one warning."""
-        if self._outside and not sys._getframe(1).f_globals.get("__name__", "").startswith("llama_cpp"):
-            warnings.warn(self._outside, RuntimeWarning, stacklevel=2)
-            self._outside = ""
+        if self._outside and not self._told:
+            reader = sys._getframe(1).f_globals.get("__name__", "")
+            if not reader.startswith("llama_cpp"):
+                self._told = True
+                warnings.warn(self._outside, RuntimeWarning, stacklevel=2)
         return self._ctx.ctx
 
     @property
@@ -65,17 +67,12 @@ class HookedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama-cpp-python ha
         tokens: list[int] = self.input_ids[: self.n_tokens].tolist()
         return tokens
 
-    @property
-    def every_row(self) -> bool:
-        """Whether decode() gives a row for each token without being asked, and `scores` keeps them."""
-        return bool(self._logits_all)
-
     def decode(self, tokens: Sequence[int], *, every_row: bool = False) -> Row:
         """Decode 1 to n_batch tokens after those that are held, as `Llama.eval` does.
 
         Returns the logits after the last of them, float32 [1, n_vocab], or after each, [tokens, n_vocab], where
-        `every_row` is asked for. It is llama.cpp's buffer, valid until the next decode. Raises RuntimeError where
-        llama.cpp refuses, for instance beyond the context; nothing is held then but what was held before.
+        `every_row` asks for that or `logits_all` does. It is llama.cpp's buffer, valid until the next decode. Raises
+        RuntimeError where llama.cpp refuses, for instance beyond the context; nothing more is held then.
         """
         self._wanted.every_row = every_row
         super().eval(tokens)

@@ -69,8 +69,7 @@ def test_scores_are_kept_for_every_token_where_llama_keeps_them(
     family: Family, options: dict[str, object], expected: np.ndarray
 ) -> None:
     with closing(HookedLlama(family.base, **PLAIN | {"n_batch": 4}, **options)) as llama:
-        assert llama.every_row
-        llama.decode(TOKENS[:4])
+        assert len(llama.decode(TOKENS[:4])) == 4
         rows = llama.decode(TOKENS[4:])
         rows[:] += 1
         llama.keep_scores(rows)
