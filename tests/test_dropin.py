@@ -9,13 +9,14 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 from memdec_edge import GenerationOptions, MemoryLlama, MemoryOptions, MixtureOptions, SamplingOptions
 from memdec_edge.engine import Engine
 from memdec_edge.errors import NumericsError
+from memdec_edge.mixture.online import learn
 from tests.conftest import Family
 from tests.support.plain import FOUR, GREEDY, Plain, possible
 from tests.support.stock import PLAIN, text
@@ -230,7 +231,7 @@ def test_auto_gives_the_weights_of_the_language_model(family: Family, more: dict
 def test_auto_gives_a_prompt_the_same_weights_whatever_was_read_before(family: Family) -> None:
     with closing(MemoryLlama(family.base, memories=[family.memory], **PLAIN)) as llama:
         llama.create_completion(PROMPT, max_tokens=12, temperature=0.0, grammar=LETTERS)
-        longer = llama.held[:-1]  # its continuation counts in full as part of a prompt
+        longer = llama.held  # its continuation counts in full as part of a prompt
         found = []
         for fresh in (False, True):
             if fresh:
@@ -252,6 +253,38 @@ def test_auto_learns_nothing_from_tokens_that_came_with_a_state(family: Family) 
         next(llama.generate(prompt))
         assert list(llama.weights.values()) == [0.5]
     assert known != 0.5
+
+
+PROMPTS = st.lists(st.tuples(st.lists(st.integers(1, 3), min_size=1, max_size=8), st.integers(0, 4)), max_size=5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(steps=PROMPTS)
+@example(steps=[([1, 2, 3], 0), ([1, 2, 1], 0)])  # as long as the one before, the last token another
+def test_auto_keeps_what_the_models_said_and_weighs_by_nothing_else(family: Family, steps: Any) -> None:
+    """Over prompts that share their beginnings with each other and with what was generated before."""
+    with (
+        closing(MemoryLlama(family.base, memories=[family.memory], **PLAIN)) as llama,
+        closing(Plain(family.base, [(family.memory, 0.0)])) as base,
+        closing(Plain(family.base, [(family.memory, 1.0)])) as memory,
+    ):
+        timeline = llama._timeline
+        assert timeline.rule
+        for prompt, count in [*steps, ([1, 2, 3], 2)]:
+            stream = llama.generate(prompt, temp=0.0)
+            for _ in range(count + 1):
+                next(stream)
+            held, mixture = llama.held, timeline._initial
+            for at, said in enumerate(timeline._said):
+                if said is not None:
+                    truth = [one.log_probs(held[:at])[held[at]] for one in (base, memory)]
+                    np.testing.assert_allclose(said, truth, atol=1e-3)
+                    rule = timeline.rule.at((1.0 if at < len(prompt) else 0.1) * timeline.rule.eta)
+                    mixture = learn(mixture, rule, np.array([said]).T).mixture
+            assert llama.weights == {str(family.memory): pytest.approx(mixture.weights[0], abs=1e-9)}
+            parts = [np.log(mixture.shares[i]) + one.log_probs(held) for i, one in enumerate((base, memory))]
+            np.testing.assert_allclose(log_softmax(row(llama)), np.logaddexp(*parts), atol=1e-3)
+        assert len([said for said in timeline._said if said]) >= 2
 
 
 # --- when something fails ---------------------------------------------------------------------------------------------
