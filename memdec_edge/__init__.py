@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from memdec_edge.api import LanguageModel, open_model
+    from memdec_edge.dropin import MemoryLlama
     from memdec_edge.errors import (
         BusyError,
         Cancelled,
@@ -52,6 +53,7 @@ __all__ = [
     "LoadOptions",
     "MemdecError",
     "MemoryLimitError",
+    "MemoryLlama",
     "MemoryOptions",
     "MissingExtraError",
     "MissingFileError",
@@ -68,7 +70,7 @@ __all__ = [
     "WorkerError",
     "open_model",
 ]
-_HOMES = ("errors", "options", "api")  # the light ones first: api loads llama.cpp
+_HOMES = ("errors", "options", "api", "dropin")  # the light ones first: the last two load llama.cpp
 
 
 def __getattr__(name: str) -> object:

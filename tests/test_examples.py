@@ -1,13 +1,16 @@
-"""The recipes of examples/, run as a user would run them, on a tiny teacher and a little text."""
+"""The recipes and programs of examples/, run as a user would run them, on tiny models and a little text."""
 
+import json
 import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.tiny import tiny_checkpoint, tiny_gguf
+from tests.support.tiny import TEXT, tiny_checkpoint, tiny_gguf
 from tests.support.training import make_room
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -45,6 +48,62 @@ def test_a_recipe_ends_with_a_memory(room: Path, tmp_path: Path, script: str, te
     assert ("mixture" in done.stdout) == (script == "laptop-cpu")
 
 
-def test_every_recipe_is_listed_in_the_readme_of_the_examples() -> None:
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A base and its memory, trained for as many tokens as the programs open."""
+    folder = tmp_path_factory.mktemp("pair")
+    base = tiny_gguf(folder / "base.gguf", tiny_checkpoint(folder / "base", n_ctx=2048))
+    checkpoint = tiny_checkpoint(folder / "memory", n_ctx=2048, seed=2)
+    return [str(base), str(tiny_gguf(folder / "memdec-tiny.gguf", checkpoint, role="memory", base=base))]
+
+
+def run_program(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> None:
+    """In this process, where its libraries are imported already; warnings are errors."""
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+@pytest.mark.filterwarnings("ignore:llama_token_get_attr is deprecated")  # llguidance's own call
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("outlines_json.py", {"definition", "organ", "infectious"}),
+        ("instructor_extract.py", {"symptom", "since_days", "severity"}),
+    ],
+)
+def test_a_program_prints_an_object_that_base_and_memory_wrote(
+    pair: list[str], name: str, fields: set[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_program(monkeypatch, name, *pair)
+    out, err = capfd.readouterr()
+    assert json.loads(out).keys() == fields
+    rows = re.search(r"took part in (\d+) rows", err)
+    assert rows
+    assert int(rows[1]) > 10
+    with pytest.raises(SystemExit, match=r"Error: .*no-memory\.gguf: no such"):
+        run_program(monkeypatch, name, pair[0], "no-memory.gguf")
+
+
+def test_documents_and_a_memory_act_on_one_answer(
+    pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.md").write_text(TEXT)  # paragraphs about the heart, a licence, a river; a program
+    run_program(monkeypatch, "rag_and_memory.py", *pair, str(tmp_path), "Did the brother walk along the river?")
+    out, err = capfd.readouterr()
+    assert out.strip()
+    assert [line[:30] for line in err.splitlines() if line.startswith("[")] == ["[1] It was a bright morning in"]
+    weight = re.search(r"memdec-tiny\.gguf weighs (0\.\d\d) at the end", err)
+    assert weight
+    assert weight[1] != "0.50"  # where it began
+
+
+def test_passages_that_share_no_word_with_a_question_are_left_out() -> None:
+    program = runpy.run_path(str(EXAMPLES / "rag_and_memory.py"))
+    passages = TEXT.split("\n\n")
+    assert [program["find"](passages, text, 3) for text in ("?", "Quux?", "the")] == [[], [], []]
+    assert program["find"](passages, "insulin and iron", 9) == passages[:1]
+
+
+def test_every_example_is_listed_in_the_readme_of_the_examples() -> None:
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    assert all(f"]({path.name})" in text for path in EXAMPLES.glob("*.sh"))
+    assert all(f"]({path.name})" in text for path in EXAMPLES.glob("*.[sp][hy]"))
