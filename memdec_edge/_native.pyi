@@ -1,7 +1,7 @@
 """The C extension (native/module.c). Rows: one-dimensional, C-contiguous, at least one element.
 
-Weights and temperatures are those of a mixture.weights.Mixture, which has checked them. Other wrong arguments raise
-TypeError or ValueError; NaN, +infinity and rows of nothing but -infinity FloatingPointError.
+Weights, vectors and temperatures are those of a mixture.weights.Mixture, which has checked them. Other wrong
+arguments raise TypeError or ValueError; NaN, +infinity and rows of nothing but -infinity FloatingPointError.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from memdec_edge.mixture.rows import Chain, Ids, Row
+from memdec_edge.mixture.rows import Chain, Ids, Matches, Row
+from memdec_edge.mixture.weights import Vectors
 
-Rule = tuple[Sequence[float], float, float]  # of mixture.weights.SoftBayes: initial, eta, share
+Rule = tuple[Vectors, float, float]  # of mixture.weights.SoftBayes: vectors, eta, share
 Wide = npt.NDArray[np.float64]
 
 MAX_MEMORIES: Final[int]
@@ -22,8 +23,9 @@ TAP_CALLBACK: Final[int]  # address of bool (*)(void *tensor, bool ask, void *da
 SAMPLER_FUNCTIONS: Final[dict[str, int]]  # member of llama_sampler_i -> address
 
 def mix(
-    base: Row, memories: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float], out: Row, /
-) -> list[tuple[float, float, float]]: ...
+    base: Row, memories: Sequence[Row], vectors: Vectors, temperatures: Sequence[float], out: Row,
+    matches: Matches | None, /,
+) -> list[tuple[float, float, float]]: ...  # fmt: skip
 def row_stats(row: Row, length: int, temperature: float, /) -> tuple[float, float, float]: ...
 def sample(row: Row, chain: Chain, seed: int, position: int, suppressed: Ids, scratch: Row, /) -> int: ...
 def draft(
@@ -31,16 +33,17 @@ def draft(
     chain: Chain, seed: int, position: int, suppressed: Ids, out: Row, scratch: Row, /,
 ) -> int: ...  # fmt: skip
 def verify(
-    base: Row, memories: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float], rule: Rule | None,
-    chain: Chain, seed: int, position: int, suppressed: Ids, draft: Sequence[int], out: Row, scratch: Row, /,
+    base: Row, memories: Sequence[Row], vectors: Vectors, temperatures: Sequence[float], rule: Rule | None,
+    chain: Chain, seed: int, position: int, suppressed: Ids, draft: Sequence[int], out: Row, scratch: Row,
+    matches: Matches | None, /,
 ) -> tuple[
     list[tuple[int, float, tuple[float, ...], tuple[float, ...]]],  # mixture.rows.Sampled
     list[tuple[float, float, float]],
-    tuple[float, ...],  # the memories' weights afterwards
+    Vectors,  # the weights afterwards
 ]: ...  # fmt: skip
 def learn(
-    weights: Sequence[float], rule: Rule, log_probs: Wide, mixed: Wide, path: Wide, /
-) -> tuple[float, ...]: ...  # the memories' weights afterwards
+    vectors: Vectors, rule: Rule, log_probs: Wide, mixed: Wide, path: Wide, classes: Ids, /
+) -> Vectors: ...  # the weights afterwards
 def variants() -> list[str]: ...  # that this machine runs, best first
 def select(variant: str, /) -> None: ...  # for the whole process
 def selected() -> str: ...
