@@ -26,8 +26,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from memdec_edge.convert.probe import HARD, ORDINARY, Reference, compare_tokenizers
 from memdec_edge.convert.tokenizer import built
 from memdec_edge.convert.tokenizer_files import find
-from memdec_edge.convert.writer import GgufFile
 from memdec_edge.gguf.header import Header
+from memdec_edge.gguf.writer import GgufFile
 from memdec_edge.llama.model import Model
 
 QWEN2_SPLIT = (

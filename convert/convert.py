@@ -11,6 +11,7 @@ from pathlib import Path
 
 from memdec_edge.errors import ModelFileError
 from memdec_edge.files import atomic_path, refuse_existing, scratch_path
+from memdec_edge.gguf.writer import GgufFile
 from memdec_edge.options import ConvertOptions
 from memdec_edge.progress import progress
 
@@ -21,7 +22,6 @@ from .folder import refuse_what_is_no_checkpoint
 from .metadata import add_metadata
 from .quantize import EMBEDDING, HEAD, QuantizeReport, make_quantized
 from .verify import Verification, is_wanted, verify
-from .writer import GgufFile
 
 PREFIX = "memdec-"  # memory files are told from models by their name
 

@@ -11,13 +11,13 @@ from gguf.constants import GGML_QUANT_VERSION, MODEL_ARCH
 
 from memdec_edge.errors import ModelFileError
 from memdec_edge.gguf import metadata
+from memdec_edge.gguf.writer import GgufFile, Value
 from memdec_edge.hf_folder import read_json
 from memdec_edge.options import ConvertOptions
 
 from .config import ModelConfig
 from .tensors import FILE_TYPES
 from .tokenizer import TokenizerBlock
-from .writer import GgufFile, Value
 
 OWN_KEYS = ("general.architecture", "general.type", "general.file_type", "general.quantization_version",
             "general.alignment", metadata.SCHEMA_VERSION, metadata.ROLE, metadata.TOKENIZER_SHA256,

@@ -11,12 +11,12 @@ from contextlib import closing
 from pathlib import Path
 
 from memdec_edge.errors import ModelFileError
+from memdec_edge.gguf.writer import GgufFile, Value
 from memdec_edge.llama.model import Model
 
 from .probe import ORDINARY, Reference, first_difference
 from .tokenizer_files import ADVICE
 from .vocabulary import BYTE_LEVEL, UNIGRAM, Vocabulary
-from .writer import GgufFile, Value
 
 MAX_TELLING = 512  # tokens that _telling() builds texts of
 SPACES = str.maketrans("ĠĊĉč", " \n\t\r")  # how byte-level vocabularies spell them

@@ -128,12 +128,6 @@ def choose_kind(name: str, shape: tuple[int, ...], outtype: str) -> GGMLQuantiza
     return Kind.F16 if shape[-1] % GGML_QUANT_SIZES[kind][0] else kind
 
 
-def n_bytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
-    """Bytes that a tensor of a shape and a type takes in a GGUF."""
-    block, size = GGML_QUANT_SIZES[kind]
-    return math.prod(shape) // int(block) * int(size)
-
-
 def arrange(array: Array, tensor: TensorPlan) -> Array:
     """A tensor's elements in llama.cpp's order; `tensor.order` says what the checkpoint's is.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from memdec_edge.errors import ModelFileError
 from memdec_edge.gguf.header import Header
+from memdec_edge.gguf.writer import Value, pack_entry
 from memdec_edge.hf_folder import read_json
 from memdec_edge.llama.pairing import MAX_PADDING
 
@@ -19,7 +20,6 @@ from .pretokenizer import recognise
 from .probe import Reference
 from .tokenizer_files import ADVICE, PARTS, TokenizerFiles, find
 from .vocabulary import BYTE, BYTE_LEVEL, NORMAL, SENTENCEPIECE, UNUSED, Vocabulary, read, well_formed
-from .writer import Value, pack_entry
 
 TOKENS, TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 SCORES, MERGES = "tokenizer.ggml.scores", "tokenizer.ggml.merges"

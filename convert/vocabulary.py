@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from memdec_edge.errors import MissingExtraError, ModelFileError
+from memdec_edge.gguf.writer import Value
 from memdec_edge.hf_folder import Json, read_json
 
 from .tokenizer_files import ADVICE, TokenizerFiles
-from .writer import Value
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types, SentencePiece's too
 BYTE_LEVEL, SENTENCEPIECE, UNIGRAM = "gpt2", "llama", "t5"  # llama.cpp's names of tokenizer models

@@ -27,7 +27,7 @@ FLOORS = (
     ("options", "files", "progress", "machine", "child"),
     ("gguf", "mixture", "documents", "text"),
     ("llama", "hf_folder"),
-    ("engine",),
+    ("engine", "indexing"),
     ("api", "chat", "evaluation"),
     ("bench",),
     ("workflow", "server", "dropin"),

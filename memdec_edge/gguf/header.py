@@ -7,10 +7,17 @@ every count and length is checked against what is left of the file. Knows nothin
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 """
 
+import math
 import mmap
 import struct
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from memdec_edge.errors import MissingFileError, ModelFileError
 
@@ -25,6 +32,7 @@ SCALARS = {
     4: struct.Struct("<I"), 5: struct.Struct("<i"), 6: struct.Struct("<f"), 7: struct.Struct("<?"),
     10: struct.Struct("<Q"), 11: struct.Struct("<q"), 12: struct.Struct("<d"),
 }  # fmt: skip
+ALIGNMENT_KEY, ALIGNMENT = "general.alignment", 32  # of every tensor's first byte, where the key says nothing else
 U32, U64 = SCALARS[4], SCALARS[10]
 MAX_ENTRIES = 1 << 16  # keys or tensors; real models have thousands at most
 MAX_ELEMENTS = 1 << 24  # of an array; the largest vocabularies have 2^18 tokens
@@ -97,7 +105,8 @@ class Header:
     def close(self) -> None:
         """Release the memory map."""
         if isinstance(self._data, mmap.mmap):
-            self._data.close()
+            with suppress(BufferError):  # views of array() keep it
+                self._data.close()
 
     def scalars(self) -> dict[str, Scalar]:
         """Every single value by its key, in its own type; arrays are left out. Broken UTF-8 is replaced."""
@@ -121,6 +130,28 @@ class Header:
         if entry is None or entry.kind not in SCALARS:
             return []
         return [value for (value,) in SCALARS[entry.kind].iter_unpack(self._data[entry.start : entry.end])]
+
+    def array(self, name: str, kinds: Mapping[int, npt.DTypeLike]) -> npt.NDArray[Any]:
+        """The tensor `name` as a read-only view of the file, in C's order; `kinds` has a NumPy type for each ggml type.
+
+        The view keeps the file mapped, also after close(). Raises ModelFileError where there is no such tensor, of no
+        such type, or where it lies outside the file.
+        """
+        found = next((tensor for tensor in self.tensors if tensor.name == name), None)
+        if found is None or found.kind not in kinds:
+            what = "is missing" if found is None else f"has the type {found.kind}, not {' or '.join(map(str, kinds))}"
+            raise ModelFileError(self.path, f"the tensor {name} {what}; {DAMAGED}")
+        dtype, count, begin = np.dtype(kinds[found.kind]), math.prod(found.shape), self._at_data + found.offset
+        if begin % dtype.itemsize:
+            raise ModelFileError(self.path, f"the tensor {name} begins at byte {begin}, between two numbers; {DAMAGED}")
+        if begin + count * dtype.itemsize > len(self._data):
+            raise self._truncated(name)
+        return np.frombuffer(self._data, dtype, count, begin).reshape(found.shape[::-1])
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether something shortened the file since it was opened; reading what is gone would end the process."""
+        return isinstance(self._data, mmap.mmap) and self._data.size() < len(self._data)
 
     def raw(self, start: int, end: int) -> bytes:
         """Bytes [start, end) of the file."""
@@ -146,6 +177,8 @@ class Header:
                 raise ModelFileError(self.path, f"the tensor {tensor.name!r} stands in it twice; {DAMAGED}")
             seen.add(tensor.name)
             self.tensors.append(tensor)
+        alignment = (self.numbers(ALIGNMENT_KEY) or [ALIGNMENT])[0]
+        self._at_data = aligned(self._at, int(alignment)) if 0 < alignment < MAX_NAME else self._at
 
     def _refuse_other_formats(self) -> None:
         if self._data[: len(LFS_POINTER)] == LFS_POINTER:
@@ -239,3 +272,8 @@ class Header:
             self.path,
             f"ends at byte {len(self._data)}, inside {what}; the file is cut short; download or make it again",
         )
+
+
+def aligned(offset: int, alignment: int = ALIGNMENT) -> int:
+    """The first multiple of `alignment` from `offset` on."""
+    return -(-offset // alignment) * alignment

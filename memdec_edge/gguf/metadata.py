@@ -23,6 +23,7 @@ PREFIX = "memdec_edge."
 SCHEMA = 2  # 1 had no ONLINE_*
 SCHEMA_VERSION = "memdec_edge.schema_version"
 ROLE = "memdec_edge.role"
+ROLES = ("memory", "model", "index")
 DOMAIN = "memdec_edge.domain"
 LAMBDA = "memdec_edge.lambda"
 TEMPERATURE = "memdec_edge.temperature"
@@ -66,7 +67,7 @@ class MemoryMetadata:
     """The `memdec_edge.*` keys of a GGUF. A GGUF without them is a model with schema version 0."""
 
     schema_version: int = 0
-    role: str = "model"  # "memory" or "model"
+    role: str = "model"  # of ROLES
     domain: str = ""
     weight: float | None = None  # recommended lambda in [0, 1]; None: the file recommends none
     temperature: float = 1.0  # divides the memory's logits before mixing; in TEMPERATURES
@@ -95,8 +96,8 @@ class MemoryMetadata:
                 path, f"{SCHEMA_VERSION} is {version}, this version knows {SCHEMA}; update memdec-edge"
             )
         role = str(meta.get(ROLE, "model"))
-        if role not in ("memory", "model"):
-            raise ModelFileError(path, f"{ROLE} is {role!r:.80}; it must be memory or model")
+        if role not in ROLES:
+            raise ModelFileError(path, f"{ROLE} is {role!r:.80}; it must be one of {', '.join(ROLES)}")
         weights = tuple(_float(meta, key, path) for key in GATE)
         if any(weight is None for weight in weights) and any(weight is not None for weight in weights):
             raise ModelFileError(path, f"only some of {GATE[0]} ... {GATE[-1]} are set; fit the gate again")
@@ -136,6 +137,11 @@ class MemoryMetadata:
 def is_memory(meta: Mapping[str, object]) -> bool:
     """Whether a GGUF with these keys calls itself a memory."""
     return meta.get(ROLE) == "memory"
+
+
+def is_index(meta: Mapping[str, object]) -> bool:
+    """Whether a GGUF with these keys calls itself a document index (index_file.py)."""
+    return meta.get(ROLE) == "index"
 
 
 def read(path: Path | str) -> tuple[dict[str, Scalar], list[TensorInfo]]:

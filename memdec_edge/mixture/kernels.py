@@ -3,7 +3,9 @@
 Both have the contract that memdec_edge/_native.pyi states. Knows nothing of what the functions compute.
 """
 
-__all__ = ["MISSING", "draft", "learn", "mix", "row_stats", "sample", "selected", "verify"]
+__all__ = ["MISSING", "draft", "learn", "match", "mix", "row_stats", "sample", "selected", "verify"]
+
+from memdec_edge.mixture.fallback_match import match
 
 try:
     from memdec_edge._native import draft, learn, mix, row_stats, sample, selected, verify

@@ -16,10 +16,12 @@ Row = npt.NDArray[np.float32]  # logits, [n_vocab]; of several positions [n, n_v
 Ids = npt.NDArray[np.int32]
 Wide = npt.NDArray[np.float64]
 
-# native/mix.h, native/learn.h and native/sample.h have the same numbers.
+# native/mix.h, native/learn.h, native/sample.h and native/match.h have the same numbers.
 MAX_MEMORIES = 16  # and indexes, together
 N_CLASSES = 9  # of match length; 0: no match
 MAX_VERIFIED = MAX_DRAFT + 1  # rows of one `verify`: a draft and the sample after it
+LONGEST = 48  # tokens of a context that a match of an index has at most
+MOST = 1024  # occurrences of a match that are counted
 TEMPERATURES = (1e-4, 1e4)  # what float arithmetic on logits / T bears
 LARGEST = 1e30  # of |maximum of logits / T|
 GREEDY = 1e-30  # sampling temperatures below it count as 0: logit / temperature stays finite

@@ -12,8 +12,8 @@ from memdec_edge.convert.probe import HARD, ORDINARY, Reference, compare_tokeniz
 from memdec_edge.convert.tokenizer import built
 from memdec_edge.convert.tokenizer_files import find
 from memdec_edge.convert.vocabulary import PRE_TOKENIZERS
-from memdec_edge.convert.writer import pack_entry
 from memdec_edge.errors import ModelFileError
+from memdec_edge.gguf.writer import pack_entry
 from memdec_edge.llama.model import Model
 from tests.conftest import Family
 from tests.support.pieces import vocabulary_gguf

@@ -16,11 +16,11 @@ from gguf import GGUFEndian, GGUFReader, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from memdec_edge.convert.writer import GgufFile, pack_string
 from memdec_edge.errors import MissingFileError, ModelFileError
 from memdec_edge.gguf import metadata
 from memdec_edge.gguf.header import Header
 from memdec_edge.gguf.metadata import GATE, LAMBDA, PPL_BASE, TEMPERATURE, MemoryMetadata
+from memdec_edge.gguf.writer import GgufFile, pack_string
 from tests.conftest import PADDING, Family
 
 FUZZ = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

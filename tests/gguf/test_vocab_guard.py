@@ -9,8 +9,8 @@ import pytest
 from memdec_edge.convert.tokenizer import built
 from memdec_edge.convert.tokenizer_files import find
 from memdec_edge.convert.vocabulary import CHARSMAP, read
-from memdec_edge.convert.writer import Value, pack_entry
 from memdec_edge.errors import ModelFileError
+from memdec_edge.gguf.writer import Value, pack_entry
 from memdec_edge.llama.model import Model
 from tests.support.pieces import LLAMA, sentencepiece_folder, vocabulary_gguf
 
@@ -59,7 +59,8 @@ def test_an_empty_token_with_the_name_of_another_is_refused(
     tmp_path: Path, blocks: dict[str, dict[str, bytes]]
 ) -> None:
     with pytest.raises(ModelFileError, match="token 1 stands in the vocabulary twice"):
-        opened(tmp_path / "v.gguf", {}, **{"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["[EMPTY_1]", ""]})
+        keys: dict[str, Value] = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["[EMPTY_1]", ""]}
+        opened(tmp_path / "v.gguf", {}, **keys)
 
 
 def test_a_table_of_replacements_that_points_outside_itself_is_refused(

@@ -7,7 +7,7 @@ from typing import Any
 
 from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 
-from memdec_edge.convert.writer import GgufFile
+from memdec_edge.gguf.writer import GgufFile
 from tests.support.tiny import TEXT
 
 # The settings of Llama's tokenizers; SentencePiece's own defaults normalise text (NFKC) and merge spaces.

@@ -199,8 +199,8 @@ def edit_tensors(checkpoint: Path, add: dict[str, np.ndarray] | None = None, rem
 
 def edit_gguf(source: Path, target: Path, changes: dict[str, Any]) -> Path:
     """Write `source` with other keys, and the same tensors, to `target` and return that; None leaves a key out."""
-    from memdec_edge.convert.writer import pack_entry
     from memdec_edge.gguf.header import Header
+    from memdec_edge.gguf.writer import pack_entry
 
     with Header(source) as header:
         whole = source.read_bytes()

@@ -5,20 +5,19 @@ It is not gguf.GGUFWriter because that one cannot take a tokenizer block as raw 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little-endian.
 """
 
+import math
 import struct
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from memdec_edge.gguf.header import ARRAY, FLOAT32, MAGIC, SCALARS, STRING
+from memdec_edge.gguf.header import ARRAY, FLOAT32, MAGIC, SCALARS, STRING, aligned
 from memdec_edge.progress import Advance
 
-from . import tensors
-
-VERSION, ALIGNMENT = 3, 32
+VERSION = 3
 UINT8, UINT32, INT32, BOOL, UINT64, INT64 = 0, 4, 5, 7, 10, 11  # enum gguf_type
 Value = bool | int | float | str | bytes | list[str] | list[bytes] | list[int] | list[float]
 
@@ -58,15 +57,21 @@ class GgufFile:
             for name, shape, kind in self.tensors:
                 dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
                 file.write(pack_string(name.encode()) + dimensions + struct.pack("<IQ", kind, offset))
-                offset += _aligned(tensors.n_bytes(shape, kind))
-            file.write(bytes(_aligned(file.tell()) - file.tell()))
+                offset += aligned(n_bytes(shape, kind))
+            file.write(bytes(aligned(file.tell()) - file.tell()))
             for (name, shape, kind), pieces in zip(self.tensors, data, strict=True):
-                size, written = tensors.n_bytes(shape, kind), 0
+                size, written = n_bytes(shape, kind), 0
                 for piece in pieces:
                     written += file.write(np.ascontiguousarray(piece).view(np.uint8).data)
                 assert written == size, f"{name} has {written} bytes and was announced with {size}"
-                file.write(bytes(_aligned(size) - size))
+                file.write(bytes(aligned(size) - size))
                 advance(1)
+
+
+def n_bytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
+    """Bytes that a tensor of a shape and a type takes in a GGUF."""
+    block, size = GGML_QUANT_SIZES[kind]
+    return math.prod(shape) // int(block) * int(size)
 
 
 def pack_string(value: bytes) -> bytes:
@@ -104,7 +109,3 @@ def _scalar_kind(value: float) -> int:
     if isinstance(value, float):
         return FLOAT32
     return UINT32 if 0 <= value < 2**32 else INT64 if value < 0 else UINT64
-
-
-def _aligned(size: int) -> int:
-    return (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
