@@ -128,16 +128,19 @@ class RoleError(MemdecError):
 
 
 class PairingError(MemdecError):
-    """Base and memory do not share a vocabulary. `difference` names the first thing that differs."""
+    """Base and memory, or base and index, do not share a vocabulary. `difference` names the first thing that differs."""
 
     http_status = 400
 
-    def __init__(self, base: Path | str, memory: Path | str, difference: str) -> None:
+    def __init__(
+        self,
+        base: Path | str,
+        memory: Path | str,
+        difference: str,
+        advice: str = "use a memory trained for this model family, or `force` to mix them anyway",
+    ) -> None:
         self.base, self.memory, self.difference = Path(base), Path(memory), difference
-        super().__init__(
-            f"{memory} does not match {base}: {difference}; "
-            "use a memory trained for this model family, or `force` to mix them anyway"
-        )
+        super().__init__(f"{memory} does not match {base}: {difference}; {advice}")
 
 
 class CorpusError(MemdecError):

@@ -25,7 +25,7 @@ from memdec_edge.options import GenerationOptions, LoadOptions, MixtureOptions, 
 
 if TYPE_CHECKING:
     from memdec_edge.api import LanguageModel, Timings
-    from memdec_edge.engine.registry import Memory
+    from memdec_edge.engine import Memory
 
 SHOWN = ("text", "tokens", "finish_reason", "timings")  # with --json
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}  # the others stand for themselves, \xHH for a byte

@@ -18,9 +18,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from time import perf_counter
 
+from memdec_edge.engine.blend import Memory
 from memdec_edge.engine.cells import exclusive
 from memdec_edge.engine.drafting import MAX_ROWS, DraftPolicy, Plan
-from memdec_edge.engine.registry import Memory
 from memdec_edge.engine.session import Session
 from memdec_edge.engine.turn import Turn
 from memdec_edge.errors import DecodeError
@@ -158,6 +158,8 @@ class Rounds:
     def _verify(self, turns: list[Turn], overlap: bool) -> None:
         """Evaluate the base on all drafts, beside the memories' last step if `overlap`, and let the mixture sample."""
         mixing = [turn for turn in turns if turn.session.memories]
+        for turn in turns:
+            turn.look_up()
         rows = self._base_pass(turns, mixing if overlap else [])
         begin, first = perf_counter(), 0
         for turn in turns:
