@@ -128,7 +128,7 @@ class RoleError(MemdecError):
 
 
 class PairingError(MemdecError):
-    """Base and memory, or base and index, do not share a vocabulary. `difference` names the first thing that differs."""
+    """A memory or an index does not share the base's vocabulary. `difference` names the first thing that differs."""
 
     http_status = 400
 

@@ -60,6 +60,9 @@ class Index:
         self.file.close()
 
 
+Voice = Memory | Index
+
+
 class MemoryMixture(NamedTuple):
     """Memories and indexes with their weights and temperatures: a lambda, resolved.
 
@@ -77,41 +80,40 @@ class MemoryMixture(NamedTuple):
         return self.mixture.weights
 
     @property
+    def voices(self) -> tuple[Voice, ...]:
+        """The memories, then the indexes."""
+        return (*self.memories, *self.indexes)
+
+    @property
     def longest(self) -> tuple[float, ...]:
         """Of the indexes after the longest matches."""
         return self.mixture.vectors[-1][len(self.memories) :]
 
     @classmethod
-    def of(
-        cls,
-        weights: Iterable[tuple[Memory, float]],
-        learning: MixtureOptions | None = None,
-        indexes: Iterable[tuple[Index, float]] = (),
-    ) -> "MemoryMixture":
+    def of(cls, weights: Iterable[tuple[Voice, float]], learning: MixtureOptions | None = None) -> "MemoryMixture":
         """Each memory with its weight, at the temperature of its file, and each index with its weight after the longest
         matches. Shorter ones weigh less by the index's trust, and the base has what is left.
 
         Raises OptionError for weights that make no mixture and for a memory or index given twice.
         """
-        pairs, found = list(weights), list(indexes)
-        given: list[Memory | Index] = [memory for memory, _ in pairs]
-        given += [index for index, _ in found]
-        for number, voice in enumerate(given):
-            if voice in given[:number]:
+        pairs = list(weights)
+        for number, (voice, _) in enumerate(pairs):
+            if voice in [other for other, _ in pairs[:number]]:
                 raise OptionError("memory", voice.path, "given twice; add up its weights")
-        own = tuple(weight for _, weight in pairs)
-        matched = [(*own, *(weight * index.trust[c] for index, weight in found)) for c in range(len(CLASSES))]
-        return cls._with(given[: len(pairs)], [index for index, _ in found], own, matched, learning)
+        memories = [(voice, weight) for voice, weight in pairs if isinstance(voice, Memory)]
+        indexes = [(voice, weight) for voice, weight in pairs if isinstance(voice, Index)]
+        own = [weight for _, weight in memories]
+        matched = [[*own, *(weight * index.trust[c] for index, weight in indexes)] for c in range(len(CLASSES))]
+        return cls._with([memory for memory, _ in memories], [index for index, _ in indexes], own, matched, learning)
 
     @classmethod
     def _with(
-        cls, memories: Sequence[Memory | Index], indexes: Sequence[Index], weights: Sequence[float],
+        cls, memories: Sequence[Memory], indexes: Sequence[Index], weights: Sequence[float],
         matched: Iterable[Sequence[float]], learning: MixtureOptions | None,
     ) -> "MemoryMixture":  # fmt: skip
-        chosen = tuple(memory for memory in memories if isinstance(memory, Memory))
-        temperatures = tuple(memory.metadata.temperature for memory in chosen)
-        vectors = tuple(map(tuple, matched)) if indexes else ()
-        return cls(chosen, Mixture(tuple(weights), temperatures, vectors), learning, tuple(indexes))
+        temperatures = tuple(memory.metadata.temperature for memory in memories)
+        vectors = tuple(tuple(vector) for vector in matched) if indexes else ()
+        return cls(tuple(memories), Mixture(tuple(weights), temperatures, vectors), learning, tuple(indexes))
 
     def running(self) -> "MemoryMixture":
         """The same without what has weight 0, which does not run. Weights that learn are never 0."""
@@ -144,18 +146,20 @@ def resolve(
     """The mixture of `memories` and `indexes`. None: with fixed weights, as the files or the user recommend.
 
     With options the weights learn, unless the user fixed any: by options.total, the sum of the weights (see
-    weights.mixture_weights), or by a weight of a memory's or an index's own. Weights that learn begin with 0.02 or more.
+    weights.mixture_weights), or by a weight of a memory's or an index's own. Those that learn begin with 0.02 or more.
 
     After a match an index takes its part of what base and memories have, or with a total of that: its weight times its
     trust in the match's length. A weight of its own is taken as it is, from the base.
     """
-    voices = [*memories, *indexes]
+    voices: list[Voice] = [*memories, *indexes]
     literal = [voice.options.weight for voice in voices]
     total = options.total if options else None
-    n, learns = len(memories), bool(options and total is None and voices and literal == [None] * len(voices))
+    n = len(memories)
+    learning = options if total is None and voices and literal == [None] * len(voices) else None
+    learns = learning is not None
     if total is not None:
         mixture_weights([None] * len(voices), literal, total)  # its errors are of all voices together
-    own = _first(memories, None) if learns else _fixed(literal[:n], [m.metadata.weight for m in memories], total)
+    own = _first(memories) if learns else _fixed(literal[:n], [m.metadata.weight for m in memories], total)
     whole = 1.0 if total is not None and None not in literal[:n] else None  # without a memory to share it with
     taken = _fixed(literal[n:], [INITIAL_LAMBDA if learns else index.metadata.weight for index in indexes], whole)
     matched = []
@@ -171,14 +175,14 @@ def resolve(
         ]
         matched.append(lift(shares_of(tuple(vector)), LEAST_INITIAL) if learns else vector)
     weights = lift(shares_of(tuple(own)), LEAST_INITIAL) if learns else own
-    return MemoryMixture._with(memories, indexes, weights, matched, options if learns else None)
+    return MemoryMixture._with(memories, indexes, weights, matched, learning)
 
 
-def _first(memories: Sequence[Memory], total: float | None) -> list[float]:
+def _first(memories: Sequence[Memory]) -> list[float]:
     """The weights with which those that learn begin."""
     found = [(memory.metadata.first_weight, memory.metadata.weight, INITIAL_LAMBDA) for memory in memories]
     begin = [next(weight for weight in each if weight is not None) for each in found]
-    return mixture_weights(begin, [None] * len(begin), total)
+    return mixture_weights(begin, [None] * len(begin), None)
 
 
 def _fixed(literal: Sequence[float | None], recommended: Sequence[float | None], total: float | None) -> list[float]:

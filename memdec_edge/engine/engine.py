@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
-from memdec_edge.engine.blend import Index, Memory, MemoryMixture, resolve
+from memdec_edge.engine.blend import Index, Memory, MemoryMixture, Voice, resolve
 from memdec_edge.engine.cells import Cells, Holding, exclusive
 from memdec_edge.engine.drafting import DraftPolicy
 from memdec_edge.engine.registry import Registry
@@ -113,25 +113,25 @@ class Engine:
         return self.registry.indexes
 
     @exclusive
-    def add(self, options: MemoryOptions) -> Memory | Index:
+    def add(self, options: MemoryOptions) -> Voice:
         """Open one more memory or index; sessions may mix() it at once. Errors: see Registry.add()."""
         memory = self.registry.add(options)
         self._divide_threads()
         return memory
 
     @exclusive
-    def reweight(self, memory: Memory | Index, weight: float | None) -> None:
+    def reweight(self, memory: Voice, weight: float | None) -> None:
         """Another lambda for new sessions, see Registry.reweight(). Session.mix() changes a running one."""
         self.registry.reweight(memory, weight)
 
     @exclusive
-    def remove(self, memory: Memory | Index) -> None:
+    def remove(self, memory: Voice) -> None:
         """Give new sessions a memory or an index no more; it closes when no session uses it, see Registry.remove()."""
         self.registry.remove(memory)
         self._divide_threads()
 
     def mixture(self, options: MixtureOptions | None = None) -> MemoryMixture:
-        """All memories and indexes with their weights: fixed ones where `options` is None or fixes them, else weights that learn.
+        """All memories and indexes with their weights, which learn unless `options` is None or fixes them.
 
         See blend.resolve(). Raises OptionError for a total that cannot be (see weights.mixture_weights).
         """

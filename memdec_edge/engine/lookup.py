@@ -4,8 +4,8 @@ A match depends on the tokens before it alone, so nothing here has to be saved. 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from memdec_edge.mixture.rows import SILENT, Found
 LEAST_SOURCE = 8  # tokens of a match that are worth naming their document; shorter ones are common phrases
 
 
-class Source(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Source:
     """Where the tokens that end with one token stand in an indexed document, word for word."""
 
     index: Path
@@ -79,7 +80,7 @@ class Lookup:
             return None
         for other in self.indexes:
             if before and other.path == before.index and int(other.file.tokens[before.after]) == tokens[length - 1]:
-                return before._replace(end=before.end + 1, after=before.after + 1)
+                return replace(before, end=before.end + 1, after=before.after + 1)
         document, offset = index.file.place(match.where - 1)
         return Source(index.path, document, offset + 1 - match.length, offset + 1, match.where)
 

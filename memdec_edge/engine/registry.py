@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
 
-from memdec_edge.engine.blend import Index, Memory, resolve
+from memdec_edge.engine.blend import Index, Memory, Voice, resolve
 from memdec_edge.errors import OptionError, PairingError
 from memdec_edge.gguf.header import Header
 from memdec_edge.gguf.index_file import IndexFile
@@ -46,7 +46,7 @@ class Registry:
         """Those that are not leaving."""
         return [index for index in self.open_indexes if not index.leaving]
 
-    def add(self, options: MemoryOptions) -> Memory | Index:
+    def add(self, options: MemoryOptions) -> Voice:
         """Open a memory or an index beside the others; after an error everything is as it was.
 
         Raises MissingFileError, ModelFileError (also for metadata that makes no sense and a context that cannot be
@@ -97,7 +97,7 @@ class Registry:
         self.open_memories.append(memory)
         return memory
 
-    def reweight(self, memory: Memory | Index, weight: float | None) -> None:
+    def reweight(self, memory: Voice, weight: float | None) -> None:
         """Another lambda for new sessions; None: what the GGUF recommends.
 
         Raises OptionError for what was removed and for weights that make no mixture, and changes nothing.
@@ -113,18 +113,18 @@ class Registry:
             raise
         self.version += 1
 
-    def remove(self, memory: Memory | Index) -> None:
+    def remove(self, memory: Voice) -> None:
         """Give a memory or an index to no new session, and close it as soon as no session uses it."""
         if memory in (*self.memories, *self.indexes):
             memory.leaving = True
             self.version += 1
             self._close_unused()
 
-    def hold(self, memory: Memory | Index) -> None:
+    def hold(self, memory: Voice) -> None:
         """One more session uses a memory or an index."""
         memory.users += 1
 
-    def release(self, memory: Memory | Index) -> None:
+    def release(self, memory: Voice) -> None:
         """One session less uses it."""
         memory.users -= 1
         self._close_unused()
@@ -139,6 +139,8 @@ class Registry:
 
     def close(self) -> None:
         """Close all memories and indexes, used or not."""
-        for voice in (*self.open_memories, *self.open_indexes):
-            voice.close()
+        for memory in self.open_memories:
+            memory.close()
+        for index in self.open_indexes:
+            index.close()
         self.open_memories, self.open_indexes = [], []

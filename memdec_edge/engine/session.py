@@ -144,9 +144,9 @@ class Session:
             self.cells.disown(self.holding)
         for memory in fresh:
             memory.context.truncate(memory.context.shared(self.tokens, self.slot), self.slot)
-        for voice in (*chosen.memories, *chosen.indexes):
+        for voice in chosen.voices:
             self.registry.hold(voice)
-        for voice in (*self.memories, *self.indexes):
+        for voice in self._chosen.voices:
             self.registry.release(voice)
         self.lookup = Lookup(chosen.indexes)
         self.memories, self.mixture, self._chosen = chosen.memories, chosen.mixture, chosen
@@ -310,6 +310,6 @@ class Session:
         if not self.closed:
             self.closed = True
             self.sampler.close()
-            for voice in (*self.memories, *self.indexes):
+            for voice in self._chosen.voices:
                 self.registry.release(voice)
             self.cells.release(self.holding)

@@ -109,9 +109,10 @@ class Sampler:
     ) -> Verified:
         """Mix and sample row after row, until a sample differs from the draft or the rows end.
 
-        base: logits float32 [n, n_vocab], row j of `position` + j; memories: float32 [n, any length] each; rule: how
-        the weights learn from each sample; draft: n - 1 or n ids; out: float32 [n_vocab], afterwards the last mixed
-        row; matches: of each row, where `mixture` has indexes. Penalties and constraint follow each sample; then an id in `ends` is the last, of which they are not told.
+        base: logits float32 [n, n_vocab], row j of `position` + j; memories: float32 [n, any length] each; matches: of
+        each row, where `mixture` has indexes; rule: how the weights learn from each sample; draft: n - 1 or n ids; out:
+        float32 [n_vocab], afterwards the last mixed row. Penalties and constraint follow each sample; then an id in
+        `ends` is the last, of which they are not told.
         Raises NumericsError as sample() and mix() do.
         """
         if not self.stateful:

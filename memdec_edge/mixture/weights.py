@@ -103,9 +103,9 @@ class SoftBayes:
     weight, as a sleeping expert does (Freund, Schapire, Singer and Warmuth 1997).
 
     initial, matched: as Mixture.weights and Mixture.matched; each voice at least LEAST_INITIAL (see lift). eta: 0 to 1,
-    how fast the weights follow; 0: they stay as they are; 1, without share: Bayes' rule. share: 0 to 1, how much of the weights
-    returns to `initial` with each token; a model that was bad for long is then soon back. Raises OptionError for
-    other numbers.
+    how fast the weights follow; 0: they stay as they are; 1, without share: Bayes' rule. share: 0 to 1, how much of
+    the weights returns to `initial` with each token; a model that was bad for long is then soon back. Raises
+    OptionError for other numbers.
     """
 
     initial: tuple[float, ...]
