@@ -4,6 +4,7 @@ Weights, vectors and temperatures are those of a mixture.weights.Mixture, which 
 arguments raise TypeError or ValueError; NaN, +infinity and rows of nothing but -infinity FloatingPointError.
 """
 
+from array import array
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,6 +16,8 @@ from memdec_edge.mixture.weights import Vectors
 
 Rule = tuple[Vectors, float, float]  # of mixture.weights.SoftBayes: vectors, eta, share
 Wide = npt.NDArray[np.float64]
+Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]  # of documents; n_vocab or more ends one
+Positions = npt.NDArray[np.uint32]
 
 MAX_MEMORIES: Final[int]
 MAX_VERIFIED: Final[int]
@@ -44,6 +47,11 @@ def verify(
 def learn(
     vectors: Vectors, rule: Rule, log_probs: Wide, mixed: Wide, path: Wide, classes: Ids, /
 ) -> Vectors: ...  # the weights afterwards
+def match(
+    tokens: Tokens, prefixes: Positions, n_vocab: int, context: array[int], ids: Ids, probs: Row, /
+) -> tuple[int, int, int]: ...  # length, distinct tokens written, position of the likeliest or -1
+def group_prefixes(tokens: Tokens, n_vocab: int, prefixes: Positions, ends: npt.NDArray[np.uint64], /) -> None: ...
+def sort_prefixes(tokens: Tokens, n_vocab: int, prefixes: Positions, shared: int, /) -> None: ...
 def variants() -> list[str]: ...  # that this machine runs, best first
 def select(variant: str, /) -> None: ...  # for the whole process
 def selected() -> str: ...

@@ -91,9 +91,14 @@ def read_file(path: Path) -> list[str]:
 
     Raises MissingFileError, and CorpusError for text that is not UTF-8 or a line that is no {"text": ...}.
     """
+    return [text for _, text in numbered_documents(path)]
+
+
+def numbered_documents(path: Path) -> list[tuple[int, str]]:
+    """Return the documents of read_file(), each with its line in a jsonl file, from 1 on; 0 for a whole file."""
     text = read_text(path)
     if path.suffix.lower() != ".jsonl":
-        return [text] if text.strip() else []
+        return [(0, text)] if text.strip() else []
     documents = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -104,9 +109,9 @@ def read_file(path: Path) -> list[str]:
             document = None
         if not isinstance(document, str):
             raise CorpusError(path, f'line {number} is no JSON object with a string "text"; mend that line')
-        documents.append(document)
+        documents.append((number, document))
     # JSON can spell half a surrogate pair, which is no character
-    return [text.encode("utf-8", "replace").decode("utf-8") for text in documents if text.strip()]
+    return [(number, text.encode("utf-8", "replace").decode("utf-8")) for number, text in documents if text.strip()]
 
 
 def _is_result(folder: Path) -> bool:

@@ -38,6 +38,28 @@ int md_get_doubles(PyObject *object, const char *what, int n_dims, int flags, Py
     return get_array(object, what, "d", (Py_ssize_t)sizeof(double), n_dims, flags, view);
 }
 
+/* NumPy calls a type of 4 bytes by the one or the other C type, as the platform has it. */
+static const struct {
+    const char *kind, *format, *other;
+    Py_ssize_t size;
+} KINDS[] = {
+    {"uint16", "H", "H", 2}, {"uint32", "I", "L", 4}, {"int32", "i", "l", 4}, {"uint64", "L", "Q", 8},
+    {"float32", "f", "f", 4},
+};
+
+int md_get_numbers(PyObject *object, const char *what, const char *kind, int flags, Py_buffer *view) {
+    if (PyObject_GetBuffer(object, view, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | flags) < 0) return -1;
+    for (size_t i = 0; i < sizeof KINDS / sizeof *KINDS; i++) {
+        const int wanted = strcmp(kind, KINDS[i].kind) == 0 && view->itemsize == KINDS[i].size;
+        if (wanted && (has_format(view->format, KINDS[i].format) || has_format(view->format, KINDS[i].other)) &&
+            view->ndim == 1 && (uintptr_t)view->buf % (uintptr_t)view->itemsize == 0)
+            return 0;
+    }
+    PyErr_Format(PyExc_TypeError, "%s must hold %s in one dimension, aligned", what, kind);
+    PyBuffer_Release(view);
+    return -1;
+}
+
 Py_ssize_t md_get_memories(PyObject *sequence, const char *what, double *numbers) {
     const Py_ssize_t n = PySequence_Size(sequence);
     if (n < 0) return -1;

@@ -256,6 +256,7 @@ static int native_exec(PyObject *module) {
     failed = failed || PyModule_AddIntConstant(module, "MAX_MEMORIES", MD_MAX_ROWS - 1) < 0;
     failed = failed || PyModule_AddFunctions(module, md_sample_methods) < 0;
     failed = failed || PyModule_AddFunctions(module, md_learn_methods) < 0;
+    failed = failed || PyModule_AddFunctions(module, md_match_methods) < 0;
     failed = failed || PyModule_AddIntConstant(module, "MAX_VERIFIED", MD_MAX_VERIFIED) < 0;
     Py_XDECREF(functions);
     return failed ? -1 : 0;

@@ -14,6 +14,9 @@
 int md_get_floats(PyObject *object, const char *what, int n_dims, int flags, Py_buffer *view);
 int md_get_doubles(PyObject *object, const char *what, int n_dims, int flags, Py_buffer *view);
 
+/* A C-contiguous buffer of uint16, uint32, int32, uint64 or float32 (`kind`) in one dimension; it may be empty. */
+int md_get_numbers(PyObject *object, const char *what, const char *kind, int flags, Py_buffer *view);
+
 /* numbers[1 .. n] from a sequence of n < MD_MAX_ROWS; n, or -1 with an exception set. */
 Py_ssize_t md_get_memories(PyObject *sequence, const char *what, double *numbers);
 
@@ -63,5 +66,6 @@ PyObject *md_bad_numbers(void); /* sets FloatingPointError, returns NULL */
 
 extern PyMethodDef md_sample_methods[]; /* module_sample.c */
 extern PyMethodDef md_learn_methods[];  /* module_learn.c */
+extern PyMethodDef md_match_methods[];  /* module_match.c */
 
 #endif

@@ -23,17 +23,6 @@ typedef struct {
     Py_buffer suppressed, scratch;
 } request;
 
-static int get_suppressed(PyObject *object, Py_buffer *view) {
-    if (PyObject_GetBuffer(object, view, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS) < 0) return -1;
-    const char *format = view->format ? view->format : "B";
-    if ((strcmp(format, "i") == 0 || strcmp(format, "l") == 0) && view->itemsize == 4 && view->ndim == 1 &&
-        (uintptr_t)view->buf % sizeof(int32_t) == 0)
-        return 0;
-    PyErr_SetString(PyExc_TypeError, "suppressed must hold int32 in one dimension, aligned to 4 bytes");
-    PyBuffer_Release(view);
-    return -1;
-}
-
 static int get_request(PyObject *chain, PyObject *seed, PyObject *position, PyObject *suppressed, PyObject *scratch,
                        size_t n_vocab, request *r) {
     Py_ssize_t top_k;
@@ -52,7 +41,7 @@ static int get_request(PyObject *chain, PyObject *seed, PyObject *position, PyOb
     if (get_unsigned(seed, "seed", UINT32_MAX, &number) < 0) return -1;
     choice->seed = (uint32_t)number;
     if (get_unsigned(position, "position", UINT64_MAX, &r->position) < 0) return -1;
-    if (get_suppressed(suppressed, &r->suppressed) < 0) return -1;
+    if (md_get_numbers(suppressed, "suppressed", "int32", 0, &r->suppressed) < 0) return -1;
     choice->suppressed = r->suppressed.buf;
     choice->n_suppressed = (size_t)r->suppressed.len / sizeof(int32_t);
     if (md_get_floats(scratch, "scratch", 1, PyBUF_WRITABLE, &r->scratch) == 0) {

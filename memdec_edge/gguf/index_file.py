@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from memdec_edge.errors import ModelFileError, RoleError
+from memdec_edge.errors import ModelFileError, PairingError, RoleError
 from memdec_edge.files import atomic_path
 from memdec_edge.gguf import metadata
 from memdec_edge.gguf.header import DAMAGED, STRING, Header, Scalar
@@ -40,6 +40,12 @@ Positions = npt.NDArray[np.uint32]
 def token_type(n_vocab: int) -> type[np.uint16 | np.uint32]:
     """The smallest type for a vocabulary's ids; its largest number is END."""
     return np.uint16 if n_vocab <= np.iinfo(np.uint16).max else np.uint32
+
+
+def tokenizer_of(model: Path | str) -> tuple[str, int]:
+    """Digest and number of tokens of a GGUF's tokenizer. Raises MissingFileError and ModelFileError."""
+    with Header(model) as header:
+        return metadata.tokenizer_digest(header.strings("tokenizer.ggml.tokens"))
 
 
 class Place(NamedTuple):
@@ -125,6 +131,17 @@ class IndexFile:
         """The document that holds the token at a position in [0, n), and how many tokens after its start."""
         document = int(np.searchsorted(self.starts, position, "right")) - 1
         return Place(self.names[document], position - int(self.starts[document]))
+
+    def require_tokenizer(self, base: Path | str) -> None:
+        """Raise PairingError unless the GGUF `base` has the tokenizer whose ids the index holds.
+
+        Raises MissingFileError and ModelFileError where `base` cannot be read or has no tokenizer.
+        """
+        if tokenizer_of(base) != (self.digest, self.n_vocab):
+            raise PairingError(
+                base, self.path, "it holds the tokens of another tokenizer",
+                f"index the documents for this base too: memdec-edge index DOCS -m {base} --out FILE",
+            )  # fmt: skip
 
     def check_whole(self) -> None:
         """Raise ModelFileError where something cut the file short since open(): to read on would end the process.

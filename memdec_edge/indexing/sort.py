@@ -1,30 +1,38 @@
-"""Sorting the prefixes of documents by the text before them. Knows nothing of text and of files."""
+"""Sorting the prefixes of documents by the text before them, by parts, so that progress shows and Ctrl-C is heard.
+
+It is no library's suffix sorting: those sort bytes, which takes more memory for a token than is given here, and all of
+the text, where a match needs LONGEST tokens. Knows nothing of text and of files.
+"""
 
 import numpy as np
 import numpy.typing as npt
 
+from memdec_edge.mixture import kernels
+from memdec_edge.progress import Advance
+
+PART = 1 << 18  # prefixes that are sorted in one go, or all after one token
+
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+Positions = npt.NDArray[np.uint32]
 
 
-def sort_prefixes(tokens: Tokens) -> npt.NDArray[np.uint32]:
-    """The `prefixes` of gguf/index_file.py for its `tokens`.
+def sorted_prefixes(tokens: Tokens, n_vocab: int, advance: Advance = lambda count: None) -> Positions:
+    """The `prefixes` of gguf/index_file.py for its `tokens`. Takes 4 bytes for each token, and its result is these.
 
-    Prefix doubling over the reversed tokens (Manber and Myers 1993) until all that differ in 64 tokens are apart.
+    advance  is called with the number of prefixes sorted since the last call
     """
-    n, end = len(tokens), np.iinfo(tokens.dtype).max
-    rank = np.unique(tokens[::-1], return_inverse=True)[1].astype(np.int64)
-    width = 1
-    order = np.argsort(rank, kind="stable")
-    while width < 64:
-        behind = np.full(n, rank.max() + 1, np.int64)
-        behind[: max(n - width, 0)] = rank[width:]
-        key = rank * (int(behind.max()) + 1) + behind
-        order = np.argsort(key, kind="stable")
-        sorted_key = key[order]
-        rank[order] = np.concatenate([[0], np.cumsum(sorted_key[1:] != sorted_key[:-1])])
-        width *= 2
-        if rank[order[-1]] == n - 1:
-            break
-    position: npt.NDArray[np.int64] = n - order
-    position = position[position < n]
-    return position[(tokens[position] != end) & (tokens[position - 1] != end)].astype(np.uint32)
+    inside = tokens < n_vocab
+    prefixes = np.empty(np.count_nonzero(inside[1:] & inside[:-1]), np.uint32)
+    del inside
+    ends: npt.NDArray[np.uint64] = np.empty(n_vocab, np.uint64)
+    kernels.group_prefixes(tokens, n_vocab, prefixes, ends)
+    start = 0
+    while start < len(prefixes):
+        end = int(ends[np.searchsorted(ends, start, "right")])  # of the first group, and of those a part has room for
+        last = int(np.searchsorted(ends, start + PART, "right")) - 1
+        several = last >= 0 and int(ends[last]) > end
+        end = int(ends[last]) if several else end
+        kernels.sort_prefixes(tokens, n_vocab, prefixes[start:end], 0 if several else 1)
+        advance(end - start)
+        start = end
+    return prefixes

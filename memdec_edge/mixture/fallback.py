@@ -9,8 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from memdec_edge.mixture import reference
+from memdec_edge.mixture.fallback_match import group_prefixes, match, sort_prefixes
 from memdec_edge.mixture.rows import MAX_VERIFIED, N_CLASSES, Chain, Ids, Matches, Row, Wide
 from memdec_edge.mixture.weights import Mixture, SoftBayes, Vectors
+
+__all__ = [
+    "draft", "group_prefixes", "learn", "match", "mix", "row_stats", "sample", "selected", "sort_prefixes", "verify",
+]  # fmt: skip
 
 Numbers = tuple[float, float, float]
 Rule = tuple[Vectors, float, float]

@@ -1,7 +1,6 @@
-"""match() of memdec_edge/_native.pyi in NumPy: the specification, by plain binary searches.
+"""match(), group_prefixes() and sort_prefixes() of memdec_edge/_native.pyi in NumPy: plain searches, plain sorts.
 
-Its answers are those of native/match.c also where the prefixes are not sorted. Knows nothing of which implementation
-runs.
+Knows nothing of which implementation runs.
 """
 
 from array import array
@@ -12,10 +11,11 @@ import numpy.typing as npt
 from memdec_edge.mixture.rows import LONGEST, MOST, Ids, Row
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+Positions = npt.NDArray[np.uint32]
 
 
 def match(
-    tokens: Tokens, prefixes: npt.NDArray[np.uint32], n_vocab: int, context: "array[int]",
+    tokens: Tokens, prefixes: Positions, n_vocab: int, context: "array[int]",
     ids: Ids, probs: Row, /,
 ) -> tuple[int, int, int]:  # fmt: skip
     """Write the tokens that follow the longest match of `context`, the newest token last, and their shares.
@@ -34,21 +34,49 @@ def match(
         return 0, 0, -1
     low, high = search.first(length, after=False), search.first(length, after=True)
     count = min(high - low, MOST)
-    where = prefixes[low + np.arange(count) * (high - low) // MOST if high - low > MOST else np.arange(low, high)]
-    where = where[where < len(tokens)]
+    sampled = low + np.arange(count) * (high - low) // count
+    where = prefixes[sampled].astype(np.int64)
+    where = np.sort(where[where < len(tokens)])
     where = where[tokens[where] < n_vocab]  # only a damaged index has others
     found, first, counts = np.unique(tokens[where], return_index=True, return_counts=True)
     if not len(found):
         return 0, 0, -1
     ids[: len(found)] = found
-    probs[: len(found)] = counts / np.float32(len(where))
+    probs[: len(found)] = counts / len(where)
     return length, len(found), int(where[first[counts.argmax()]])
+
+
+def group_prefixes(tokens: Tokens, n_vocab: int, prefixes: Positions, ends: npt.NDArray[np.uint64], /) -> None:
+    """Fill `prefixes` with each position after a token of its document, by that token and then by position.
+
+    `ends` [n_vocab] gets where those after each token end.
+    """
+    inside = tokens < n_vocab
+    found = np.flatnonzero(inside[1:] & inside[:-1]) + 1
+    if len(found) != len(prefixes):
+        raise ValueError(f"room for {len(prefixes)} prefixes of {len(found)}")
+    before = tokens[found - 1]
+    prefixes[:] = found[np.argsort(before, kind="stable")]
+    ends[:] = np.cumsum(np.bincount(before, minlength=n_vocab))
+
+
+def sort_prefixes(tokens: Tokens, n_vocab: int, prefixes: Positions, shared: int, /) -> None:
+    """Sort prefixes whose nearest `shared` tokens are the same, in place: one stable sort for each token from there."""
+    prefixes.sort()
+    outside = np.flatnonzero(tokens >= n_vocab)
+    begins = np.concatenate([[0], outside + 1])
+    n_before = prefixes - begins[np.searchsorted(begins, prefixes, "right") - 1]  # tokens of the same document
+    for depth in reversed(range(shared, LONGEST)):
+        keys = tokens[prefixes - np.minimum(depth + 1, n_before)]
+        keys[n_before <= depth] = np.iinfo(tokens.dtype).max
+        order = np.argsort(keys, kind="stable")
+        prefixes[:], n_before = prefixes[order], n_before[order]
 
 
 class _Search:
     """Binary search among prefixes, each read backwards."""
 
-    def __init__(self, tokens: Tokens, prefixes: npt.NDArray[np.uint32], pattern: npt.NDArray[np.int64]) -> None:
+    def __init__(self, tokens: Tokens, prefixes: Positions, pattern: npt.NDArray[np.int64]) -> None:
         self.tokens, self.prefixes, self.pattern = tokens, prefixes, pattern
 
     def compare(self, i: int, length: int) -> tuple[int, int]:

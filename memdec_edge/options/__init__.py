@@ -3,7 +3,7 @@
     fields       what an option says about itself, and the checks that follow
     inference    loading, mixing, sampling, generating, measuring
     training     kNN cache, training, demo
-    conversion   GGUF files
+    conversion   GGUF files: memories, models, indexes
 
 A value that cannot be raises OptionError, which names the field. Knows nothing of where values come from: the command
 line, Python and the tests build the same objects.
@@ -14,6 +14,7 @@ from memdec_edge.options.conversion import (
     QUANT_TYPES,
     TENSOR_TYPES,
     ConvertOptions,
+    IndexOptions,
     QuantizeOptions,
     QuantTypes,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "DemoOptions",
     "EvalOptions",
     "GenerationOptions",
+    "IndexOptions",
     "LoadOptions",
     "MemoryOptions",
     "MixtureOptions",

@@ -1,4 +1,4 @@
-"""Options of making GGUF files: conversion and quantisation. Knows nothing of where values come from."""
+"""Options of making GGUF files: conversion, quantisation, indexing. Knows nothing of where values come from."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -97,3 +97,27 @@ class ConvertOptions(Checked):
     def quantized(self) -> QuantTypes | None:
         """What llama.cpp's quantiser is to do after the conversion; None: nothing."""
         return None if self.outtype in OUT_TYPES else replace(self.types, outtype=self.outtype)
+
+
+@dataclass(frozen=True)
+class IndexOptions(Checked):
+    """Documents -> index GGUF."""
+
+    documents: Path = field(
+        metadata=about(metavar="DOCS", help="Text: .txt, .md, .jsonl, a folder of them, or an index.")
+    )
+    base: Path = field(
+        metadata=about("-m", "--model", metavar="FILE", help="GGUF with the tokenizer; any size will do.")
+    )
+    out: Path = field(metadata=about("--out", metavar="FILE", unicode=True, help="GGUF to write."))
+    add: tuple[Path, ...] = option((), "--add", metavar="DOCS", help="More documents, as DOCS. Repeatable.")
+    domain: str = option("", "--domain", metavar="TEXT", help="What the documents are about, for `show`.")
+    license: str = option("", "--license", metavar="TEXT", help="Licence of the documents, such as CC-BY-4.0.")
+    seed: int = option(0, low=0, high=INT_MAX)  # of the documents that are held out
+    held_out: float = option(0.05, low=0.0, high=0.5)  # share of the documents that the trust is measured on
+    overwrite: bool = field(default=False, metadata=OVERWRITE)
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """All that is indexed."""
+        return (self.documents, *self.add)

@@ -58,8 +58,8 @@ def test_adding_a_token_that_is_not_there_is_refused(tmp_path: Path, name: str) 
 def test_an_empty_token_with_the_name_of_another_is_refused(
     tmp_path: Path, blocks: dict[str, dict[str, bytes]]
 ) -> None:
+    keys: dict[str, Value] = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["[EMPTY_1]", ""]}
     with pytest.raises(ModelFileError, match="token 1 stands in the vocabulary twice"):
-        keys: dict[str, Value] = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["[EMPTY_1]", ""]}
         opened(tmp_path / "v.gguf", {}, **keys)
 
 

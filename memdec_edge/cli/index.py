@@ -1,0 +1,30 @@
+"""The command index: documents become an index GGUF. Knows nothing of how they are indexed."""
+
+from dataclasses import asdict
+
+from memdec_edge.cli.flags import Given, spread
+from memdec_edge.cli.output import note, print_json, warn
+from memdec_edge.cli.parameters import Json
+from memdec_edge.options import IndexOptions
+
+
+@spread
+def index(*, indexing: Given[IndexOptions], json_: Json = False) -> None:
+    """Index documents for a base: a memory in seconds, without training.
+
+    The file contains the documents: whoever has it can read them.
+    """
+    options = indexing()
+    from memdec_edge.indexing.build import build_index
+
+    report = build_index(options)
+    warn(report.warnings)
+    print(f"{report.path}  {report.n_bytes / 1e6:.1f} MB  {report.n_documents:,} documents, "
+          f"{report.n_tokens:,} tokens, {report.seconds:.1f} s")  # fmt: skip
+    print(f"trust by length of the match: {' '.join(f'{value:.2f}' for value in report.trust)}, "
+          f"measured on {report.trust_from}")  # fmt: skip
+    for path in report.left_out:
+        note(f"{path} is not indexed: its name says that it is for validation or for the test")
+    note(f"{report.path} contains the text of the documents")
+    if json_:
+        print_json(asdict(report))

@@ -1,0 +1,112 @@
+"""Documents into an index GGUF: read, order, measure the trust, write. Knows nothing of terminals and of mixing."""
+
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from memdec_edge.errors import CorpusError
+from memdec_edge.files import refuse_existing
+from memdec_edge.gguf.index_file import Positions, Tokens, tokenizer_of, write_index
+from memdec_edge.indexing.sort import sorted_prefixes
+from memdec_edge.indexing.tokens import Packed, pack, sources_of
+from memdec_edge.indexing.trust import USUAL, Part, measured_trust, rising
+from memdec_edge.llama.model import Model
+from memdec_edge.options import IndexOptions
+from memdec_edge.progress import progress
+
+PREFIX = "memdec-"  # files of this package are told from models by their name
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What was indexed, and how long it took."""
+
+    path: Path
+    n_documents: int
+    n_tokens: int
+    n_bytes: int  # of the file
+    seconds: float  # all
+    seconds_sorting: float
+    trust: tuple[float, ...]  # by class of match length
+    trust_from: str  # which documents it was measured on
+    left_out: tuple[Path, ...]  # splits for validation and test, which are not indexed
+    warnings: tuple[str, ...]
+
+
+def build_index(options: IndexOptions) -> IndexReport:
+    """Index documents for a base's tokenizer, and write the index to `options.out`; what fails leaves nothing there.
+
+    Takes 10 bytes of memory for each token, 12 where a vocabulary has over 65,535 tokens, and the text of one file.
+    Raises MissingFileError, CorpusError for text that cannot be read, is missing or too much, ModelFileError for a base
+    that is none, PairingError for an index of another tokenizer among the documents, ExistingOutputError, OutputError.
+    """
+    started = time.monotonic()
+    refuse_existing(options.out, options.overwrite)
+    sources = sources_of(options.sources)
+    with closing(Model(options.base, vocab_only=True)) as base:
+        digest, n_vocab = tokenizer_of(base.path)
+        packed, valid = pack(options.documents, sources, base, digest, n_vocab)
+    tokens, starts = packed.tokens, np.array(packed.starts, np.uint64)
+    before_sorting = time.monotonic()
+    with progress("sorting", len(tokens), "tokens") as advance:
+        prefixes = sorted_prefixes(tokens, n_vocab, advance)
+    seconds_sorting = time.monotonic() - before_sorting
+    if not len(prefixes):
+        raise CorpusError(options.documents, "no document of it has two tokens; give more text")
+    trust, trust_from = _trust(options, tokens, prefixes, starts, valid)
+    write_index(
+        options.out, tokens=tokens, prefixes=prefixes, starts=starts, names=packed.names, trust=trust.tolist(),
+        digest=digest, n_vocab=n_vocab, domain=options.domain, license=options.license,
+    )  # fmt: skip
+    return IndexReport(
+        path=options.out,
+        n_documents=len(packed.names),
+        n_tokens=len(tokens),
+        n_bytes=options.out.stat().st_size,
+        seconds=time.monotonic() - started,
+        seconds_sorting=seconds_sorting,
+        trust=tuple(trust.tolist()),
+        trust_from=trust_from,
+        left_out=tuple(source.path for source in sources if source.split != "train"),
+        warnings=_warnings(options.out),
+    )
+
+
+def _trust(
+    options: IndexOptions, tokens: Tokens, prefixes: Positions, starts: npt.NDArray[np.uint64], valid: Packed
+) -> tuple[npt.NDArray[np.float32], str]:
+    """Trust, and what it was measured on: a validation split, else a share of the documents, left out for the moment.
+
+    Of a single document its end is left out. The order of the other prefixes stays what it is.
+    """
+    if valid.names:
+        others = [valid.tokens[start : end - 1] for start, end in zip(valid.starts[:-1], valid.starts[1:], strict=True)]
+        return measured_trust(
+            Part(tokens, prefixes, valid.n_vocab), others
+        ), f"{len(others):,} documents for validation"
+    spans = np.stack([starts[:-1], starts[1:] - 1], 1).astype(np.int64)
+    if len(spans) == 1:
+        spans[0, 0] = spans[0, 1] - int(options.held_out * len(tokens))
+    order = np.random.default_rng(options.seed).permutation(len(spans))
+    chosen = spans[order[: max(1, round(options.held_out * len(spans)))]] if options.held_out else spans[:0]
+    held_out = np.zeros(len(tokens), bool)
+    for start, end in chosen:
+        held_out[start:end] = True
+    left = prefixes[~held_out[prefixes]]
+    if not len(left) or not len(chosen):
+        usual = np.array(USUAL)
+        return rising(usual, np.ones_like(usual)), "no document, since there are too few"
+    part = Part(tokens, left, valid.n_vocab)
+    return measured_trust(
+        part, (tokens[start:end] for start, end in chosen)
+    ), f"{len(chosen):,} of the documents, left out"
+
+
+def _warnings(out: Path) -> tuple[str, ...]:
+    return (
+        () if out.name.startswith(PREFIX) else (f"the name of an index should start with {PREFIX}: {PREFIX}{out.name}",)
+    )
