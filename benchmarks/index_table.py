@@ -1,4 +1,4 @@
-"""Documents as a voice of the mixture: perplexity beside base and memory, seconds to build, us a look-up, bytes a token.
+"""Documents as a voice of the mixture: perplexity beside base and memory, seconds to build, time of a look-up, size.
 
     python benchmarks/index_table.py BASE.gguf --documents NAME=TRAIN.jsonl [NAME=...] --text NAME=PATH [NAME=PATH ...]
                                      --out FILE.csv [--memory MEMORY.gguf] [--sizes 150000 0] [--tokens 6144]
@@ -12,26 +12,25 @@ keeps what the models said: run again, no model runs. The last line is one JSON 
 import argparse
 import csv
 import json
-import os
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import numpy as np
+import numpy.typing as npt
 from provenance import made_by
 
 from memdec_edge.documents import read_documents
-from memdec_edge.engine import Engine, MemoryMixture
-from memdec_edge.engine.blend import Index, resolve
+from memdec_edge.engine import Engine, Index
 from memdec_edge.evaluation.perplexity import IndexScores, TokenScores, index_scores, join_documents, score_tokens
 from memdec_edge.evaluation.windows import Window
-from memdec_edge.gguf.index_file import IndexFile
+from memdec_edge.indexing.build import build_index
 from memdec_edge.mixture.match import Matcher
-from memdec_edge.options import EvalOptions, LoadOptions, MemoryOptions, MixtureOptions
+from memdec_edge.options import EvalOptions, IndexOptions, LoadOptions, MemoryOptions, MixtureOptions
 
+Wide = npt.NDArray[np.float64]
 PROBED = 5000  # look-ups that are timed
 
 
@@ -41,8 +40,8 @@ class Text:
 
     tokens: list[int]
     windows: list[Window]
-    base: np.ndarray
-    memory: np.ndarray | None
+    base: Wide
+    memory: Wide | None
 
 
 def main() -> None:
@@ -57,27 +56,15 @@ def main() -> None:
     args = parser.parse_args()
     documents = dict(each.split("=", 1) for each in args.documents)
     texts = read(args, dict(each.split("=", 1) for each in args.text))
-    table: dict[str, dict[str, float | str]] = {}
-    for name, text in texts.items():
-        found = TokenScores(text.windows, text.base, [] if text.memory is None else [text.memory], 0, 0)
-        table.setdefault("base", {})[name] = ppl(text.base)
-        if text.memory is not None:
-            table.setdefault("base + memory", {})[name] = auto(found, args.memory)
+    table: dict[str, dict[str, float | str]] = {"base": {name: ppl(text.base) for name, text in texts.items()}}
+    if args.memory:
+        with closing(opened(args, [args.memory])) as engine:
+            table["base + memory"] = {name: auto(engine, text) for name, text in texts.items()}
     for domain, path in documents.items():
-        columns = [name for name in texts if name == domain or name not in documents]
         for size in args.sizes:
             with TemporaryDirectory() as folder:
-                costs, indexed = make(args.base, Path(path), size, Path(folder) / "memdec-index.gguf")
-                try:
-                    label = f"index of {domain}, {costs['tokens']:,} tokens"
-                    for name in columns:
-                        says = index_scores(indexed.file, texts[name].tokens, texts[name].windows)
-                        for row, value in mixed(texts[name], says, indexed, args.memory).items():
-                            table.setdefault(f"base + {row}{label}", {})[name] = value
-                    table[f"base + {label}"] |= costs | {"us a look-up": round(look_up(indexed, texts[domain]), 1)}
-                finally:
-                    indexed.close()
-    columns = [*texts, "tokens", "seconds to build", "bytes a token", "us a look-up"]
+                add_index(args, table, texts, domain, make(args.base, Path(path), size, Path(folder)), set(documents))
+    columns = [*texts, "tokens", "seconds to build", "seconds of that to sort", "bytes a token", "us a look-up"]
     with args.out.open("w", newline="", encoding="utf-8") as file:
         file.write(made_by())
         writer = csv.writer(file)
@@ -111,26 +98,70 @@ def read(args: argparse.Namespace, texts: dict[str, str]) -> dict[str, Text]:
     return found
 
 
-def ppl(log_probs: np.ndarray) -> float:
+def ppl(log_probs: Wide) -> float:
     return float(np.exp(-log_probs.mean()))
 
 
-def auto(found: TokenScores, memory: Path) -> float:
-    """Perplexity of base and memory with weights that learn."""
-    weights = MixtureOptions()
-    rule = _of_memory(memory, weights, []).rule()
-    assert rule
-    return ppl(found.learned(rule).log_probs)
+def opened(args: argparse.Namespace, memories: list[Path]) -> Engine:
+    return Engine(args.base, [MemoryOptions(path) for path in memories], LoadOptions(n_ctx=1024))
 
 
-def mixed(text: Text, says: IndexScores, indexed: Index, memory: Path | None) -> dict[str, float]:
-    """Perplexities with the index: beside the base, and beside base and memory."""
-    rule = resolve([], [indexed], MixtureOptions()).rule()
+def auto(engine: Engine, text: Text, says: IndexScores | None = None) -> float:
+    """Perplexity of what an engine mixes, with weights that learn."""
+    memories = [text.memory] if engine.memories and text.memory is not None else []
+    rule = engine.mixture(MixtureOptions()).rule()
     assert rule
-    found = {"": ppl(TokenScores(text.windows, text.base, [], 0, 0, [says]).learned(rule).log_probs)}
-    if text.memory is not None and memory:
-        both = _of_memory(memory, MixtureOptions(), [indexed]).rule()
-        assert both
-        scores = TokenScores(text.windows, text.base, [text.memory], 0, 0, [says])
-        found["memory + "] = ppl(scores.learned(both).log_probs)
-    return found
+    return ppl(TokenScores(text.windows, text.base, memories, 0, 0, [says] if says else []).learned(rule).log_probs)
+
+
+def make(base: Path, documents: Path, size: int, folder: Path) -> tuple[Path, dict[str, float | str]]:
+    """An index of about `size` tokens, from documents at even distances, and what it cost."""
+    lines = documents.read_text(encoding="utf-8").splitlines()
+    if size:
+        length = sum(len(json.loads(line)["text"]) for line in lines) / 4.5  # characters of a token, about
+        lines = lines[:: max(round(length / size), 1)]
+    chosen = folder / "documents.jsonl"
+    chosen.write_text("\n".join(lines), encoding="utf-8")
+    report = build_index(IndexOptions(chosen, base, folder / "memdec-index.gguf"))
+    costs = {"tokens": report.n_tokens, "seconds to build": report.seconds,
+             "seconds of that to sort": report.seconds_sorting, "bytes a token": report.n_bytes / report.n_tokens}  # fmt: skip
+    return report.path, {name: float(value) for name, value in costs.items()}
+
+
+def add_index(
+    args: argparse.Namespace, table: dict[str, dict[str, float | str]], texts: dict[str, Text], domain: str,
+    made: tuple[Path, dict[str, float | str]], domains: set[str],
+) -> None:  # fmt: skip
+    """Fill the rows of one index."""
+    path, costs = made
+    label = f"index of {int(costs['tokens']):,} tokens of {domain}"
+    columns = [name for name in texts if name == domain or name not in domains]
+    with closing(opened(args, [path])) as engine:
+        [index] = engine.indexes
+        says = {name: index_scores(index.file, texts[name].tokens, texts[name].windows) for name in columns}
+        table[f"base + {label}"] = {name: auto(engine, texts[name], says[name]) for name in columns}
+        table[f"base + {label}"] |= costs | {"us a look-up": look_up(index, texts[domain])}
+    if args.memory:
+        with closing(opened(args, [args.memory, path])) as engine:
+            row = {name: auto(engine, texts[name], says[name]) for name in columns}
+            table[f"base + memory + {label}"] = dict(row)
+
+
+def look_up(index: Index, text: Text) -> float:
+    """Microseconds of a token and its match, mean over the text's first PROBED tokens, the best of three rounds."""
+    best = float("inf")
+    for _ in range(3):
+        matcher, begin = Matcher(index.file), perf_counter()
+        for token in text.tokens[:PROBED]:
+            matcher.extend([token])
+            matcher.match()
+        best = min(best, 1e6 * (perf_counter() - begin) / len(text.tokens[:PROBED]))
+    return best
+
+
+def shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+if __name__ == "__main__":
+    main()

@@ -11,8 +11,8 @@ from itertools import count
 from memdec_edge.engine.blend import Index, Memory, Voice, resolve
 from memdec_edge.errors import OptionError, PairingError
 from memdec_edge.gguf.header import Header
-from memdec_edge.gguf.index_file import IndexFile
-from memdec_edge.gguf.metadata import ROLE, tokenizer_digest
+from memdec_edge.gguf.index_file import IndexFile, tokenizer_of
+from memdec_edge.gguf.metadata import ROLE
 from memdec_edge.llama.abort import AbortFlag
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
@@ -74,8 +74,7 @@ class Registry:
     def _require_tokenizer(self, index: Index) -> None:
         """Raise PairingError unless the base has the tokenizer whose ids the index holds."""
         if self._digest is None:
-            with Header(self._base.path) as header:
-                self._digest = tokenizer_digest(header.strings("tokenizer.ggml.tokens"))
+            self._digest = tokenizer_of(self._base.path)
         if (index.file.digest, index.file.n_vocab) != self._digest:
             raise PairingError(
                 self._base.path, index.path, "it holds the tokens of another tokenizer",
