@@ -74,6 +74,8 @@ class Lookup:
 
         before: the source of the token before it; the same document is named as long as it goes on there.
         """
+        if not self.indexes:
+            return None
         pairs = list(zip(self.indexes, self.matches(tokens, length), strict=True))
         index, match = max(pairs, key=lambda pair: pair[1].length)
         if match.length < LEAST_SOURCE:
@@ -83,6 +85,16 @@ class Lookup:
                 return replace(before, end=before.end + 1, after=before.after + 1)
         document, offset = index.file.place(match.where - 1)
         return Source(index.path, document, offset + 1 - match.length, offset + 1, match.where)
+
+
+def passages(found: list[Source], source: Source | None) -> list[Source]:
+    """The passages so far with that of one more token, which may lengthen the last."""
+    if source is None:
+        return found
+    last = found[-1] if found else None
+    if last and (last.index, last.document, last.start) == (source.index, source.document, source.start):
+        return [*found[:-1], source]
+    return [*found, source]
 
 
 def _found(match: Match) -> Found:

@@ -3,6 +3,8 @@
 Knows nothing of other sessions, decodes nothing and measures nothing.
 """
 
+from collections.abc import Sequence
+
 from memdec_edge.engine.session import Session
 from memdec_edge.errors import MemdecError, NumericsError
 from memdec_edge.mixture.online import learn_from
@@ -20,11 +22,14 @@ class Turn:
         drafts = (session.memories or session.indexes) and session.rolls_back
         self.room = min(session.limit - self.start - 1, MAX_DRAFT) if drafts else 0
         self.length = 0  # tokens to draft
+        self.by_index = False  # the indexes draft them, and the memories read them as one batch
+        self.promise: Sequence[float] = ()  # see DraftPolicy.promise()
         self.draft: list[int] = []
         self.found: list[list[Found]] = []  # of each index, before the draft and after each drafted token
         self.guesses = False  # nothing is drafted, but what would have been is compared
         self.guess: int | None = None
         self.rows = 0  # of the memories, decoded so far
+        self.verified = 0  # rows
         self.base_rows: Row
         self.samples: list[Sampled] = []
         self.accepted = 0  # drafted tokens that the mixture sampled too
@@ -32,15 +37,23 @@ class Turn:
         self.error: MemdecError | None = None  # of this session alone
 
     @property
-    def newest(self) -> int:
-        """The token that the memories have not read."""
-        return self.draft[-1] if self.draft else self.session.tokens[-1]
+    def unread(self) -> list[int]:
+        """The tokens that the memories have not read."""
+        return [self.session.tokens[-1], *self.draft][self.rows :]
 
     def draft_next(self) -> int | None:
         """What the memories alone sample after their newest row: a draft, or a guess that only measures acceptance."""
         s = self.session
         rows = [s.drafted[memory][self.rows - 1] for memory in s.memories]
         return s.sampler.draft(rows, s.mixture, self.start + self.rows - 1, s.suppressed, s.row)
+
+    def draft_by_index(self) -> None:
+        """Take what the indexes find as the draft, up to an id that base or memories lack."""
+        s = self.session
+        draft, self.found = s.lookup.draft(s.tokens, self.length)
+        known = next((at for at, token in enumerate(draft) if token >= s.unknown_tokens.start), len(draft))
+        self.draft, self.found = draft[:known], self.found[: known + 1]
+        self.length = known
 
     def look_up(self) -> None:
         """Ask the indexes about every position of the draft, unless they drafted it themselves."""
@@ -49,12 +62,13 @@ class Turn:
             tokens = [*s.tokens, *self.draft]
             self.found = [s.lookup.found(tokens, length) for length in range(self.start, len(tokens) + 1)]
 
-    def verify(self, first: int, end: int) -> None:
-        """Let the mixture of rows [first, end) sample, until a sample differs from the draft or ends the text.
+    def verify(self, end: int) -> None:
+        """Let the mixture of rows up to `end` sample, until a sample differs from the draft or ends the text.
 
         An error of these rows or of the session's grammar ends this turn alone.
         """
-        s = self.session
+        s, first = self.session, self.verified
+        self.verified = end
         memory_rows = [s.drafted[memory][first:end] for memory in s.memories]
         rule, found = s.generated_rule, self.found[first:end]
         try:

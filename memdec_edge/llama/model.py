@@ -13,9 +13,10 @@ from typing import Any
 
 import llama_cpp
 
-from memdec_edge.errors import CorpusError, DecodeError, ModelFileError
+from memdec_edge.errors import CorpusError, DecodeError, ModelFileError, RoleError
 from memdec_edge.gguf import guard
 from memdec_edge.gguf.header import Header, Scalar
+from memdec_edge.gguf.metadata import is_index
 from memdec_edge.llama import library
 from memdec_edge.llama.library import Owned
 from memdec_edge.llama.stack import call_with_stack, refuse_long_runs, stack_for
@@ -53,6 +54,8 @@ class Model:
             refuse = guard.refuse_what_aborts if tried else refuse_what_ends
             refuse(header, vocab_only=vocab_only)
             self.metadata: dict[str, Scalar] = header.scalars()
+        if is_index(self.metadata):
+            raise RoleError(self.path, "document index", "model", "give it beside a base, as a `memory`")
         library.start()
         params = llama_cpp.llama_model_default_params()
         params.vocab_only = vocab_only
