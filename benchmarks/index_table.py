@@ -2,6 +2,7 @@
 
     python benchmarks/index_table.py BASE.gguf --documents NAME=TRAIN.jsonl [NAME=...] --text NAME=PATH [NAME=PATH ...]
                                      --out FILE.csv [--memory MEMORY.gguf] [--sizes 150000 0] [--tokens 6144]
+                                     [--threads 0]
 
 For each name of --documents an index is made of about so many tokens as --sizes says (0: all), from documents at even
 distances. Its columns are the text of its own name and those that no index has. Each index and the memory join the base
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--memory", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=[150_000, 0])
     parser.add_argument("--tokens", type=int, default=6144)
+    parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     documents = dict(each.split("=", 1) for each in args.documents)
@@ -82,7 +84,7 @@ def read(args: argparse.Namespace, texts: dict[str, str]) -> dict[str, Text]:
     memories = [MemoryOptions(args.memory)] if args.memory else []
     missing = [name for name in texts if name not in stored]
     if missing:
-        with closing(Engine(args.base, memories, LoadOptions(n_ctx=1024))) as engine:
+        with closing(Engine(args.base, memories, LoadOptions(n_ctx=1024, threads=args.threads))) as engine:
             for name in missing:
                 documents = read_documents(Path(texts[name]))
                 score = score_tokens(engine, documents, EvalOptions(max_tokens=args.tokens))
@@ -103,7 +105,7 @@ def ppl(log_probs: Wide) -> float:
 
 
 def opened(args: argparse.Namespace, memories: list[Path]) -> Engine:
-    return Engine(args.base, [MemoryOptions(path) for path in memories], LoadOptions(n_ctx=1024))
+    return Engine(args.base, [MemoryOptions(path) for path in memories], LoadOptions(n_ctx=1024, threads=args.threads))
 
 
 def auto(engine: Engine, text: Text, says: IndexScores | None = None) -> float:

@@ -180,8 +180,16 @@ class LanguageModel:
             sources = passages(sources, chunk.source)
             tokens += [] if chunk.token is None else [chunk.token]
         assert chunk.finish_reason is not None  # a stream always ends with a reason
-        return Completion("".join(text), tokens, chunk.finish_reason, chunk.timings, chunk.weights, chunk.helps, sources,
-            chunk.matched)  # fmt: skip
+        return Completion(
+            "".join(text),
+            tokens,
+            chunk.finish_reason,
+            chunk.timings,
+            chunk.weights,
+            chunk.helps,
+            sources,
+            chunk.matched,
+        )
 
     def quote(self, source: Source) -> str:
         """The passage of a document that a source names. Raises ModelFileError where its index was cut short meanwhile,
