@@ -52,7 +52,7 @@ int md_get_numbers(PyObject *object, const char *what, const char *kind, int fla
     for (size_t i = 0; i < sizeof KINDS / sizeof *KINDS; i++) {
         const int wanted = strcmp(kind, KINDS[i].kind) == 0 && view->itemsize == KINDS[i].size;
         if (wanted && (has_format(view->format, KINDS[i].format) || has_format(view->format, KINDS[i].other)) &&
-            view->ndim == 1 && (uintptr_t)view->buf % (uintptr_t)view->itemsize == 0)
+            view->ndim == 1 && (view->len == 0 || (uintptr_t)view->buf % (uintptr_t)view->itemsize == 0))
             return 0;
     }
     PyErr_Format(PyExc_TypeError, "%s must hold %s in one dimension, aligned", what, kind);

@@ -1,4 +1,4 @@
-"""The command check: do a base and a memory share a vocabulary? Knows nothing of how vocabularies are compared."""
+"""The command check: does a memory or an index share a base's vocabulary? Knows nothing of how they are compared."""
 
 from contextlib import closing
 from pathlib import Path
@@ -14,15 +14,20 @@ from memdec_edge.errors import PairingError
 
 @spread
 def check(
-    *, model: Base, memory: Annotated[Path, typer.Option("-M", "--memory", metavar="FILE", help="Memory GGUF.")]
+    *, model: Base, memory: Annotated[Path, typer.Option("-M", "--memory", metavar="FILE", help="Memory or index.")]
 ) -> None:
-    """Check that a base and a memory share a vocabulary.
+    """Check that a memory or an index fits a base.
 
-    The exit code is 0 or 1. An error names the first difference.
+    A memory must share the base's vocabulary. An index must have its tokenizer, and is read whole for damage. The exit
+    code is 0 or 1. An error names the first difference.
     """
+    from memdec_edge.gguf import metadata
     from memdec_edge.llama.model import Model
     from memdec_edge.llama.pairing import require_match
 
+    if metadata.is_index(metadata.read(memory)[0]):
+        _check_index(model, memory)
+        return
     with closing(Model(model, vocab_only=True)) as base, closing(Model(memory, vocab_only=True)) as opened:
         try:
             warning = require_match(base, opened)
@@ -31,3 +36,13 @@ def check(
             raise CommandError(f"{reason}; use a memory trained for this model family", error.exit_code) from error
         warn([warning] if warning else [])
         print(f"{memory} matches {model}: {min(base.n_vocab, opened.n_vocab)} shared tokens")
+
+
+def _check_index(model: Path, path: Path) -> None:
+    from memdec_edge.gguf.index_file import IndexFile
+    from memdec_edge.indexing.verify import verify
+
+    with IndexFile.open(path) as index:
+        index.require_tokenizer(model)
+        verify(index)
+        print(f"{path} matches {model}: {index.n_documents:,} documents, {len(index.tokens):,} tokens")

@@ -10,9 +10,9 @@ from memdec_edge.options import IndexOptions
 
 @spread
 def index(*, indexing: Given[IndexOptions], json_: Json = False) -> None:
-    """Index documents for a base: a memory in seconds, without training.
+    """Index documents: a memory in seconds.
 
-    The file contains the documents: whoever has it can read them.
+    The file contains the documents; treat it as confidentially as them.
     """
     options = indexing()
     from memdec_edge.indexing.build import build_index
@@ -21,8 +21,8 @@ def index(*, indexing: Given[IndexOptions], json_: Json = False) -> None:
     warn(report.warnings)
     print(f"{report.path}  {report.n_bytes / 1e6:.1f} MB  {report.n_documents:,} documents, "
           f"{report.n_tokens:,} tokens, {report.seconds:.1f} s")  # fmt: skip
-    print(f"trust by length of the match: {' '.join(f'{value:.2f}' for value in report.trust)}, "
-          f"measured on {report.trust_from}")  # fmt: skip
+    weights = " ".join(f"{value:.2f}" for value in report.trust)
+    print(f"relative weight by the length of a match: {weights}, measured on {report.trust_from}")
     for path in report.left_out:
         note(f"{path} is not indexed: its name says that it is for validation or for the test")
     note(f"{report.path} contains the text of the documents")

@@ -12,8 +12,9 @@ from memdec_edge.cli.parameters import Json
 
 @spread
 def show(*, file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF.")], json_: Json = False) -> None:
-    """Print what a memory GGUF says about itself."""
+    """Print what a memory or an index says about itself."""
     from memdec_edge.gguf import metadata, parts
+    from memdec_edge.gguf.index_file import IndexFile
 
     values, _ = metadata.read(file)
     memory = metadata.MemoryMetadata.from_gguf(file, values)  # values that cannot be are refused
@@ -23,7 +24,12 @@ def show(*, file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF.")
         if key.startswith(("general.", metadata.PREFIX)) and value != "" and value == value  # NaN: not set
     }
     found |= {"tensors": len(parts.tensors(file)), "bytes": parts.n_bytes(file)}
-    if not metadata.is_memory(values):
+    if metadata.is_index(values):
+        with IndexFile.open(file) as index:
+            trust = ", ".join(f"{value:.2f}" for value in index.trust)
+            found |= {"documents": index.n_documents, "tokens": len(index.tokens), "trust": trust}
+        note(f"{file} is an index: it contains the text of its documents")
+    elif not metadata.is_memory(values):
         note(f"{file} is a plain model, not a memory")
     width = max(map(len, found))
     for key, value in found.items():

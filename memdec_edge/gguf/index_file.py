@@ -8,10 +8,10 @@ A replaced file (renamed over) keeps serving its old content. Where something sh
 so. Knows nothing of models and of how a match becomes a distribution.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,7 @@ Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 Positions = npt.NDArray[np.uint32]
 
 
-def token_type(n_vocab: int) -> type[np.uint16 | np.uint32]:
+def token_type(n_vocab: int) -> type[np.uint16] | type[np.uint32]:
     """The smallest type for a vocabulary's ids; its largest number is END."""
     return np.uint16 if n_vocab <= np.iinfo(np.uint16).max else np.uint32
 
@@ -88,17 +88,17 @@ class IndexFile:
         self.domain = facts.domain
         self.license = str(self.metadata.get("general.license", ""))
         self.trust = np.array(header.numbers(TRUST), np.float32)
-        self.tokens: Tokens = header.array(TOKENS_TENSOR, {INT16: "<u2", INT32: "<u4"})
-        self.prefixes: Positions = header.array(PREFIXES_TENSOR, {INT32: "<u4"})
-        self.starts: npt.NDArray[np.uint64] = header.array(STARTS_TENSOR, {INT64: "<u8"})
+        self.tokens: Tokens = self._array(TOKENS_TENSOR, {INT16: "<u2", INT32: "<u4"})
+        self.prefixes: Positions = self._array(PREFIXES_TENSOR, {INT32: "<u4"})
+        self.starts: npt.NDArray[np.uint64] = self._array(STARTS_TENSOR, {INT64: "<u8"})
         self._check()
 
     @classmethod
     def open(cls, path: Path | str) -> "IndexFile":
         """Map an index.
 
-        Raises MissingFileError, RoleError for a GGUF that is no index, and ModelFileError for a damaged one. What a
-        look at the tokens alone would tell, verify() checks.
+        Raises MissingFileError, RoleError for a GGUF that is no index, and ModelFileError for a damaged one. That
+        the arrays are right, indexing/verify.py finds out, which reads them all.
         """
         return cls(path)
 
@@ -151,13 +151,18 @@ class IndexFile:
         if self._header.cut_short:
             raise ModelFileError(self.path, "was cut short while in use; make the index again and open it again")
 
+    def _array(self, name: str, kinds: Mapping[int, npt.DTypeLike]) -> npt.NDArray[Any]:
+        found = self._header.array(name, kinds)
+        if found.ndim != 1:
+            raise ModelFileError(self.path, f"the tensor {name} has {found.ndim} dimensions and not one; {DAMAGED}")
+        return found
+
     def _check(self) -> None:
         """What can be told in a moment; the kernels bear the rest."""
         starts, n = self.starts, len(self.tokens)
         entry = self._header.entries.get(DOCUMENTS)
         problem = (
-            "the tensors must have one dimension" if self.tokens.ndim * self.prefixes.ndim * starts.ndim != 1
-            else f"it has {n:,} tokens, more than {MOST_TOKENS:,}" if n > MOST_TOKENS
+            f"it has {n:,} tokens, more than {MOST_TOKENS:,}" if n > MOST_TOKENS
             else f"it has {len(self.prefixes):,} prefixes for {n:,} tokens" if len(self.prefixes) > n
             else "its documents do not follow each other from the first token to the last"
             if len(starts) < 2 or starts[0] != 0 or starts[-1] != n or not (starts[1:] > starts[:-1]).all()

@@ -40,7 +40,7 @@ class IndexReport:
 def build_index(options: IndexOptions) -> IndexReport:
     """Index documents for a base's tokenizer, and write the index to `options.out`; what fails leaves nothing there.
 
-    Takes 10 bytes of memory for each token, 12 where a vocabulary has over 65,535 tokens, and the text of one file.
+    Takes 12 bytes of memory for each token, 14 where a vocabulary has over 65,535 tokens, and the text of one file.
     Raises MissingFileError, CorpusError for text that cannot be read, is missing or too much, ModelFileError for a base
     that is none, PairingError for an index of another tokenizer among the documents, ExistingOutputError, OutputError.
     """

@@ -35,8 +35,9 @@ class Model:
     """A GGUF file: its vocabulary and metadata, and its weights unless `vocab_only`.
 
     Several threads may use it at the same time, and close it: the weights are freed when no call and no context needs
-    them any more. Raises MissingFileError, and ModelFileError when llama.cpp cannot load the file or it is no text
-    decoder. Some files are tried first in a process of their own (trial.py). That process itself opens them as `tried`.
+    them any more. Raises MissingFileError, RoleError for a document index, and ModelFileError when llama.cpp cannot
+    load the file or it is no text decoder. Some files are tried first in a process of their own (trial.py). That
+    process itself opens them as `tried`.
 
     metadata: every single value of the header, with the type that the file gives it (arrays are left out).
     n_embd, n_layer, n_ctx_train: of the weights, 0 where vocab_only.
@@ -51,6 +52,8 @@ class Model:
         self.path = Path(path)
         self._weights: _Weights | None = None
         with Header(self.path) as header:
+            if is_index(header.scalars()):
+                raise RoleError(self.path, "document index", "model", "give it as `memory`, beside a base")
             refuse = guard.refuse_what_aborts if tried else refuse_what_ends
             refuse(header, vocab_only=vocab_only)
             self.metadata: dict[str, Scalar] = header.scalars()

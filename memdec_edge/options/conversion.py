@@ -113,8 +113,11 @@ class IndexOptions(Checked):
     add: tuple[Path, ...] = option((), "--add", metavar="DOCS", help="More documents, as DOCS. Repeatable.")
     domain: str = option("", "--domain", metavar="TEXT", help="What the documents are about, for `show`.")
     license: str = option("", "--license", metavar="TEXT", help="Licence of the documents, such as CC-BY-4.0.")
-    seed: int = option(0, low=0, high=INT_MAX)  # of the documents that are held out
-    held_out: float = option(0.05, low=0.0, high=0.5)  # share of the documents that the trust is measured on
+    # where the documents name no validation split
+    held_out: float = option(
+        0.05, low=0.0, high=0.5, help="Share of the documents that relative weights are measured on."
+    )
+    seed: int = option(0, low=0, high=INT_MAX, help="Seed that chooses those documents.")
     overwrite: bool = field(default=False, metadata=OVERWRITE)
 
     @property

@@ -14,6 +14,7 @@ from memdec_edge.options import (
     DemoOptions,
     EvalOptions,
     GenerationOptions,
+    IndexOptions,
     LoadOptions,
     QuantTypes,
     SamplingOptions,
@@ -29,6 +30,7 @@ REQUIRED = {
     "train": ["--teacher", "no", "--corpus", "no", "--out", "no"],
     "convert": ["no", "--outfile", "no"],
     "quantize": ["no", "no", "q8_0"],
+    "index": ["no", "-m", "no.gguf", "--out", "no"],
     "demo": [],
 }
 USED = [
@@ -38,6 +40,7 @@ USED = [
     ("cache", CacheOptions),
     *(("train", kind) for kind in (CacheOptions, TrainOptions)),
     ("convert", ConvertOptions),
+    ("index", IndexOptions),
     ("quantize", QuantTypes),
     ("demo", DemoOptions),
 ]

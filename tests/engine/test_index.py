@@ -11,18 +11,48 @@ import pytest
 
 from memdec_edge.engine import Engine, Index, MemoryMixture, Session
 from memdec_edge.errors import OptionError, PairingError, RoleError
+from memdec_edge.gguf.index_file import tokenizer_of
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.options import GenerationOptions, MemoryOptions, MixtureOptions
 from tests.conftest import Family
-from tests.support.indexes import TRUST, by_reading, documents, tiny_index
+from tests.support.indexes import Document, index_file, longest_match
 from tests.support.plain import FOUR, ONE_THREAD, PENALISED, WARM, finish, prompts
 
-TEXTS, OTHERS = documents(1), documents(2)
+TRUST = (0.25, 0.25, 0.5, 0.5, 0.5, 0.75, 0.75, 1.0)  # exact in float32
+LENGTHS = ((1, 1), (2, 2), (3, 3), (4, 4), (5, 6), (7, 9), (10, 15), (16, 48))  # of the classes
 LEARNING = MixtureOptions(eta=0.3, share=0.01, generated=0.5)
 SEEDED = replace(WARM, seed=5)
 ENDLESS = GenerationOptions(ignore_eos=True)
 Wide = npt.NDArray[np.float64]
+
+
+def documents(seed: int, count: int = 12, length: int = 60, n_vocab: int = 400) -> list[Document]:
+    """Documents that repeat parts of each other, so that matches of every length occur."""
+    random = np.random.default_rng(seed)
+    parts = [random.integers(1, n_vocab, size).tolist() for size in (2, 3, 5, 8, 12, 20)]
+    found: list[Document] = []
+    for _ in range(count):
+        text: Document = []
+        while len(text) < length:
+            text += parts[random.integers(len(parts))] if random.random() < 0.6 else [int(random.integers(1, 40))]
+        found.append(text)
+    return found
+
+
+TEXTS, OTHERS = documents(1), documents(2)
+
+
+def tiny_index(path: Path, base: Path, texts: list[Document]) -> Path:
+    digest, n_vocab = tokenizer_of(base)
+    return index_file(path, texts, n_vocab, digest=digest, trust=TRUST)
+
+
+def by_reading(texts: list[Document], context: list[int]) -> tuple[int, dict[int, float]]:
+    """The class of the longest match, and the probabilities of what follows it."""
+    length, follow = longest_match(texts, context)
+    klass = next((c for c, (low, high) in enumerate(LENGTHS, 1) if low <= length <= high), 0)
+    return klass, {token: count / follow.total() for token, count in follow.items()}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +80,7 @@ def both(family: Family, index: Path, other: Path) -> Iterator[Engine]:
         yield opened
 
 
-def a_prompt(texts: list[list[int]] = TEXTS, length: int = 40) -> list[int]:
+def a_prompt(texts: list[Document] = TEXTS, length: int = 40) -> list[int]:
     """Some of one document, what no document has, the beginning of another, and its continuation."""
     return [*texts[3][5:25], *prompts(1, 6)[0], *texts[7][: length - 26]]
 
@@ -66,7 +96,7 @@ def rows_of(path: Path, tokens: list[int], n_vocab: int) -> Wide:
 
 
 def by_the_rule(
-    vectors: dict[int, Wide], rows: list[Wide], texts: list[list[list[int]]], tokens: list[int], rates: list[float],
+    vectors: dict[int, Wide], rows: list[Wide], texts: list[list[Document]], tokens: list[int], rates: list[float],
 ) -> tuple[dict[int, Wide], Wide]:  # fmt: skip
     """Weights by class after `tokens`, and the mixture's probabilities of the next one, in probabilities, written out.
 
@@ -94,7 +124,7 @@ def by_the_rule(
     return vectors, mixed
 
 
-def assert_as_ruled(session: Session, engine: Engine, texts: list[list[list[int]]], rates: list[float]) -> None:
+def assert_as_ruled(session: Session, engine: Engine, texts: list[list[Document]], rates: list[float]) -> None:
     first = engine.mixture(LEARNING).mixture
     vectors = {c: np.array([1 - sum(vector), *vector]) for c, vector in enumerate(first.vectors)}
     paths = [engine.base.path, *(memory.path for memory in engine.memories)]
@@ -260,6 +290,6 @@ def test_tokens_of_long_matches_name_the_document_and_the_place(alone: Engine) -
         for length in range(5 + 8, len(prompt) + 1):
             before = session.lookup.source(prompt, length, before)
             assert before is not None
-            text = TEXTS[int(before.document.removeprefix("text ")) - 1]
+            text = TEXTS[int(before.document.removesuffix(".txt"))]
             assert text[before.start : before.end] == prompt[length - (before.end - before.start) : length]
             assert before.end - before.start >= 8
