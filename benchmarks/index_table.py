@@ -118,7 +118,7 @@ def auto(engine: Engine, text: Text, says: IndexScores | None = None) -> float:
 
 def make(base: Path, documents: Path, size: int, folder: Path) -> tuple[Path, dict[str, float | str]]:
     """An index of about `size` tokens, from documents at even distances, and what it cost."""
-    lines = documents.read_text(encoding="utf-8").splitlines()
+    lines = documents.read_text(encoding="utf-8").strip("\n").split("\n")
     if size:
         length = sum(len(json.loads(line)["text"]) for line in lines) / 4.5  # characters of a token, about
         lines = lines[:: max(round(length / size), 1)]

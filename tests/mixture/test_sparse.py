@@ -125,7 +125,7 @@ def test_a_token_teaches_the_weights_of_its_class_and_a_silent_index_keeps_its_o
         found = learn(start, rule, log_probs, classes)
     expected = {
         0: np.array([0.7, 0.3]),
-        4: np.array([1 - 0.475, 0.2, 0.175, 0.2]),
+        4: np.array([0.425, 0.2, 0.175, 0.2]),
         2: np.array([0.475, 0.2, 0.125, 0.2]),
     }
     awake = {0: [0, 1], 4: [0, 1, 2, 3], 2: [0, 1, 2]}
