@@ -312,6 +312,8 @@ def perplexity(log_probs: LogProbs, windows: Sequence[Window]) -> tuple[float, f
     variance that of the ratio estimator (Cochran, Sampling Techniques, 1977, section 2.11). NaN for one window.
     """
     mean = float(log_probs.mean())
+    if mean == -math.inf:  # an impossible token: weights of 1 after a match that went on otherwise
+        return math.inf, math.nan
     with np.errstate(over="ignore"):  # a hopeless model's perplexity is infinite, not an error
         value = float(np.exp(-mean))
     counts = np.array([window.end - window.scored for window in windows])

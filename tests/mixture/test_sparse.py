@@ -42,7 +42,7 @@ def by_definition(rows: list[Row], found: list[Found], mixture: Mixture) -> Wide
         columns.append(column)
         if not one.klass:
             weights[len(rows) + k] = 0
-    weights = weights / weights.sum() if weights.sum() > 1e-12 else np.eye(len(weights))[0]
+    weights = weights / weights.sum() if weights.sum() > 0 else np.eye(len(weights))[0]
     mixed: Wide = weights @ np.array(columns)
     return mixed
 
