@@ -10,7 +10,7 @@ import numpy as np
 
 from memdec_edge.mixture import kernels, reference
 from memdec_edge.mixture.rows import Ids, Sampled, Wide
-from memdec_edge.mixture.weights import Mixture, SoftBayes, Vectors
+from memdec_edge.mixture.weights import LEAST_INITIAL, Mixture, SoftBayes, lift, shares_of
 
 
 class Learned(NamedTuple):
@@ -30,17 +30,6 @@ def learn(mixture: Mixture, rule: SoftBayes, log_probs: Wide, classes: Ids | Non
 
     Raises NumericsError for NaN and +inf; ValueError for other shapes and for a rule of another number of voices.
     """
-    return _run(mixture, rule.numbers, rule, log_probs, classes)
-
-
-def hold(mixture: Mixture, log_probs: Wide, classes: Ids | None = None) -> Learned:
-    """The same tokens under weights that stay as they are."""
-    return _run(mixture, (mixture.vectors, 0.0, 0.0), SoftBayes((), 0.0, 0.0), log_probs, classes)
-
-
-def _run(
-    mixture: Mixture, numbers: tuple[Vectors, float, float], rule: SoftBayes, log_probs: Wide, classes: Ids | None
-) -> Learned:
     given = np.ascontiguousarray(log_probs, np.float64)
     mixed, path = np.empty(given.shape[-1]), np.empty_like(given)
     if not given.size:
@@ -48,12 +37,18 @@ def _run(
     if classes is None:
         classes = np.zeros((0, given.shape[-1]), np.int32)
     try:
-        vectors = kernels.learn(mixture.vectors, numbers, given, mixed, path, classes)
+        vectors = kernels.learn(mixture.vectors, rule.numbers, given, mixed, path, classes)
     except FloatingPointError:
         for column, matched in zip(given.T.tolist(), classes.T.tolist(), strict=True):
             reference.learn(mixture, rule, column, matched)  # names the culprit
         raise
     return Learned(mixed, path, mixture.after(vectors))
+
+
+def hold(mixture: Mixture, log_probs: Wide, classes: Ids | None = None) -> Learned:
+    """As learn(), of weights that stay."""
+    initial = [lift(shares_of(vector), LEAST_INITIAL) for vector in mixture.vectors]  # which a rate of 0 ignores
+    return learn(mixture, SoftBayes(initial[0], 0.0, 0.0, tuple(initial[1:])), log_probs, classes)
 
 
 def learn_from(mixture: Mixture, rule: SoftBayes, sample: Sampled, classes: Sequence[int]) -> Mixture:

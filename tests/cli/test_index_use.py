@@ -48,7 +48,7 @@ def test_run_prints_footnotes_of_passages_from_documents(family: Family, index: 
 
 def test_verbose_shows_the_weights_of_every_length(family: Family, index: Path) -> None:
     done = memdec("run", "-m", family.base, "-M", index, "-p", PROMPT, "-n", 4, "-v")
-    assert "at lambda auto, from 0.5 after its longest matches" in done.stderr
+    assert "at lambda auto, from 0.7 after its longest matches" in done.stderr
     assert "after a match of 16 or more: 0." in done.stderr
 
 
