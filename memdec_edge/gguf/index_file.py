@@ -8,7 +8,7 @@ A replaced file (renamed over) keeps serving its old content. Where something sh
 so. Knows nothing of models and of how a match becomes a distribution.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,7 +128,8 @@ class IndexFile:
         return [name.decode("utf-8", "replace") for name in self._header.strings(DOCUMENTS)]
 
     def place(self, position: int) -> Place:
-        """The document that holds the token at a position in [0, n), and how many tokens after its start."""
+        """The document that holds the token at a position in [0, n). Raises as check_whole()."""
+        self.check_whole()
         document = int(np.searchsorted(self.starts, position, "right")) - 1
         return Place(self.names[document], position - int(self.starts[document]))
 
@@ -158,32 +159,34 @@ class IndexFile:
         return found
 
     def _check(self) -> None:
-        """What can be told in a moment; the kernels bear the rest."""
-        starts, n = self.starts, len(self.tokens)
-        entry = self._header.entries.get(DOCUMENTS)
-        problem = (
-            f"it has {n:,} tokens, more than {MOST_TOKENS:,}" if n > MOST_TOKENS
-            else f"it has {len(self.prefixes):,} prefixes for {n:,} tokens" if len(self.prefixes) > n
-            else "its documents do not follow each other from the first token to the last"
-            if len(starts) < 2 or starts[0] != 0 or starts[-1] != n or not (starts[1:] > starts[:-1]).all()
-            else f"{DOCUMENTS} does not name its {len(starts) - 1:,} documents"
-            if entry is None or entry.kind != STRING or entry.count != len(starts) - 1
-            else f"{TRUST} is not {N_TRUST} numbers from 0 to 1 that rise"
-            if self.trust.shape != (N_TRUST,) or not _rises(self.trust)
-            else f"{metadata.TOKENIZER_N_TOKENS} is {self.n_vocab}, too many for its tokens' type"
-            if not 0 < self.n_vocab <= np.iinfo(self.tokens.dtype).max
-            else ""
-        )  # fmt: skip
-        if problem:
+        """Raise ModelFileError for what can be told in a moment; the kernels bear the rest."""
+        if problem := self._problem():
             raise ModelFileError(self.path, f"{problem}; {DAMAGED}")
+
+    def _problem(self) -> str:
+        n, n_documents, starts = len(self.tokens), len(self.starts) - 1, self.starts
+        if n > MOST_TOKENS:
+            return f"it has {n:,} tokens, more than {MOST_TOKENS:,}"
+        if len(self.prefixes) > n:
+            return f"it has {len(self.prefixes):,} prefixes for {n:,} tokens"
+        if n_documents < 1 or starts[0] != 0 or starts[-1] != n or not (starts[1:] > starts[:-1]).all():
+            return "its documents do not follow each other from the first token to the last"
+        names = self._header.entries.get(DOCUMENTS)
+        if names is None or names.kind != STRING or names.count != n_documents:
+            return f"{DOCUMENTS} does not name its {n_documents:,} documents"
+        trust = self.trust
+        if trust.shape != (N_TRUST,) or not (trust[0] >= 0 and trust[-1] <= 1 and (trust[1:] >= trust[:-1]).all()):
+            return f"{TRUST} is not {N_TRUST} numbers from 0 to 1 that rise"
+        if not 0 < self.n_vocab <= np.iinfo(self.tokens.dtype).max:
+            return f"{metadata.TOKENIZER_N_TOKENS} is {self.n_vocab}, too many for its tokens' type"
+        return ""
 
 
 def write_index(
     path: Path, *, tokens: Tokens, prefixes: Positions, starts: npt.NDArray[np.uint64], names: Sequence[str],
     trust: Sequence[float], digest: str, n_vocab: int, name: str = "", domain: str = "", license: str = "",
-    extra: Iterable[tuple[str, str | int | float]] = (),
 ) -> None:  # fmt: skip
-    """Write an index, atomically; arrays as IndexFile has them, `name` for general.name, `extra` for other keys.
+    """Write an index, atomically; arrays as IndexFile has them, `name` for general.name.
 
     Raises OutputError, and ExistingOutputError for what is no regular file.
     """
@@ -206,8 +209,6 @@ def write_index(
         file.add(metadata.DOMAIN, domain)
     file.add(metadata.TOKENIZER_SHA256, digest)
     file.add(metadata.TOKENIZER_N_TOKENS, n_vocab)
-    for key, value in extra:
-        file.add(key, value)
     file.add(TRUST, [float(weight) for weight in trust])
     file.add(DOCUMENTS, list(names))
     file.add_tensor(TOKENS_TENSOR, tokens.shape, Kind.I16 if tokens.dtype == np.uint16 else Kind.I32)
@@ -222,7 +223,3 @@ def _pieces(array: npt.NDArray[np.unsignedinteger]) -> Iterator[npt.NDArray[np.u
     for start in range(0, len(array), 1 << 20):
         piece = array[start : start + (1 << 20)]
         yield piece.astype(piece.dtype.newbyteorder("<"), copy=False)
-
-
-def _rises(trust: npt.NDArray[np.float32]) -> bool:
-    return bool((trust >= 0).all() and (trust <= 1).all() and (np.diff(trust) >= 0).all())

@@ -13,7 +13,7 @@ from memdec_edge.files import refuse_existing
 from memdec_edge.gguf.index_file import Positions, Tokens, tokenizer_of, write_index
 from memdec_edge.indexing.sort import sorted_prefixes
 from memdec_edge.indexing.tokens import Packed, pack, sources_of
-from memdec_edge.indexing.trust import USUAL, Part, measured_trust, rising
+from memdec_edge.indexing.trust import Part, measured_trust
 from memdec_edge.llama.model import Model
 from memdec_edge.options import IndexOptions
 from memdec_edge.progress import progress
@@ -84,10 +84,9 @@ def _trust(
     Of a single document its end is left out. The order of the other prefixes stays what it is.
     """
     if valid.names:
-        others = [valid.tokens[start : end - 1] for start, end in zip(valid.starts[:-1], valid.starts[1:], strict=True)]
-        return measured_trust(
-            Part(tokens, prefixes, valid.n_vocab), others
-        ), f"{len(others):,} documents for validation"
+        documents = [valid.tokens[a : b - 1] for a, b in zip(valid.starts[:-1], valid.starts[1:], strict=True)]
+        measured = measured_trust(Part(tokens, prefixes, valid.n_vocab), documents)
+        return measured, f"{len(documents):,} documents for validation"
     spans = np.stack([starts[:-1], starts[1:] - 1], 1).astype(np.int64)
     if len(spans) == 1:
         spans[0, 0] = spans[0, 1] - int(options.held_out * len(tokens))
@@ -98,15 +97,12 @@ def _trust(
         held_out[start:end] = True
     left = prefixes[~held_out[prefixes]]
     if not len(left) or not len(chosen):
-        usual = np.array(USUAL)
-        return rising(usual, np.ones_like(usual)), "no document, since there are too few"
-    part = Part(tokens, left, valid.n_vocab)
-    return measured_trust(
-        part, (tokens[start:end] for start, end in chosen)
-    ), f"{len(chosen):,} of the documents, left out"
+        return measured_trust(Part(tokens, left, valid.n_vocab), []), "no document, since there are too few"
+    measured = measured_trust(Part(tokens, left, valid.n_vocab), (tokens[start:end] for start, end in chosen))
+    return measured, f"{len(chosen):,} of the documents, left out"
 
 
 def _warnings(out: Path) -> tuple[str, ...]:
-    return (
-        () if out.name.startswith(PREFIX) else (f"the name of an index should start with {PREFIX}: {PREFIX}{out.name}",)
-    )
+    if out.name.startswith(PREFIX):
+        return ()
+    return (f"the name of an index should start with {PREFIX}: {PREFIX}{out.name}",)

@@ -5,7 +5,8 @@ weights.py    Mixture: the weights of memories and indexes; SoftBayes: how weigh
 mixing.py     mix, row_stats: the mixed row and what is known of its parts
 sampling.py   sample, draft, verify: the seeded next token
 online.py     learn: weights that follow a text
-reference.py  all of them in float64, the specification
+match.py      Matcher: the longest match of a text in documents, and what follows it there
+reference.py  all of them but match.py in float64, the specification
 kernels.py    which implementation runs: the C extension, else fallback.py
 
 Knows nothing of models.

@@ -88,7 +88,7 @@ class Matcher:
         return self._match
 
     def continuation(self, n: int) -> list[int]:
-        """At most `n` tokens that stand in the documents from where() on, up to the document's end; [] without a match.
+        """At most `n` tokens that stand at match().where and after it, up to the document's end; none without a match.
 
         The first is the likeliest next token. Raises as match().
         """
