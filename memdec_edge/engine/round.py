@@ -276,8 +276,8 @@ class Rounds:
         for found, sample in zip(turn.found, turn.samples, strict=False):
             longest = max(found, key=lambda one: one.klass)
             if longest.klass:
-                right = sample.token == longest.ids[longest.probs.argmax()]
-                self.policy.add_found(longest.klass, bool(right))
+                right = sample.token == int(longest.ids[longest.probs.argmax()])
+                self.policy.add_found(longest.klass, right)
                 counters.matched[longest.klass] += 1
                 counters.matched_right[longest.klass] += right
 
