@@ -18,14 +18,7 @@ PRIOR = 0.7  # acceptance before anything was seen
 # The same of what an index drafts, by class of match length: how often it was right on held-out medicine and licences.
 FOUND_PRIOR = (0.2, 0.25, 0.35, 0.4, 0.5, 0.65, 0.75, 0.9)
 FOUND_SEEN = 16  # tokens that FOUND_PRIOR counts as
-FOUND_LENGTHS = (
-    1,
-    3,
-    5,
-    7,
-    11,
-    15,
-)  # what an index may draft, and few, for each is tried: with the next row even batches
+FOUND_LENGTHS = (1, 3, 5, 7, 11, 15)  # what indexes may draft: even rows, and few, since each length is tried
 LEAST_PROMISE = 0.35  # indexes whose first token is accepted more seldom do not draft
 DECAY = 1 / 32  # share of the newest drafted token in the running acceptance
 KEPT = 5  # measurements of a cost whose median counts
