@@ -18,6 +18,7 @@ from memdec_edge.convert import convert
 from memdec_edge.documents import read_file
 from memdec_edge.engine import Engine
 from memdec_edge.evaluation.perplexity import TokenScores, score_tokens
+from memdec_edge.mixture.weights import Mixture
 from memdec_edge.options import (
     LAMBDAS,
     CacheOptions,
@@ -58,7 +59,9 @@ def main() -> None:
     gguf = options.out / "memdec-memory.gguf"
     if not gguf.exists():
         convert(ConvertOptions(report.path, gguf, "q8_0", base=options.teacher, verify=False))
-    sweep = scores(options.base, gguf, options.corpus / "valid.jsonl", options.score).sweep([1.0], LAMBDAS)
+    sweep = scores(options.base, gguf, options.corpus / "valid.jsonl", options.score).sweep(
+        Mixture((1.0,), (1.0,)), LAMBDAS
+    )
     weight = min(sweep, key=sweep.__getitem__)
     test = scores(options.base, gguf, options.corpus / "test.jsonl", options.score)
     found = {"base": test.score([0.0]), "memory": test.score([1.0]), "mixture": test.score([weight])}

@@ -1,7 +1,7 @@
 """The C extension (native/module.c). Rows: one-dimensional, C-contiguous, at least one element.
 
-Weights and temperatures are those of a mixture.weights.Mixture, which has checked them. Other wrong arguments raise
-TypeError or ValueError; NaN, +infinity and rows of nothing but -infinity FloatingPointError.
+Weights, vectors and temperatures are those of a mixture.weights.Mixture, which has checked them. Other wrong
+arguments raise TypeError or ValueError; NaN, +infinity and rows of nothing but -infinity FloatingPointError.
 """
 
 from array import array
@@ -11,9 +11,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from memdec_edge.mixture.rows import Chain, Ids, Row
+from memdec_edge.mixture.rows import Chain, Ids, Matches, Row
+from memdec_edge.mixture.weights import Vectors
 
-Rule = tuple[Sequence[float], float, float]  # of mixture.weights.SoftBayes: initial, eta, share
+Rule = tuple[Vectors, float, float]  # of mixture.weights.SoftBayes: vectors, eta, share
 Wide = npt.NDArray[np.float64]
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]  # of documents; n_vocab or more ends one
 Positions = npt.NDArray[np.uint32]
@@ -25,8 +26,9 @@ TAP_CALLBACK: Final[int]  # address of bool (*)(void *tensor, bool ask, void *da
 SAMPLER_FUNCTIONS: Final[dict[str, int]]  # member of llama_sampler_i -> address
 
 def mix(
-    base: Row, memories: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float], out: Row, /
-) -> list[tuple[float, float, float]]: ...
+    base: Row, memories: Sequence[Row], vectors: Vectors, temperatures: Sequence[float], out: Row,
+    matches: Matches | None, /,
+) -> list[tuple[float, float, float]]: ...  # fmt: skip
 def row_stats(row: Row, length: int, temperature: float, /) -> tuple[float, float, float]: ...
 def sample(row: Row, chain: Chain, seed: int, position: int, suppressed: Ids, scratch: Row, /) -> int: ...
 def draft(
@@ -34,16 +36,17 @@ def draft(
     chain: Chain, seed: int, position: int, suppressed: Ids, out: Row, scratch: Row, /,
 ) -> int: ...  # fmt: skip
 def verify(
-    base: Row, memories: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float], rule: Rule | None,
-    chain: Chain, seed: int, position: int, suppressed: Ids, draft: Sequence[int], out: Row, scratch: Row, /,
+    base: Row, memories: Sequence[Row], vectors: Vectors, temperatures: Sequence[float], rule: Rule | None,
+    chain: Chain, seed: int, position: int, suppressed: Ids, draft: Sequence[int], out: Row, scratch: Row,
+    matches: Matches | None, /,
 ) -> tuple[
     list[tuple[int, float, tuple[float, ...], tuple[float, ...]]],  # mixture.rows.Sampled
     list[tuple[float, float, float]],
-    tuple[float, ...],  # the memories' weights afterwards
+    Vectors,  # the weights afterwards
 ]: ...  # fmt: skip
 def learn(
-    weights: Sequence[float], rule: Rule, log_probs: Wide, mixed: Wide, path: Wide, /
-) -> tuple[float, ...]: ...  # the memories' weights afterwards
+    vectors: Vectors, rule: Rule, log_probs: Wide, mixed: Wide, path: Wide, classes: Ids, /
+) -> Vectors: ...  # the weights afterwards
 def match(
     tokens: Tokens, prefixes: Positions, n_vocab: int, context: array[int], ids: Ids, probs: Row, /
 ) -> tuple[int, int, int]: ...  # length, distinct tokens written, position of the likeliest or -1

@@ -16,8 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from memdec_edge.engine import Engine, Sampled
+from memdec_edge.engine import Engine, Sampled, Source
+from memdec_edge.engine.lookup import passages
 from memdec_edge.errors import OptionError
+from memdec_edge.mixture.weights import Vectors
 from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, MixtureOptions, SamplingOptions
 from memdec_edge.text import TextStream
 
@@ -53,9 +55,10 @@ class Timings:
 class Chunk:
     """One step of a stream: the text that may be shown now, the token behind it, and at the end the reason.
 
-    log_prob: nats, under the mixture before sampling; log_probs: under each model, the base first. weights: of each
-    model in the mixture that gave the token, in the same order. share: the memories' part of the token's probability,
-    0 to 1. The last chunk, which ends the stream, has no token; its weights are those at the end.
+    log_prob: nats, under the mixture before sampling; log_probs: under each voice: base, memories, indexes. weights: of
+    each voice in the mixture that gave the token, in the same order. share: the part of memories and indexes in the
+    token's probability, 0 to 1. source: where the text that ends with the token stands in an indexed document, word for
+    word. The last chunk, which ends the stream, has no token; its weights are those at the end, without a match.
     """
 
     text: str
@@ -67,13 +70,17 @@ class Chunk:
     weights: tuple[float, ...] = ()
     share: float | None = None
     helps: bool = True  # see Completion
+    source: Source | None = None
+    matched: Vectors = ()  # at the end, see Mixture
 
 
 @dataclass(frozen=True)
 class Completion:
     """A whole generation. `tokens`: ids without the end-of-generation token. weights: see Chunk, at the end.
 
-    helps: whether the memories together ever weighed WEAK or more; where not, they know nothing of this text.
+    helps: whether the memories together ever weighed WEAK or more; where not, they know nothing of this text. sources:
+    of the tokens that stand in indexed documents, one for each unbroken passage, in the order of the text. matched: the
+    weights after a match, by its length, see mixture.weights.Mixture.
     """
 
     text: str
@@ -82,6 +89,8 @@ class Completion:
     timings: Timings
     weights: tuple[float, ...]
     helps: bool
+    sources: list[Source]
+    matched: Vectors
 
 
 class LanguageModel:
@@ -132,7 +141,9 @@ class LanguageModel:
             def helps() -> bool:
                 return not session.memories or session.highest >= WEAK
 
+            source: Source | None = None
             while not session.finished and not text.stopped:
+                position = len(session.tokens)
                 start = time.perf_counter()
                 [samples] = engine.step([session])
                 predicted_ms += 1e3 * (time.perf_counter() - start)
@@ -140,15 +151,18 @@ class LanguageModel:
                     if sample.token in engine.base.eog_tokens:
                         break
                     done += 1
+                    position += 1
+                    source = session.lookup.source(session.tokens, position, source)
                     yield Chunk(
                         text.push(engine.base.piece(sample.token)), sample.token, sample.log_prob, None, timings(),
-                        sample.log_probs, sample.weights, memory_share(sample), helps(),
+                        sample.log_probs, sample.weights, memory_share(sample), helps(), source,
                     )  # fmt: skip
                     if text.stopped:
                         break
             rest = text.flush()
             reason: FinishReason = "stop" if text.stopped or session.finished == "stop" else "length"
-            yield Chunk(rest, None, None, reason, timings(), weights=session.mixture.shares, helps=helps())
+            yield Chunk(rest, None, None, reason, timings(), weights=session.mixture.shares, helps=helps(),
+                matched=session.mixture.matched)  # fmt: skip
 
     def generate(
         self,
@@ -160,11 +174,32 @@ class LanguageModel:
         """The whole continuation of `prompt`; arguments and errors as in stream()."""
         text: list[str] = []
         tokens: list[int] = []
+        sources: list[Source] = []
         for chunk in self.stream(prompt, sampling, generation, mixture):
             text.append(chunk.text)
+            sources = passages(sources, chunk.source)
             tokens += [] if chunk.token is None else [chunk.token]
         assert chunk.finish_reason is not None  # a stream always ends with a reason
-        return Completion("".join(text), tokens, chunk.finish_reason, chunk.timings, chunk.weights, chunk.helps)
+        return Completion(
+            "".join(text),
+            tokens,
+            chunk.finish_reason,
+            chunk.timings,
+            chunk.weights,
+            chunk.helps,
+            sources,
+            chunk.matched,
+        )
+
+    def quote(self, source: Source) -> str:
+        """The passage of a document that a source names. Raises ModelFileError where its index was cut short meanwhile,
+        and OptionError where it was removed."""
+        index = next((index for index in self.engine.indexes if index.path == source.index), None)
+        if index is None:
+            raise OptionError("memory", source.index, "it was removed; add it again")
+        index.file.check_whole()
+        tokens = index.file.tokens[source.after - (source.end - source.start) : source.after]
+        return b"".join(self.engine.base.piece(int(token)) for token in tokens).decode("utf-8", "replace")
 
     def close(self) -> None:
         """Free the models."""
@@ -180,7 +215,7 @@ class LanguageModel:
 
 
 def memory_share(sample: Sampled) -> float:
-    """The memories' part of a token's probability: the sum of their w_i p_i, divided by p_mix; 0 to 1."""
+    """The part of memories and indexes in a token's probability: the sum of their w_i p_i, divided by p_mix; 0 to 1."""
     base = sample.weights[0] * math.exp(min(sample.log_probs[0] - sample.log_prob, 700.0))
     return min(max(1.0 - base, 0.0), 1.0)
 
@@ -190,6 +225,6 @@ def open_model(
     memories: Iterable[Path | str | MemoryOptions] = (),
     options: LoadOptions | None = None,
 ) -> LanguageModel:
-    """Open a base GGUF and memories (paths, or MemoryOptions with a weight). Errors: see Engine."""
+    """Open a base GGUF with memories and indexes (paths, or MemoryOptions with a weight). Errors: see Engine."""
     chosen = [memory if isinstance(memory, MemoryOptions) else MemoryOptions(Path(memory)) for memory in memories]
     return LanguageModel(Engine(base, chosen, options))

@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from memdec_edge.engine.registry import Memory, MemoryMixture, Registry, resolve
+from memdec_edge.engine.blend import Memory, MemoryMixture, resolve
+from memdec_edge.engine.registry import Registry
 from memdec_edge.errors import ContextError, OptionError
 from memdec_edge.llama.abort import AbortFlag
 from memdec_edge.llama.context import Context
@@ -124,6 +125,9 @@ class MemoryLlama(HookedLlama):
     def _load(self, path: Path) -> Memory:
         options = self.load_options(force=self._force)
         memory = Registry(self._vocabulary, options, options.n_ctx, AbortFlag()).add(MemoryOptions(path))
+        if not isinstance(memory, Memory):
+            memory.close()
+            raise OptionError("memories", path, "an index of documents; open_model() mixes one, MemoryLlama does not")
         if memory.warning:
             warnings.warn(memory.warning, UserWarning, stacklevel=4)
         return memory
@@ -137,7 +141,7 @@ class MemoryLlama(HookedLlama):
             memories.append(weighed)
         learning = MixtureOptions(total=None if lam == "auto" else lam) if memories else None
         try:
-            chosen = resolve(memories, learning).running()
+            chosen = resolve(memories, options=learning).running()
         except OptionError as error:
             raise OptionError("lam", error.value, error.allowed) if error.field == "total" else error from None
         shortest = min((memory.model.n_ctx_train for memory in chosen.memories), default=None)

@@ -60,12 +60,11 @@ int md_get_numbers(PyObject *object, const char *what, const char *kind, int fla
     return -1;
 }
 
-/* numbers[1 .. n] from a sequence of n < MD_MAX_ROWS; n, or -1 with an exception set. */
-static Py_ssize_t get_memories(PyObject *sequence, const char *what, double *numbers) {
+Py_ssize_t md_get_memories(PyObject *sequence, const char *what, double *numbers) {
     const Py_ssize_t n = PySequence_Size(sequence);
     if (n < 0) return -1;
     if (n >= MD_MAX_ROWS) {
-        PyErr_Format(PyExc_ValueError, "%zd %s for at most %d memories", n, what, MD_MAX_ROWS - 1);
+        PyErr_Format(PyExc_ValueError, "%zd %s for at most %d memories and indexes", n, what, MD_MAX_ROWS - 1);
         return -1;
     }
     for (Py_ssize_t k = 0; k < n; k++) {
@@ -79,7 +78,7 @@ static Py_ssize_t get_memories(PyObject *sequence, const char *what, double *num
 }
 
 Py_ssize_t md_get_weights(PyObject *sequence, double *weights) {
-    const Py_ssize_t n = get_memories(sequence, "weights", weights);
+    const Py_ssize_t n = md_get_memories(sequence, "weights", weights);
     if (n < 0) return -1;
     weights[0] = md_rest(weights, (size_t)n + 1);
     return n + 1;
@@ -89,7 +88,7 @@ Py_ssize_t md_get_mixture(PyObject *weights, PyObject *temperatures, md_row *row
     double w[MD_MAX_ROWS], t[MD_MAX_ROWS] = {1.0}; /* the base's temperature is 1 */
     const Py_ssize_t n_rows = md_get_weights(weights, w);
     if (n_rows < 0) return -1;
-    const Py_ssize_t n_temperatures = get_memories(temperatures, "temperatures", t);
+    const Py_ssize_t n_temperatures = md_get_memories(temperatures, "temperatures", t);
     if (n_temperatures < 0) return -1;
     if (n_temperatures != n_rows - 1) {
         PyErr_Format(PyExc_ValueError, "%zd weights and %zd temperatures", n_rows - 1, n_temperatures);
@@ -100,20 +99,6 @@ Py_ssize_t md_get_mixture(PyObject *weights, PyObject *temperatures, md_row *row
         rows[k].temperature = t[k];
     }
     return n_rows;
-}
-
-int md_get_rule(PyObject *object, Py_ssize_t n_rows, md_rule *rule) {
-    PyObject *initial;
-    if (object == Py_None) return 0;
-    if (!PyTuple_Check(object)) {
-        PyErr_SetString(PyExc_TypeError, "rule must be None or a tuple (initial weights, eta, share)");
-        return -1;
-    }
-    if (!PyArg_ParseTuple(object, "Odd:rule", &initial, &rule->eta, &rule->share)) return -1;
-    const Py_ssize_t n = md_get_weights(initial, rule->initial);
-    if (n < 0 || n == n_rows) return n < 0 ? -1 : 1;
-    PyErr_Format(PyExc_ValueError, "%zd initial weights for %zd memories", n - 1, n_rows - 1);
-    return -1;
 }
 
 Py_ssize_t md_get_rows(PyObject *base, PyObject *memories, Py_ssize_t n_rows, int n_dims, Py_buffer *views) {

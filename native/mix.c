@@ -94,11 +94,21 @@ static void mix_segment(const md_row *rows, const md_affine *affines, size_t n_r
     }
 }
 
-md_status md_mix(const md_row *given, size_t n_rows, float *out, size_t n, md_stats *stats) {
+/* log(exp(out[id]) + exp(shift) p) for the tokens of one sparse voice. */
+static void patch(const md_sparse *voice, double shift, float *out) {
+    for (size_t i = 0; i < voice->length; i++) {
+        const double a = out[voice->ids[i]], b = log(voice->probs[i]) + shift;
+        if (b == -INFINITY) continue;
+        out[voice->ids[i]] = (float)(a > b ? a + log1p(exp(b - a)) : b + log1p(exp(a - b)));
+    }
+}
+
+md_status md_mix(const md_row *given, size_t n_rows, const md_sparse *sparse, size_t n_sparse, float *out, size_t n,
+                 md_stats *stats) {
     md_row rows[MD_MAX_ROWS];
     md_affine affines[MD_MAX_ROWS];
-    double offset = 0.0;
-    size_t active = 0, last = 0; /* rows with weight, and the last of them */
+    double offset = 0.0, spoken = 0.0; /* spoken: weight of sparse voices */
+    size_t active = 0, last = 0;       /* rows with weight, and the last of them */
 
     for (size_t k = 0; k < n_rows; k++) {
         rows[k] = given[k];
@@ -111,7 +121,10 @@ md_status md_mix(const md_row *given, size_t n_rows, float *out, size_t n, md_st
         last = k;
     }
 
-    if (active == 1 && rows[last].temperature == 1.0) { /* nothing to mix, so nothing may be rounded */
+    for (size_t k = 0; k < n_sparse; k++) spoken += sparse[k].weight;
+    if (spoken > 0.0) {
+        offset += spoken * stats[0].logsumexp;
+    } else if (active == 1 && rows[last].temperature == 1.0) { /* nothing to mix, so nothing may be rounded */
         memcpy(out, rows[last].logits, rows[last].length * sizeof *out);
         for (size_t y = rows[last].length; y < n; y++) out[y] = -INFINITY;
         return MD_OK;
@@ -129,5 +142,7 @@ md_status md_mix(const md_row *given, size_t n_rows, float *out, size_t n, md_st
         mix_segment(rows, affines, n_rows, from, end, out);
         from = end;
     }
+    for (size_t k = 0; k < n_sparse; k++)
+        if (sparse[k].weight > 0.0) patch(&sparse[k], log(sparse[k].weight) + offset, out);
     return MD_OK;
 }

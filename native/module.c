@@ -19,7 +19,9 @@
 
 /* --- the mixture ---------------------------------------------------------------------------------------------- */
 
-static PyObject *mix(md_row *rows, const Py_buffer *views, Py_ssize_t n_rows, const Py_buffer *out) {
+static PyObject *mix(md_row *rows, const Py_buffer *views, Py_ssize_t n_rows, const md_weights *weights,
+                     PyObject *found, Py_ssize_t n_sparse, const Py_buffer *out) {
+    md_matches matches;
     md_stats stats[MD_MAX_ROWS];
     md_status status;
     for (Py_ssize_t k = 0; k < n_rows; k++) {
@@ -31,22 +33,27 @@ static PyObject *mix(md_row *rows, const Py_buffer *views, Py_ssize_t n_rows, co
         PyErr_Format(PyExc_ValueError, "out has %zd bytes and the base row %zd", out->len, views[0].len);
         return NULL;
     }
+    if (md_get_matches(found, 1, n_sparse, rows[0].length, &matches) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    status = md_mix(rows, (size_t)n_rows, out->buf, rows[0].length, stats);
+    (void)md_speak(weights, rows, (size_t)n_rows, matches.of, (size_t)n_sparse);
+    status = md_mix(rows, (size_t)n_rows, matches.of, (size_t)n_sparse, out->buf, rows[0].length, stats);
     Py_END_ALLOW_THREADS
+    md_drop_matches(&matches);
     return status == MD_OK ? md_stats_list(stats, (size_t)n_rows) : md_bad_numbers();
 }
 
 static PyObject *native_mix(PyObject *module, PyObject *args) {
-    PyObject *base, *memories, *weights, *temperatures, *target, *result = NULL;
+    PyObject *base, *memories, *vectors, *temperatures, *target, *matches, *result = NULL;
     md_row rows[MD_MAX_ROWS];
+    md_weights weights;
+    Py_ssize_t n_sparse;
     Py_buffer views[MD_MAX_ROWS], out;
     (void)module;
-    if (!PyArg_ParseTuple(args, "OOOOO:mix", &base, &memories, &weights, &temperatures, &target)) return NULL;
-    const Py_ssize_t n_rows = md_get_mixture(weights, temperatures, rows);
+    if (!PyArg_ParseTuple(args, "OOOOOO:mix", &base, &memories, &vectors, &temperatures, &target, &matches)) return NULL;
+    const Py_ssize_t n_rows = md_get_voices(vectors, temperatures, &weights, rows, &n_sparse);
     if (n_rows < 0 || md_get_floats(target, "out", 1, PyBUF_WRITABLE, &out) < 0) return NULL;
     Py_ssize_t held = md_get_rows(base, memories, n_rows, 1, views);
-    if (held == n_rows) result = mix(rows, views, n_rows, &out);
+    if (held == n_rows) result = mix(rows, views, n_rows, &weights, matches, n_sparse, &out);
     while (held > 0) PyBuffer_Release(&views[--held]);
     PyBuffer_Release(&out);
     return result;
@@ -138,7 +145,7 @@ static PyObject *native_sampler_new(PyObject *module, PyObject *args) {
         return NULL;
     }
     const Py_ssize_t n_rows = md_get_mixture(weights, temperatures, rows);
-    const int has_rule = n_rows < 0 ? -1 : md_get_rule(learning, n_rows, &rule);
+    const int has_rule = n_rows < 0 ? -1 : md_get_rule(learning, n_rows, 0, &rule);
     if (has_rule < 0) return NULL;
     rows[0].length = (size_t)n_vocab;
     md_sampler_init init_function;

@@ -103,7 +103,7 @@ static md_status draft(const md_row *rows, size_t n_rows, const request *r, floa
     const size_t length = rows[0].length < n_vocab ? rows[0].length : n_vocab;
     if (n_rows == 1 && rows[0].temperature == 1.0)
         return md_sample(rows[0].logits, length, &r->choice, r->position, r->scratch.buf, token);
-    const md_status status = md_mix(rows, n_rows, out, n_vocab, stats);
+    const md_status status = md_mix(rows, n_rows, NULL, 0, out, n_vocab, stats);
     return status != MD_OK ? status : md_sample(out, n_vocab, &r->choice, r->position, r->scratch.buf, token);
 }
 
@@ -189,24 +189,22 @@ static int get_matrices(const Py_buffer *views, Py_ssize_t n_rows, Py_ssize_t n_
     return -1;
 }
 
-static PyObject *sampled_tuple(const md_sampled *sampled, size_t n_rows) {
-    PyObject *log_probs = md_numbers_tuple(sampled->log_probs, n_rows);
-    PyObject *weights = log_probs == NULL ? NULL : md_numbers_tuple(sampled->weights, n_rows);
+static PyObject *sampled_tuple(const md_sampled *sampled, size_t n_voices) {
+    PyObject *log_probs = md_numbers_tuple(sampled->log_probs, n_voices);
+    PyObject *weights = log_probs == NULL ? NULL : md_numbers_tuple(sampled->weights, n_voices);
     if (weights == NULL) Py_CLEAR(log_probs);
     return weights == NULL ? NULL : Py_BuildValue("(idNN)", (int)sampled->token, sampled->log_prob, log_probs, weights);
 }
 
-static PyObject *verified(const md_row *rows, const md_sampled *sampled, size_t n_sampled, const md_stats *stats,
-                          size_t n_rows) {
-    double weights[MD_MAX_ROWS];
+static PyObject *verified(const md_weights *weights, const md_sampled *sampled, size_t n_sampled, const md_stats *stats,
+                          size_t n_rows, size_t n_sparse) {
     PyObject *list = PyList_New((Py_ssize_t)n_sampled);
     for (size_t j = 0; list != NULL && j < n_sampled; j++) {
-        PyObject *item = sampled_tuple(&sampled[j], n_rows);
+        PyObject *item = sampled_tuple(&sampled[j], n_rows + n_sparse);
         if (item == NULL || PyList_SetItem(list, (Py_ssize_t)j, item) < 0) Py_CLEAR(list);
     }
-    for (size_t k = 0; k < n_rows; k++) weights[k] = rows[k].weight;
     PyObject *numbers = list == NULL ? NULL : md_stats_list(stats, n_rows);
-    PyObject *after = numbers == NULL ? NULL : md_numbers_tuple(weights + 1, n_rows - 1);
+    PyObject *after = numbers == NULL ? NULL : md_classes_tuple(weights, n_rows, n_sparse);
     if (after != NULL) return Py_BuildValue("(NNN)", list, numbers, after);
     Py_XDECREF(numbers);
     Py_XDECREF(list);
@@ -214,9 +212,12 @@ static PyObject *verified(const md_row *rows, const md_sampled *sampled, size_t 
 }
 
 static PyObject *native_verify(PyObject *module, PyObject *args) {
-    PyObject *base, *memories, *weights, *temperatures, *learning, *tokens, *target;
-    PyObject *chain, *seed, *position, *suppressed, *scratch;
+    PyObject *base, *memories, *vectors, *temperatures, *learning, *tokens, *target;
+    PyObject *chain, *seed, *position, *suppressed, *scratch, *found;
     md_row rows[MD_MAX_ROWS];
+    md_weights weights;
+    md_matches matches;
+    Py_ssize_t n_sparse;
     md_stats stats[MD_MAX_ROWS];
     md_sampled sampled[MD_MAX_VERIFIED];
     int32_t drafted[MD_MAX_VERIFIED];
@@ -226,11 +227,11 @@ static PyObject *native_verify(PyObject *module, PyObject *args) {
     size_t n_sampled = 0;
     md_status status = MD_BAD_ROW;
     (void)module;
-    if (!PyArg_ParseTuple(args, "OOOOOOOOOOOO:verify", &base, &memories, &weights, &temperatures, &learning, &chain,
-                          &seed, &position, &suppressed, &tokens, &target, &scratch))
+    if (!PyArg_ParseTuple(args, "OOOOOOOOOOOOO:verify", &base, &memories, &vectors, &temperatures, &learning, &chain,
+                          &seed, &position, &suppressed, &tokens, &target, &scratch, &found))
         return NULL;
-    const Py_ssize_t n_rows = md_get_mixture(weights, temperatures, rows);
-    const int has_rule = n_rows < 0 ? -1 : md_get_rule(learning, n_rows, &rule);
+    const Py_ssize_t n_rows = md_get_voices(vectors, temperatures, &weights, rows, &n_sparse);
+    const int has_rule = n_rows < 0 ? -1 : md_get_rule(learning, n_rows, n_sparse, &rule);
     const Py_ssize_t n_draft = has_rule < 0 ? -1 : get_draft(tokens, drafted);
     if (n_draft < 0) return NULL;
     if (md_get_floats(target, "out", 1, PyBUF_WRITABLE, &out) < 0) return NULL;
@@ -239,20 +240,23 @@ static PyObject *native_verify(PyObject *module, PyObject *args) {
     int failed = held < n_rows || get_matrices(views, n_rows, n_draft, &out, rows) < 0 ||
                  get_request(chain, seed, position, suppressed, scratch, n_vocab, &r) < 0;
     if (!failed) {
-        failed = check_outputs(&r, &out, views, n_rows) < 0;
+        failed = check_outputs(&r, &out, views, n_rows) < 0 ||
+                 md_get_matches(found, views[0].shape[0], n_sparse, n_vocab, &matches) < 0;
         if (!failed) {
             Py_BEGIN_ALLOW_THREADS
-            status = md_verify(rows, (size_t)n_rows, (size_t)views[0].shape[0], has_rule ? &rule : NULL, drafted,
-                               (size_t)n_draft, &r.choice, r.position, out.buf, n_vocab, r.scratch.buf, stats, sampled,
-                               &n_sampled);
+            status = md_verify(rows, (size_t)n_rows, matches.of, (size_t)n_sparse, (size_t)views[0].shape[0], &weights,
+                               has_rule ? &rule : NULL, drafted, (size_t)n_draft, &r.choice, r.position, out.buf,
+                               n_vocab, r.scratch.buf, stats, sampled, &n_sampled);
             Py_END_ALLOW_THREADS
+            md_drop_matches(&matches);
         }
         drop(&r);
     }
     while (held > 0) PyBuffer_Release(&views[--held]);
     PyBuffer_Release(&out);
     if (failed) return NULL;
-    return status == MD_OK ? verified(rows, sampled, n_sampled, stats, (size_t)n_rows) : md_bad_numbers();
+    return status == MD_OK ? verified(&weights, sampled, n_sampled, stats, (size_t)n_rows, (size_t)n_sparse)
+                           : md_bad_numbers();
 }
 
 PyMethodDef md_sample_methods[] = {

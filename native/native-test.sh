@@ -37,7 +37,8 @@ print("testing", path, "variants", *module.variants(), flush=True)
 options = ["-q", "--noconftest", "--capture=sys", "-p", "no:cacheprovider"]
 tests = [
     "tests/mixture/test_mixing.py", "tests/mixture/test_sampling.py", "tests/mixture/test_verify.py",
-    "tests/mixture/test_online.py", "tests/mixture/test_match.py", "tests/llama/test_mixture_sampler.py",
+    "tests/mixture/test_online.py", "tests/mixture/test_sparse.py", "tests/mixture/test_match.py",
+    "tests/llama/test_mixture_sampler.py",
     "tests/llama/test_mixture_sampler_online.py",
     "tests/llama/test_tap.py::test_only_the_wanted_name_is_asked_for",
     "tests/llama/test_tap.py::test_rows_beyond_the_buffer_are_counted_and_not_written",

@@ -229,24 +229,39 @@ md_status md_sample(const float *row, size_t n, const md_choice *choice, uint64_
     return MD_OK;
 }
 
-md_status md_verify(md_row *rows, size_t n_rows, size_t n_positions, const md_rule *rule, const int32_t *draft,
-                    size_t n_draft, const md_choice *choice, uint64_t position, float *out, size_t n_vocab,
-                    float *scratch, md_stats *stats, md_sampled *sampled, size_t *n_sampled) {
-    double weights[MD_MAX_ROWS];
-    for (size_t k = 0; k < n_rows; k++) weights[k] = rows[k].weight;
-    for (size_t j = 0;; j++) {
+/* What the token teaches the weights of its class; a silent index is passed as NaN. */
+static void learn(md_weights *weights, size_t n_rows, const md_sparse *matches, size_t n_sparse, const md_rule *rule,
+                  size_t klass, const md_sampled *sampled) {
+    double heard[MD_MAX_ROWS];
+    memcpy(heard, sampled->log_probs, sizeof heard);
+    for (size_t k = 0; k < n_sparse; k++)
+        if (matches[k].klass == 0) heard[n_rows + k] = NAN;
+    (void)md_learn(weights->of[klass], klass > 0 ? n_rows + n_sparse : n_rows, rule, klass, heard);
+}
+
+md_status md_verify(md_row *rows, size_t n_rows, md_sparse *matches, size_t n_sparse, size_t n_positions,
+                    md_weights *weights, const md_rule *rule, const int32_t *draft, size_t n_draft,
+                    const md_choice *choice, uint64_t position, float *out, size_t n_vocab, float *scratch,
+                    md_stats *stats, md_sampled *sampled, size_t *n_sampled) {
+    for (size_t j = 0;; j++, matches += n_sparse) {
         md_sampled *s = &sampled[j];
-        md_status status = md_mix(rows, n_rows, out, n_vocab, stats);
+        const size_t klass = md_speak(weights, rows, n_rows, matches, n_sparse);
+        md_status status = md_mix(rows, n_rows, matches, n_sparse, out, n_vocab, stats);
         if (status == MD_OK) status = md_sample(out, n_vocab, choice, position + j, scratch, &s->token);
         if (status != MD_OK) return status;
         double offset = 0.0;
-        for (size_t k = 0; k < n_rows; k++)
+        for (size_t k = 0; k < n_rows; k++) {
+            s->weights[k] = rows[k].weight;
             if (rows[k].weight > 0.0) offset += rows[k].weight * stats[k].logsumexp;
+        }
+        for (size_t k = 0; k < n_sparse; k++) {
+            s->weights[n_rows + k] = matches[k].weight;
+            offset += matches[k].weight * stats[0].logsumexp;
+        }
         s->log_prob = s->token < 0 ? -INFINITY : out[s->token] - offset;
-        memcpy(s->weights, weights, n_rows * sizeof *weights);
         md_log_probs(rows, stats, n_rows, s->token, s->log_probs);
-        if (rule != NULL) (void)md_learn(weights, n_rows, rule, s->log_probs);
-        for (size_t k = 0; k < n_rows; k++) rows[k].weight = weights[k];
+        md_sparse_log_probs(matches, n_sparse, s->token, s->log_probs + n_rows);
+        if (rule != NULL) learn(weights, n_rows, matches, n_sparse, rule, klass, s);
         *n_sampled = j + 1;
         if (j + 1 == n_positions || j >= n_draft || s->token < 0 || s->token != draft[j]) return MD_OK;
         for (size_t k = 0; k < n_rows; k++) rows[k].logits += rows[k].length;

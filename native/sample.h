@@ -40,16 +40,18 @@ md_status md_sample(const float *row, size_t n, const md_choice *choice, uint64_
 typedef struct {
     int32_t token;                 /* -1: none is possible */
     double log_prob;               /* of the mixture, nats: neither the chain nor `suppressed` changes it */
-    double log_probs[MD_MAX_ROWS]; /* of each row, in the same manner */
-    double weights[MD_MAX_ROWS];   /* of the rows in this mixture */
+    double log_probs[MD_MAX_ROWS]; /* of each row, then of each index, in the same manner */
+    double weights[MD_MAX_ROWS];   /* of the same in this mixture */
 } md_sampled;
 
 /* Mix and sample position after position, until a sample differs from the draft or positions end.
- * rows[n_rows]: logits [n_positions, length] each; afterwards at the last mixed position, with the weights that follow
- * from its token. rule: how the weights learn from each token; NULL: they do not. draft[n_draft]; out[n_vocab]: the
- * last mixed row, stats[n_rows]: its rows'; sampled[n_positions]: the first *n_sampled hold samples. */
-md_status md_verify(md_row *rows, size_t n_rows, size_t n_positions, const md_rule *rule, const int32_t *draft,
-                    size_t n_draft, const md_choice *choice, uint64_t position, float *out, size_t n_vocab,
-                    float *scratch, md_stats *stats, md_sampled *sampled, size_t *n_sampled);
+ * rows[n_rows]: logits [n_positions, length] each; afterwards at the last mixed position. matches[n_positions, n_sparse]:
+ * of each index at each position; their weights are set. weights: of each class, afterwards those that follow from the
+ * last token. rule: how they learn from each token; NULL: they do not. draft[n_draft]; out[n_vocab]: the last mixed row,
+ * stats[n_rows]: its rows'; sampled[n_positions]: the first *n_sampled hold samples. */
+md_status md_verify(md_row *rows, size_t n_rows, md_sparse *matches, size_t n_sparse, size_t n_positions,
+                    md_weights *weights, const md_rule *rule, const int32_t *draft, size_t n_draft,
+                    const md_choice *choice, uint64_t position, float *out, size_t n_vocab, float *scratch,
+                    md_stats *stats, md_sampled *sampled, size_t *n_sampled);
 
 #endif

@@ -111,7 +111,8 @@ void md_sampler_apply(llama_sampler *sampler, llama_token_data_array *candidates
     for (size_t k = 1; k < state->n_rows; k++)
         if (state->rows[k].logits == NULL) status = MD_NO_ROWS;
     if (status == MD_OK && !gather(state->gathered, state->rows[0].length, candidates)) status = MD_BAD_ROW;
-    if (status == MD_OK) status = md_mix(state->rows, state->n_rows, state->mixed, state->rows[0].length, state->stats);
+    if (status == MD_OK)
+        status = md_mix(state->rows, state->n_rows, NULL, 0, state->mixed, state->rows[0].length, state->stats);
     if (status != MD_OK) { /* a sampler cannot fail: the base's logits stay, md_sampler_take_status tells */
         if (state->status == MD_OK) state->status = status;
         return;
@@ -130,7 +131,7 @@ void md_sampler_accept(llama_sampler *sampler, int32_t token) {
     if ((size_t)token >= state->rows[0].length) return; /* negative ones too: a longer memory's row has no say */
     for (size_t k = 0; k < state->n_rows; k++) weights[k] = state->rows[k].weight;
     md_log_probs(state->rows, state->stats, state->n_rows, token, log_probs);
-    (void)md_learn(weights, state->n_rows, &state->rule, log_probs);
+    (void)md_learn(weights, state->n_rows, &state->rule, 0, log_probs);
     for (size_t k = 0; k < state->n_rows; k++) state->rows[k].weight = weights[k];
 }
 
@@ -139,7 +140,7 @@ void md_sampler_reset(llama_sampler *sampler) {
     state->status = MD_OK;
     state->mixed_rows = false;
     if (!state->learns) return;
-    for (size_t k = 0; k < state->n_rows; k++) state->rows[k].weight = state->rule.initial[k];
+    for (size_t k = 0; k < state->n_rows; k++) state->rows[k].weight = state->rule.initial.of[0][k];
 }
 
 /* The clone gets copies of the rows: the caller frees its own when it sets the next ones, and knows of no clone. */

@@ -54,8 +54,8 @@ class Report:
     base_llama_generate: Speed
     base_engine: Figures
     memories: list[Figures]
-    memory_files: list[Path]
-    lambdas: list[float]
+    memory_files: list[Path]  # and indexes
+    lambdas: list[float]  # of indexes after the longest matches
     base_rows_ms: dict[int, float]  # a pass of the base by its rows, logits on each
     memory_step_ms: float | None  # one token in all memories
     base_rows_beside_memory_ms: dict[int, float]  # both at the same time, where they do so
@@ -110,7 +110,7 @@ def bench(
         for memory in mixture.memories:
             alone = opened.enter_context(closing(Engine(memory.model.path, (), load.of_memories())))
             systems[f"memory {memory.number}"] = partial(run, alone, sampling, plain, NO_MEMORY)
-        if mixture.memories:
+        if mixture.voices:
             systems["mixture"] = partial(run, engine, sampling, plain, mixture)
             systems["drafted"] = partial(run, engine, sampling, replace(plain, draft=options.draft), mixture)
         table = _take_turns(engine, systems, list(mixture.memories), prompts, options)
@@ -147,7 +147,7 @@ def _take_turns(
             system(prompts[0])
             advance(1)
         learned = engine.policy.rounds + LEARNING * len(engine.policy.overlaps)
-        while mixed and options.draft is None and engine.policy.rounds < learned:
+        while "drafted" in systems and options.draft is None and engine.policy.rounds < learned:
             systems["drafted"](prompts[0])
         for number, prompt in enumerate(prompts):
             for name in list(systems)[:: -1 if number % 2 else 1]:  # no system always follows the same one
@@ -179,7 +179,7 @@ def _report(
         for memory, size in zip(mixture.memories, sizes, strict=True)
     ]
     plain = with_drafts = None
-    if mixture.memories:
+    if mixture.voices:
         plain = figures(table.runs["mixture"], options, both, bandwidth)
         runs = table.runs["drafted"]
         lengths = range(MAX_ROWS) if options.draft is None else [options.draft]
@@ -195,8 +195,8 @@ def _report(
         base_llama_generate=theirs,
         base_engine=ours,
         memories=alone,
-        memory_files=[memory.model.path for memory in mixture.memories],
-        lambdas=list(mixture.weights),
+        memory_files=[voice.path for voice in mixture.voices],
+        lambdas=[*mixture.weights, *mixture.longest],
         base_rows_ms={n: 1e3 * seconds for n, seconds in costs.base.items()} if costs else {},
         memory_step_ms=1e3 * costs.memory if costs and mixture.memories else None,
         base_rows_beside_memory_ms={n: 1e3 * seconds for n, seconds in costs.beside.items()} if costs else {},

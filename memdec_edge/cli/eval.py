@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import asdict
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,7 +39,7 @@ def eval_(
     verbose: Verbose = False,
     json_: Json = False,
 ) -> None:
-    """Measure the perplexity of base, memories and mixture on a text.
+    """Measure the perplexity of base, memories, indexes and mixture on a text.
 
     A sweep over lambda comes with it. Of a folder with split files the test split is scored.
     """
@@ -87,10 +88,15 @@ def _print_table(found: "Evaluation", options: EvalOptions) -> None:
         ratio, standard_error = found.auto_ratio
         print(
             f"auto is {ratio:.4f}{_spread(standard_error, 4)} times the mixture's perplexity; "
-            "mean weights of base and memories: " + ", ".join(f"{weight:.2f}" for weight in found.auto_weights)
+            "mean weights of base, memories and indexes: " + ", ".join(f"{weight:.2f}" for weight in found.auto_weights)
         )
         worse = ", ".join(f"{name} {share:.1%}" for name, share in found.worse_share.items())
         print(f"tokens that lose more than 0.1 nat against the base: {worse}")
+    for each in found.matches:
+        low, high = each.lengths
+        lengths = "no match" if not high else f"match of {low}" if low == high else f"match of {low} to {high}"
+        right = f", {each.right:.0%} continued right, the indexes weigh {each.weight:.2f}" if high else ""
+        print(f"{lengths:17} before {each.share:6.1%} of the tokens{right}")
     for value, perplexity in found.lambda_sweep.items():
         print(f"lambda {value:<4g} perplexity {perplexity:9.3f}")
 
@@ -114,6 +120,7 @@ def _report(found: "Evaluation", options: EvalOptions) -> dict[str, Any]:
         "worse_share": found.worse_share,
         "auto_ratio": found.auto_ratio and {"ratio": found.auto_ratio[0], "standard_error": found.auto_ratio[1]},
         "auto_weights": found.auto_weights,
+        "matches": [asdict(each) for each in found.matches],
         "lambda_sweep": [{"lambda": key, "perplexity": value} for key, value in found.lambda_sweep.items()],
         "window": options.window,
         "stride": options.stride,

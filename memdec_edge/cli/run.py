@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memdec_edge.cli.flags import Given, spread
+from memdec_edge.cli.footnotes import Footnotes
 from memdec_edge.cli.output import note, print_json, warn
 from memdec_edge.cli.parameters import (
     Base,
@@ -25,9 +26,9 @@ from memdec_edge.options import GenerationOptions, LoadOptions, MixtureOptions, 
 
 if TYPE_CHECKING:
     from memdec_edge.api import LanguageModel, Timings
-    from memdec_edge.engine.registry import Memory
+    from memdec_edge.engine import Memory
 
-SHOWN = ("text", "tokens", "finish_reason", "timings")  # with --json
+SHOWN = ("text", "tokens", "finish_reason", "timings", "sources")  # with --json
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}  # the others stand for themselves, \xHH for a byte
 
 
@@ -52,10 +53,13 @@ def run(
         Path | None, typer.Option("--grammar-file", metavar="FILE", help="GBNF from a file.")
     ] = None,
     load: Given[LoadOptions],
+    show_sources: Annotated[
+        bool, typer.Option("--sources", help="Mark passages of indexed documents, and print footnotes after the text.")
+    ] = False,
     verbose: Verbose = False,
     json_: Json = False,
 ) -> None:
-    """Continue a text with a base and its memories.
+    """Continue a text with a base, its memories and indexes.
 
     Raw completion, no chat template. Text streams to stdout, everything else goes to stderr.
     """
@@ -79,24 +83,33 @@ def run(
         engine = language_model.engine
         resolved = engine.mixture(mixing)
         warn(engine.warnings)
+        how = "auto, from " if resolved.learning else ""
         for opened, weight in zip(resolved.memories, resolved.weights, strict=True):
-            how = "auto, from " if resolved.learning else ""
             where = f" ({_origin(opened, mixing.total)})" if verbose else ""
             note(f"memory {opened.model.path} at lambda {how}{weight:.3g}{where}")
+        for index, weight in zip(resolved.indexes, resolved.longest, strict=True):
+            note(f"index {index.path} at lambda {how}{weight:.3g} after its longest matches")
         tokens = engine.base.tokenize(prompt, parse_special=special)
         warn(filter(None, [engine.base.prompt_warning(tokens)]))
         if json_:
             done = language_model.generate(tokens, sampler, limits, mixing)
             _explain_silence(language_model, done.timings, done.finish_reason)
-            _explain_weights(done.weights, done.helps, verbose)
-            print_json({name: value for name, value in asdict(done).items() if name in SHOWN})
+            _explain_weights(done.weights, done.matched, done.helps, verbose)
+            shown = {name: value for name, value in asdict(done).items() if name in SHOWN}
+            quotes = [language_model.quote(source) for source in done.sources]
+            shown["sources"] = [each | {"text": text} for each, text in zip(shown["sources"], quotes, strict=True)]
+            print_json(shown)
             return
+        notes = Footnotes()
         for chunk in language_model.stream(tokens, sampler, limits, mixing):
-            print(chunk.text, end="", flush=True)
+            mark = notes.mark(chunk.source)
+            print(mark if show_sources else "", chunk.text, sep="", end="", flush=True)
         print()
+        if show_sources:
+            print("", *notes.lines(language_model), sep="\n")
         _print_timings(chunk.timings, str(chunk.finish_reason))
         _explain_silence(language_model, chunk.timings, str(chunk.finish_reason))
-        _explain_weights(chunk.weights, chunk.helps, verbose)
+        _explain_weights(chunk.weights, chunk.matched, chunk.helps, verbose)
 
 
 def unescaped(text: str) -> str:
@@ -149,9 +162,16 @@ def _text_of(path: Path | None) -> str:
     return read_stream(sys.stdin.buffer, "stdin").removesuffix("\n")
 
 
-def _explain_weights(weights: tuple[float, ...], helps: bool, verbose: bool) -> None:
-    """Say on stderr how base and memories weighed at the end, if asked, and that a memory does not help here."""
+def _explain_weights(
+    weights: tuple[float, ...], matched: tuple[tuple[float, ...], ...], helps: bool, verbose: bool
+) -> None:
+    """Say on stderr how the voices weighed at the end, if asked, and that a memory does not help here."""
+    from memdec_edge.mixture.match import CLASSES
+
     if verbose and len(weights) > 1:
-        note(f"weights of base and memories at the end: {', '.join(f'{weight:.3f}' for weight in weights)}")
+        voices, when = ("base, memories and indexes", ", without a match") if matched else ("base and memories", "")
+        note(f"weights of {voices} at the end{when}: {', '.join(f'{weight:.3f}' for weight in weights)}")
+    for (low, _), vector in zip(CLASSES, matched if verbose else (), strict=False):
+        note(f"after a match of {low} or more: {', '.join(f'{weight:.3f}' for weight in (1 - sum(vector), *vector))}")
     if not helps:
         note("this memory does not help here: it never weighed a tenth; try one of the text's own domain")

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
+from memdec_edge.engine.blend import Index, Memory, MemoryMixture, Voice, resolve
 from memdec_edge.engine.cells import Cells, Holding, exclusive
 from memdec_edge.engine.drafting import DraftPolicy
-from memdec_edge.engine.registry import Memory, MemoryMixture, Registry, resolve
+from memdec_edge.engine.registry import Registry
 from memdec_edge.engine.round import Counters, Rounds
 from memdec_edge.engine.session import Session
 from memdec_edge.errors import ContextError, OptionError
@@ -33,7 +34,7 @@ from memdec_edge.options import (
 
 
 class Engine:
-    """Opens a base GGUF and its memories, proves that they match and owns their KV caches.
+    """Opens a base GGUF, its memories and indexes, proves that they match and owns the KV caches.
 
     n_ctx: cells, one per token, shared by all sessions. Raises MissingFileError, ModelFileError, RoleError,
     PairingError and OptionError; nothing stays open then.
@@ -106,30 +107,35 @@ class Engine:
         """The memories that new sessions mix."""
         return self.registry.memories
 
+    @property
+    def indexes(self) -> list[Index]:
+        """The indexes that new sessions mix."""
+        return self.registry.indexes
+
     @exclusive
-    def add(self, options: MemoryOptions) -> Memory:
-        """Open one more memory; sessions may mix() it at once. Errors: see Registry.add()."""
+    def add(self, options: MemoryOptions) -> Voice:
+        """Open one more memory or index; sessions may mix() it at once. Errors: see Registry.add()."""
         memory = self.registry.add(options)
         self._divide_threads()
         return memory
 
     @exclusive
-    def reweight(self, memory: Memory, weight: float | None) -> None:
+    def reweight(self, memory: Voice, weight: float | None) -> None:
         """Another lambda for new sessions, see Registry.reweight(). Session.mix() changes a running one."""
         self.registry.reweight(memory, weight)
 
     @exclusive
-    def remove(self, memory: Memory) -> None:
-        """Give new sessions a memory no more; it closes when no session uses it, see Registry.remove()."""
+    def remove(self, memory: Voice) -> None:
+        """Give new sessions a memory or an index no more; it closes when no session uses it, see Registry.remove()."""
         self.registry.remove(memory)
         self._divide_threads()
 
     def mixture(self, options: MixtureOptions | None = None) -> MemoryMixture:
-        """All memories with their weights: fixed ones where `options` is None or fixes them, else weights that learn.
+        """All memories and indexes with their weights, which learn unless `options` is None or fixes them.
 
-        See registry.resolve(). Raises OptionError for a total that cannot be (see weights.mixture_weights).
+        See blend.resolve(). Raises OptionError for a total that cannot be (see weights.mixture_weights).
         """
-        return resolve(self.memories, options)
+        return resolve(self.memories, self.indexes, options)
 
     def longest(self, memories: Iterable[Memory] | None = None) -> int:
         """Tokens that a session may hold: cells, or fewer where base or `memories` (all) were trained for fewer."""

@@ -1,99 +1,28 @@
-"""The memories of a running engine: added, re-weighted and removed while the base stays as it is.
+"""The memories and indexes of a running engine: added, re-weighted and removed while the base stays as it is.
 
-Each change makes a new version. A memory that is removed while sessions use it takes no new ones; the registry closes
-it when the last of them lets go. Knows nothing of sessions but how many use a memory.
+Each change makes a new version. What is removed while sessions use it takes no new ones; the registry closes it when
+the last of them lets go. blend.py weighs. Knows nothing of sessions but how many use a memory or an index.
 """
 
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
-from typing import NamedTuple
 
+from memdec_edge.engine.blend import Index, Memory, Voice, resolve
 from memdec_edge.errors import OptionError
-from memdec_edge.gguf.metadata import MemoryMetadata
+from memdec_edge.gguf.header import Header
+from memdec_edge.gguf.index_file import IndexFile
+from memdec_edge.gguf.metadata import is_index
 from memdec_edge.llama.abort import AbortFlag
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.pairing import require_match
 from memdec_edge.mixture.rows import MAX_MEMORIES
-from memdec_edge.mixture.weights import LEAST_INITIAL, Mixture, SoftBayes, lift, mixture_weights, shares_of
-from memdec_edge.options import ETA, INITIAL_LAMBDA, SHARE, LoadOptions, MemoryOptions, MixtureOptions
-
-
-class Memory:
-    """An open memory: its model, its KV cache, its GGUF's metadata and the weight that the user gave, if any."""
-
-    def __init__(self, number: int, model: Model, context: Context, options: MemoryOptions, warning: str) -> None:
-        self.number = number  # never given twice
-        self.model, self.context, self.options = model, context, options
-        self.metadata = MemoryMetadata.from_gguf(model.path, model.metadata)
-        self.warning = warning  # of pairing, or empty
-        self.users = 0  # sessions that mix it
-        self.leaving = False
-
-    def close(self) -> None:
-        """Free KV cache and weights."""
-        self.context.close()
-        self.model.close()
-
-
-class MemoryMixture(NamedTuple):
-    """Memories with their weights and temperatures: a lambda, resolved.
-
-    learning: how the weights, which begin so, follow the text; None: they are fixed.
-    """
-
-    memories: tuple[Memory, ...]
-    mixture: Mixture
-    learning: MixtureOptions | None = None
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """Of the memories; the base has the rest."""
-        return self.mixture.weights
-
-    @classmethod
-    def of(cls, weights: Iterable[tuple[Memory, float]], learning: MixtureOptions | None = None) -> "MemoryMixture":
-        """Each memory with its weight, at the temperature of its file.
-
-        Raises OptionError for weights that make no mixture and for a memory given twice.
-        """
-        pairs = list(weights)
-        for index, (memory, _) in enumerate(pairs):
-            if memory in [other for other, _ in pairs[:index]]:
-                raise OptionError("memory", memory.model.path, "given twice; add up its weights")
-        memories = tuple(memory for memory, _ in pairs)
-        temperatures = tuple(memory.metadata.temperature for memory in memories)
-        return cls(memories, Mixture(tuple(weight for _, weight in pairs), temperatures), learning)
-
-    def running(self) -> "MemoryMixture":
-        """The same without the memories of weight 0, which do not run. Weights that learn are never 0."""
-        return (
-            self
-            if self.learning
-            else MemoryMixture.of(
-                (memory, weight) for memory, weight in zip(self.memories, self.weights, strict=True) if weight > 0
-            )
-        )
-
-    def rule(self) -> SoftBayes | None:
-        """How the weights learn, in numbers; None: they are fixed.
-
-        eta and share are those of the options, else what was tuned for the memory if it is the only one.
-        """
-        if not self.memories or not self.learning:
-            return None
-        tuned = self.memories[0].metadata if len(self.memories) == 1 else MemoryMetadata()
-        eta, share = (
-            next(value for value in values if value is not None)
-            for values in ((self.learning.eta, tuned.eta, ETA), (self.learning.share, tuned.share, SHARE))
-        )
-        return SoftBayes(self.weights, eta, share)
+from memdec_edge.options import LoadOptions, MemoryOptions
 
 
 class Registry:
-    """The memories that new sessions may use, in the order in which they were added.
+    """The memories and indexes that new sessions may use, in the order in which they were added.
 
     `version` counts the changes, for callers that keep a copy of the list. options: those of memories
     (LoadOptions.of_memories); n_ctx: cells of each context at most.
@@ -104,20 +33,44 @@ class Registry:
         self._base, self._options, self._n_ctx, self._abort = base, options, n_ctx, abort
         self._numbers = count()
         self.open_memories: list[Memory] = []  # those that are leaving too
+        self.open_indexes: list[Index] = []
 
     @property
     def memories(self) -> list[Memory]:
         """Those that are not leaving."""
         return [memory for memory in self.open_memories if not memory.leaving]
 
-    def add(self, options: MemoryOptions) -> Memory:
-        """Open a memory beside the others; after an error everything is as it was.
+    @property
+    def indexes(self) -> list[Index]:
+        """Those that are not leaving."""
+        return [index for index in self.open_indexes if not index.leaving]
+
+    def add(self, options: MemoryOptions) -> Voice:
+        """Open a memory or an index beside the others; after an error everything is as it was.
 
         Raises MissingFileError, ModelFileError (also for metadata that makes no sense and a context that cannot be
-        made), RoleError, PairingError, and OptionError for one memory too many or weights that sum to more than 1.
+        made), RoleError, PairingError, and OptionError for one too many or weights that sum to more than 1.
         """
-        if len(self.memories) >= MAX_MEMORIES:
+        if len(self.memories) + len(self.indexes) >= MAX_MEMORIES:
             raise OptionError("memory", options.path, f"at most {MAX_MEMORIES} can be mixed; remove one first")
+        with Header(options.path) as header:
+            index = is_index(header.scalars())
+        added = self._add_index(options) if index else self._add_memory(options)
+        self.version += 1
+        return added
+
+    def _add_index(self, options: MemoryOptions) -> Index:
+        index = Index(next(self._numbers), IndexFile.open(options.path), options)
+        try:
+            index.file.require_tokenizer(self._base.path)
+            resolve(self.memories, [*self.indexes, index])
+        except BaseException:
+            index.close()
+            raise
+        self.open_indexes.append(index)
+        return index
+
+    def _add_memory(self, options: MemoryOptions) -> Memory:
         with ExitStack() as undo:
             model = Model(options.path, n_gpu_layers=self._options.n_gpu_layers)
             undo.callback(model.close)
@@ -127,41 +80,40 @@ class Registry:
             context = Context(model, self._options, n_ctx, self._abort, n_seq=self._options.n_seq)
             undo.callback(context.close)
             memory = Memory(next(self._numbers), model, context, options, warning)
-            resolve([*self.memories, memory])
+            resolve([*self.memories, memory], self.indexes)
             undo.pop_all()
         self.open_memories.append(memory)
-        self.version += 1
         return memory
 
-    def reweight(self, memory: Memory, weight: float | None) -> None:
+    def reweight(self, memory: Voice, weight: float | None) -> None:
         """Another lambda for new sessions; None: what the GGUF recommends.
 
-        Raises OptionError for a memory that was removed and for weights that make no mixture, and changes nothing.
+        Raises OptionError for what was removed and for weights that make no mixture, and changes nothing.
         """
-        if memory not in self.memories:
-            raise OptionError("memory", memory.model.path, "it was removed; add it again")
+        if memory not in (*self.memories, *self.indexes):
+            raise OptionError("memory", memory.path, "it was removed; add it again")
         before = memory.options
         memory.options = replace(before, weight=weight)
         try:
-            resolve(self.memories)
+            resolve(self.memories, self.indexes)
         except OptionError:
             memory.options = before
             raise
         self.version += 1
 
-    def remove(self, memory: Memory) -> None:
-        """Give the memory to no new session, and close it as soon as no session uses it."""
-        if memory in self.memories:
+    def remove(self, memory: Voice) -> None:
+        """Give a memory or an index to no new session, and close it as soon as no session uses it."""
+        if memory in (*self.memories, *self.indexes):
             memory.leaving = True
             self.version += 1
             self._close_unused()
 
-    def hold(self, memory: Memory) -> None:
-        """One more session uses a memory."""
+    def hold(self, memory: Voice) -> None:
+        """One more session uses a memory or an index."""
         memory.users += 1
 
-    def release(self, memory: Memory) -> None:
-        """One session less uses a memory."""
+    def release(self, memory: Voice) -> None:
+        """One session less uses it."""
         memory.users -= 1
         self._close_unused()
 
@@ -169,26 +121,14 @@ class Registry:
         for memory in [memory for memory in self.open_memories if memory.leaving and not memory.users]:
             self.open_memories.remove(memory)
             memory.close()
+        for index in [index for index in self.open_indexes if index.leaving and not index.users]:
+            self.open_indexes.remove(index)
+            index.close()
 
     def close(self) -> None:
-        """Close all memories, used or not."""
+        """Close all memories and indexes, used or not."""
         for memory in self.open_memories:
             memory.close()
-        self.open_memories = []
-
-
-def resolve(memories: list[Memory], options: MixtureOptions | None = None) -> MemoryMixture:
-    """The mixture of `memories`. None: with fixed weights, as the memories or the user recommend.
-
-    With options the weights learn, unless the user fixed any: by options.total, the sum of the weights (see
-    weights.mixture_weights), or by a weight of a memory's own. Weights that learn begin with 0.02 or more.
-    """
-    recommended = [memory.metadata.weight for memory in memories]
-    literal = [memory.options.weight for memory in memories]
-    total = options.total if options else None
-    if options and memories and total is None and literal == [None] * len(memories):
-        found = [(memory.metadata.first_weight, memory.metadata.weight, INITIAL_LAMBDA) for memory in memories]
-        begin = [next(weight for weight in each if weight is not None) for each in found]
-        weights = lift(shares_of(tuple(mixture_weights(begin, literal, None))), LEAST_INITIAL)
-        return MemoryMixture.of(zip(memories, weights, strict=True), options)
-    return MemoryMixture.of(zip(memories, mixture_weights(recommended, literal, total), strict=True))
+        for index in self.open_indexes:
+            index.close()
+        self.open_memories, self.open_indexes = [], []

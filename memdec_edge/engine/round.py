@@ -2,12 +2,13 @@
 
     tokens      t0 .. t_last | d1 .. dg         a round drafts g >= 0 tokens
     memories    decode t_last, d1, .. one by one: the row after each gives the next draft and is kept for the mixture
+    indexes     or they draft: d1 .. dg is what follows the longest match; the memories decode all of it as one batch
     base        decodes t_last, d1 .. dg in one batch: g + 1 rows
     mixture     row j gives the token after d_j; while it samples what was drafted, the next row follows
 
 A sample is argmax(logit / T + Gumbel(seed, position, id)), and a draft is the same of the memories' row with the same
 noise (mixture/sampling.py). So the text does not depend on how much was drafted, and no draw happens twice. The
-memories decode the last drafted token only when the whole draft was accepted, since the next round starts with it then.
+memories decode the last token of their own draft only when all of it was accepted: the next round starts with it then.
 Plain mixing is the round with g = 0. Knows nothing of admission and of what the tokens mean.
 """
 
@@ -18,9 +19,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from time import perf_counter
 
+from memdec_edge.engine.blend import Memory
 from memdec_edge.engine.cells import exclusive
-from memdec_edge.engine.drafting import MAX_ROWS, DraftPolicy, Plan
-from memdec_edge.engine.registry import Memory
+from memdec_edge.engine.drafting import FOUND_LENGTHS, MAX_ROWS, DraftPolicy, Plan
 from memdec_edge.engine.session import Session
 from memdec_edge.engine.turn import Turn
 from memdec_edge.errors import DecodeError
@@ -34,7 +35,8 @@ class Counters:
 
     `drafted` counts verified drafted tokens, `accepted` those that the mixture sampled too; lengths: rounds of one
     session by drafted tokens. `guessed`: rounds that drafted nothing and only compared what would have been drafted;
-    `guessed_right`: those in which the mixture sampled it.
+    `guessed_right`: those in which the mixture sampled it. `matched`: emitted tokens by the class of the longest match
+    before them; `matched_right`: those that are its likeliest continuation.
     """
 
     rounds: int = 0
@@ -49,6 +51,8 @@ class Counters:
     sample_seconds: float = 0.0  # drafting's samples, mixing, verifying
     total_seconds: float = 0.0
     lengths: Counter[int] = field(default_factory=Counter)
+    matched: Counter[int] = field(default_factory=Counter)
+    matched_right: Counter[int] = field(default_factory=Counter)
 
 
 class Rounds:
@@ -103,30 +107,60 @@ class Rounds:
 
     def _plan(self, turns: list[Turn]) -> Plan:
         """Set how much each turn drafts: what its user asked for, else one length for all others, by measurement."""
-        mixing = [turn for turn in turns if turn.session.memories]
-        if not mixing:
+        drafting = [turn for turn in turns if turn.session.memories or turn.session.indexes]
+        if not drafting:
             return Plan(0)
         most = self.context.n_batch // len(turns) - 1
-        measured = [turn for turn in mixing if turn.session.generation.draft is None and turn.room]
-        for turn in mixing:
-            turn.length = 0 if turn in measured else min(turn.session.generation.draft or 0, turn.room, most)
-        who = tuple(memory.number for memory in _memories_of(measured or mixing))
-        acceptances = [turn.session.acceptance.value for turn in measured or mixing]
-        others = sum(1 + turn.length for turn in turns if turn not in (measured or mixing))
-        if measured:
-            rows = min((MAX_ROWS - others) // len(measured) - 1, most, *(turn.room for turn in measured))
-            lengths = range(max(rows, 0) + 1)
-        else:
-            longest = max(turn.length for turn in mixing)
-            lengths = range(longest, longest + 1)
-        plan = self.policy.choose(acceptances, others, who, lengths)
+        for turn in drafting:
+            turn.promise = self._promise(turn)
+        measured = [turn for turn in drafting if turn.session.generation.draft is None and turn.room]
+        for turn in drafting:
+            asked = turn.session.generation.draft or 0
+            turn.length = 0 if turn in measured else min(asked, turn.room, most)
+            turn.by_index = self._prefers_index(turn)
+        chosen = measured or drafting
+        who = tuple(memory.number for memory in _memories_of(chosen))
+        acceptances = [turn.session.acceptance.value if turn.session.memories else None for turn in chosen]
+        others = sum(1 + turn.length for turn in turns if turn not in chosen)
+        if not measured:
+            longest = max(turn.length for turn in drafting)
+            if any(turn.by_index for turn in drafting):
+                return Plan(longest)
+            return self.policy.choose(acceptances, others, who, range(longest, longest + 1))
+        rows = min((MAX_ROWS - others) // len(measured) - 1, most, *(turn.room for turn in measured))
+        lengths = range(max(rows, 0) + 1 if who else 1)
+        room = min(most, *(turn.room for turn in measured))
+        promises = [turn.promise for turn in measured]
+        found = [length for length in FOUND_LENGTHS if length <= room] if any(promises) else []
+        plan = self.policy.choose(acceptances, others, who, lengths, promises, found)
         for turn in measured:
-            turn.length = plan.length
-            turn.guesses = turn.length == 0 and len(lengths) > 1
+            turn.length = plan.drafted(turn.session.acceptance.value if turn.session.memories else None, turn.promise)
+            turn.by_index = plan.found
+            turn.guesses = plan.length == 0 and len(lengths) > 1 and bool(turn.session.memories)
         return plan
 
+    def _promise(self, turn: Turn) -> list[float]:
+        """The acceptances of what the indexes would draft now."""
+        session = turn.session
+        if not session.indexes or not turn.room:
+            return []
+        matches = session.lookup.matches(session.tokens, turn.start)
+        return self.policy.promise(max(match.length for match in matches), turn.room)
+
+    def _prefers_index(self, turn: Turn) -> bool:
+        """Whether the indexes are to draft as many tokens as the user asked for."""
+        session = turn.session
+        if not session.indexes:
+            return False
+        return not session.memories or bool(turn.promise and turn.promise[0] >= session.acceptance.value)
+
     def _draft(self, turns: list[Turn]) -> None:
-        """Let the memories run ahead, all sessions side by side."""
+        """Let the indexes draft, and the memories run ahead, all sessions side by side."""
+        begin = perf_counter()
+        for turn in turns:
+            if turn.by_index:
+                turn.draft_by_index()
+        self.counters.sample_seconds += perf_counter() - begin
         while drafting := [turn for turn in turns if len(turn.draft) < turn.length]:
             self._memory_step(drafting)
             begin = perf_counter()
@@ -139,34 +173,42 @@ class Rounds:
             self.counters.sample_seconds += perf_counter() - begin
 
     def _memory_step(self, turns: list[Turn], *, threads: int = 0, timed: bool = True) -> None:
-        """Decode each turn's newest token in its memories and keep the rows; threads: see Context.use_threads()."""
+        """Let the memories read each turn's tokens and keep the rows; threads: see Context.use_threads()."""
         begin, memories = perf_counter(), _memories_of(turns)
+        unread = {id(turn): turn.unread for turn in turns}
         for memory in memories:
             users = [turn for turn in turns if memory in turn.session.memories]
             memory.context.use_threads(threads)
-            memory.context.decode([(turn.session.slot, (turn.newest,)) for turn in users])
-            for turn, row in zip(users, memory.context.rows(0, len(users)), strict=True):
-                turn.session.drafted[memory][turn.rows] = row
+            memory.context.decode([(turn.session.slot, unread[id(turn)]) for turn in users])
+            n_rows = sum(len(unread[id(turn)]) for turn in users)
+            rows, first = memory.context.rows(0, n_rows), 0
+            for turn in users:
+                count = len(unread[id(turn)])
+                turn.session.drafted[memory][turn.rows : turn.rows + count] = rows[first : first + count]
+                first += count
         for turn in turns:
-            turn.rows += 1
+            turn.rows += len(unread[id(turn)])
         self.counters.memory_steps += 1
         if timed:
             seconds = perf_counter() - begin
             self.counters.memory_seconds += seconds
-            self.policy.add_memory(tuple(memory.number for memory in memories), len(turns), seconds)
+            n_rows = sum(map(len, unread.values()))
+            self.policy.add_memory(tuple(memory.number for memory in memories), n_rows, seconds)
 
     def _verify(self, turns: list[Turn], overlap: bool) -> None:
         """Evaluate the base on all drafts, beside the memories' last step if `overlap`, and let the mixture sample."""
         mixing = [turn for turn in turns if turn.session.memories]
+        for turn in turns:
+            turn.look_up()
         rows = self._base_pass(turns, mixing if overlap else [])
         begin, first = perf_counter(), 0
         for turn in turns:
             turn.base_rows = rows[first : first + len(turn.draft) + 1]
             first += len(turn.draft) + 1
-            ready = turn.rows if turn.session.memories else 1
+            ready = turn.rows if turn.session.memories else len(turn.draft) + 1
             if ready:
                 turn.guess = turn.draft_next() if turn.guesses else None
-                turn.verify(0, ready)
+                turn.verify(ready)
         self.counters.sample_seconds += perf_counter() - begin
         unread = [turn for turn in mixing if not turn.over]
         if unread:
@@ -174,7 +216,7 @@ class Rounds:
             begin = perf_counter()
             for turn in unread:
                 turn.guess = turn.draft_next() if turn.guesses else None
-                turn.verify(len(turn.draft), len(turn.draft) + 1)
+                turn.verify(len(turn.draft) + 1)
             self.counters.sample_seconds += perf_counter() - begin
 
     def _base_pass(self, turns: list[Turn], beside: list[Turn]) -> Row:
@@ -199,7 +241,7 @@ class Rounds:
             running.result()
         seconds = perf_counter() - begin
         self.counters.base_seconds += seconds
-        self.policy.add_base(n_rows, bool(beside), seconds)
+        self.policy.add_base(n_rows, bool(beside), seconds, any(turn.by_index for turn in turns))
         return rows
 
     def _settle(self, turn: Turn) -> None:
@@ -213,8 +255,9 @@ class Rounds:
         for context in session.contexts:
             if len(context.tokens[session.slot]) > keep:
                 context.truncate(keep, session.slot)
+        session.lookup.rewind(turn.start + turn.accepted)
         counters.emitted += len(turn.samples)
-        if not session.memories:
+        if not session.memories and not session.indexes:
             return
         rejected = turn.accepted < len(turn.draft)
         counters.lengths[len(turn.draft)] += 1
@@ -227,8 +270,16 @@ class Rounds:
         counters.guessed_right += guessed_right
         hits = turn.accepted + guessed_right
         misses = rejected or (turn.guess is not None and not hits)
-        for acceptance in (session.acceptance, self.policy.acceptance):
-            acceptance.add(hits, misses)
+        if session.memories and not turn.by_index:
+            for acceptance in (session.acceptance, self.policy.acceptance):
+                acceptance.add(hits, misses)
+        for found, sample in zip(turn.found, turn.samples, strict=False):
+            longest = max(found, key=lambda one: one.klass)
+            if longest.klass:
+                right = sample.token == int(longest.ids[longest.probs.argmax()])
+                self.policy.add_found(longest.klass, right)
+                counters.matched[longest.klass] += 1
+                counters.matched_right[longest.klass] += right
 
 
 def _memories_of(turns: list[Turn]) -> list[Memory]:

@@ -6,23 +6,24 @@ the head of its rows. Knows nothing of other sessions and of how a round drafts 
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from itertools import groupby
 from typing import Literal
 
 import numpy as np
 
+from memdec_edge.engine.blend import Index, Memory, MemoryMixture
 from memdec_edge.engine.cells import Cells, Holding, exclusive
 from memdec_edge.engine.drafting import Acceptance
 from memdec_edge.engine.evidence import Reader
-from memdec_edge.engine.registry import Memory, MemoryMixture, Registry
+from memdec_edge.engine.lookup import Lookup
+from memdec_edge.engine.registry import Registry
 from memdec_edge.errors import ContextError, DecodeError, MemdecError, OptionError
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.sampler import Sampler
 from memdec_edge.mixture.mixing import mix
 from memdec_edge.mixture.online import learn
-from memdec_edge.mixture.rows import Row, RowStats, Sampled
+from memdec_edge.mixture.rows import Matches, Row, RowStats, Sampled
 from memdec_edge.mixture.weights import Mixture, SoftBayes
 from memdec_edge.options import MAX_DRAFT, GenerationOptions, MixtureOptions
 
@@ -32,7 +33,7 @@ class Session:
 
     tokens: prompt and emitted ids. finished: "stop" after an end-of-generation token was sampled (it is no part of
     `tokens`), "length" at the limit, "error" after an error of this session alone, which `error` then holds; else None.
-    memories: those that run, with a weight above 0 each. mixture: their weights and temperatures at the end of
+    memories, indexes: those that run, with a weight above 0 each. mixture: their weights and temperatures at the end of
     `tokens`. stats: of each row of the last mixture, the base's first. highest: the largest weight that the memories
     together had, over what was read and emitted so far.
     """
@@ -57,6 +58,7 @@ class Session:
         self.error: MemdecError | None = None
         self.stats: list[RowStats] = []
         self.memories: tuple[Memory, ...] = ()
+        self.lookup = Lookup()  # of the indexes
         self.mixture = Mixture((), ())
         self.rule: SoftBayes | None = None  # how the weights learn; None: they are fixed
         self.highest = 0.0
@@ -81,6 +83,11 @@ class Session:
     def generated_rule(self) -> SoftBayes | None:
         """How the weights learn from a generated token."""
         return self.rule and self.rule.at(self._learning.generated * self.rule.eta)
+
+    @property
+    def indexes(self) -> tuple[Index, ...]:
+        """Those that run."""
+        return self.lookup.indexes
 
     @property
     def slot(self) -> int:
@@ -129,15 +136,19 @@ class Session:
             if memory not in self.registry.open_memories:
                 raise OptionError("memory", memory.model.path, "it was removed; add it again")
             self._check_ids(self.tokens, memory.model.n_vocab)
+        for index in chosen.indexes:
+            if index not in self.registry.open_indexes:
+                raise OptionError("memory", index.path, "it was removed; add it again")
         fresh = [memory for memory in chosen.memories if memory not in self.memories]
         if fresh:
             self.cells.disown(self.holding)
         for memory in fresh:
             memory.context.truncate(memory.context.shared(self.tokens, self.slot), self.slot)
-        for memory in chosen.memories:
-            self.registry.hold(memory)
-        for memory in self.memories:
-            self.registry.release(memory)
+        for voice in chosen.voices:
+            self.registry.hold(voice)
+        for voice in self._chosen.voices:
+            self.registry.release(voice)
+        self.lookup = Lookup(chosen.indexes)
         self.memories, self.mixture, self._chosen = chosen.memories, chosen.mixture, chosen
         self.rule, self._learning = chosen.rule(), chosen.learning or MixtureOptions()
         self._weighed, self.highest = {}, sum(chosen.weights) if self.rule is None else 0.0
@@ -187,7 +198,7 @@ class Session:
 
     def emit(self, sample: Sampled, after: Mixture) -> None:
         """Append a sampled token, of which a sampler with a state knows already; `after` mixes the next one."""
-        for context, log_prob in zip(self.contexts, sample.log_probs, strict=True):
+        for context, log_prob in zip(self.contexts, sample.log_probs, strict=False):  # indexes have none
             context.note(self.slot, len(self.tokens), sample.token, log_prob)
         self._emitted.append(len(self.tokens))
         self.tokens.append(sample.token)
@@ -231,11 +242,16 @@ class Session:
 
     def _weigh(self, rule: SoftBayes, evidence: list[int]) -> None:
         """Let the weights learn from the tokens at `evidence`, in order, from their initial values on."""
-        mixture = replace(self.mixture, weights=rule.initial)
+        mixture = self.mixture.after(rule.vectors)
         for rate, group in groupby(evidence, key=self._rates.__getitem__):
             positions = list(group)
             log_probs = [[reader.log_prob(self.tokens, self.slot, at) for at in positions] for reader in self._readers]
-            mixture = learn(mixture, rule.at(rate * rule.eta), np.array(log_probs)).mixture
+            found = [self.lookup.found(self.tokens, at) for at in positions] if self.indexes else []
+            for each in zip(*found, strict=True):
+                log_probs.append([one.log_prob(self.tokens[at]) for one, at in zip(each, positions, strict=True)])
+            classes = np.array([[one.klass for one in each] for each in zip(*found, strict=True)], np.int32)
+            classes = classes.reshape(len(self.indexes), len(positions))
+            mixture = learn(mixture, rule.at(rate * rule.eta), np.array(log_probs), classes).mixture
         self._settle_on(mixture)
 
     def _settle_on(self, mixture: Mixture) -> None:
@@ -250,7 +266,8 @@ class Session:
         Raises Cancelled, DecodeError (also without tokens) and NumericsError; the session then stands where it stood.
         """
         base, *memories = [context.feed(self.tokens, self.slot) for context in self.contexts]
-        self.stats = mix(base, memories, self.mixture, self.row)
+        matches = Matches.pack([self.lookup.found(self.tokens, len(self.tokens))]) if self.indexes else None
+        self.stats = mix(base, memories, self.mixture, self.row, matches)
         return self.row
 
     @exclusive
@@ -266,6 +283,7 @@ class Session:
         self.cells.require(self.cells.shared(self.holding, length))
         del self.tokens[length:], self.holding.numbers[length:], self._rates[length:]
         self._weighed = {known: mixture for known, mixture in self._weighed.items() if known <= length}
+        self.lookup.rewind(length)
         self.mixture = self._weighed.get(length, self.mixture)  # else the next prefill() weighs anew
         for context in contexts:
             context.truncate(min(length, len(context.tokens[self.slot])), self.slot)
@@ -292,6 +310,6 @@ class Session:
         if not self.closed:
             self.closed = True
             self.sampler.close()
-            for memory in self.memories:
-                self.registry.release(memory)
+            for voice in self._chosen.voices:
+                self.registry.release(voice)
             self.cells.release(self.holding)

@@ -1,23 +1,26 @@
-"""Perplexity of base, memory and mixture over a text, one definition everywhere.
+"""Perplexity of base, memory, index and mixture over a text, one definition everywhere.
 
 A window slides over the tokens by a stride and scores the tokens that are new to it, so that each has a long context.
 EOS joins the documents; BOS stands first iff the vocabulary adds it. One pass of each model keeps one log-prob per
-scored token, and every lambda follows from those. Knows nothing of files.
+scored token, and every lambda follows from those. An index is asked after the tokens that the models saw. Knows nothing
+of files.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from memdec_edge.engine import Engine
+from memdec_edge.engine import Engine, MemoryMixture
 from memdec_edge.errors import CorpusError, OptionError
 from memdec_edge.evaluation.windows import Window, slide, thin
 from memdec_edge.llama.context import Context
+from memdec_edge.mixture.match import CLASSES, Index, Matcher, class_of
 from memdec_edge.mixture.mixing import row_stats
-from memdec_edge.mixture.online import Learned, learn
+from memdec_edge.mixture.online import Learned, hold, learn
+from memdec_edge.mixture.rows import Ids
 from memdec_edge.mixture.weights import LEAST_INITIAL, Mixture, SoftBayes, lift, shares_of
 from memdec_edge.options import EvalOptions, MixtureOptions
 from memdec_edge.progress import Advance, progress
@@ -36,18 +39,32 @@ class Score:
 
 
 @dataclass(frozen=True)
+class MatchClass:
+    """Tokens before which the longest match of all indexes had such a length.
+
+    share: of the scored tokens; right: of those, how many are the likeliest continuation; weight: mean of the indexes
+    together in auto.
+    """
+
+    lengths: tuple[int, int]  # both included
+    share: float
+    right: float
+    weight: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """`tokens`: scored; `text_tokens`: in the text; `memory`: None without one, several together as one mixture.
 
-    mixture: with fixed weights; auto: with weights that learn from the scored tokens in their order; None without a
-    memory. auto_ratio: perplexity of auto over that of mixture, and its paired standard error. auto_weights: mean
-    weight of each model in auto, the base first. worse_share: share of tokens that lose more than WORSE nats against
-    the base.
+    mixture: with fixed weights; auto: with weights that learn from the scored tokens in their order; None without
+    memories and indexes. auto_ratio: perplexity of auto over that of mixture, and its paired standard error.
+    auto_weights: mean weight of each voice in auto, the base first, the indexes last. worse_share: share of tokens that
+    lose more than WORSE nats against the base. matches: by length; empty without an index.
     """
 
     tokens: int
     text_tokens: int
-    weight: float  # total lambda of the mixture
+    weight: float  # total lambda of the mixture, where an index has its longest matches
     base: Score
     memory: Score | None
     mixture: Score
@@ -56,30 +73,70 @@ class Evaluation:
     auto_weights: tuple[float, ...]
     worse_share: dict[str, float]  # of "mixture" and "auto"
     lambda_sweep: dict[float, float]  # total lambda -> perplexity
+    matches: list[MatchClass]
+
+
+@dataclass(frozen=True)
+class IndexScores:
+    """What an index says of the scored tokens: its log-probs, the class of each match, and whether it is right."""
+
+    log_probs: LogProbs
+    classes: Ids  # [tokens], 0: no match
+    right: npt.NDArray[np.bool_]  # [tokens]: the token is the likeliest continuation
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Log-probs of the scored tokens under each model alone."""
+    """Log-probs of the scored tokens under each voice alone."""
 
     windows: list[Window]
     base: LogProbs
     memories: list[LogProbs]
     n_bytes: int  # UTF-8 bytes of the scored tokens
     text_tokens: int
+    indexes: list[IndexScores] = field(default_factory=list)
+
+    @property
+    def columns(self) -> LogProbs:
+        """Log-probs of every voice, [1 + memories + indexes, tokens]."""
+        return np.stack([self.base, *self.memories, *(index.log_probs for index in self.indexes)])
+
+    @property
+    def classes(self) -> Ids:
+        """Classes of the indexes' matches, [indexes, tokens]."""
+        found = [index.classes for index in self.indexes]
+        return np.array(found, np.int32).reshape(len(found), len(self.base))
 
     def mixed(self, weights: Sequence[float]) -> LogProbs:
-        """Log-probs of the mixture with a weight for each memory; the base has the rest."""
+        """Log-probs of the mixture with a weight for each memory; the base has the rest, the indexes nothing."""
         return mix([self.base, *self.memories], [max(1 - sum(weights), 0.0), *weights])
+
+    def score(self, weights: Sequence[float]) -> Score:
+        """The score of mixed()."""
+        return self.score_of(self.mixed(weights))
+
+    def held(self, mixture: Mixture) -> LogProbs:
+        """Log-probs of a mixture whose weights stay."""
+        return hold(mixture, self.columns, self.classes).log_probs
 
     def learned(self, rule: SoftBayes) -> Learned:
         """The mixture whose weights learn from the scored tokens in their order."""
-        columns = np.stack([self.base, *self.memories])
-        return learn(Mixture(rule.initial, (1.0,) * len(rule.initial)), rule, columns)
+        mixture = Mixture(rule.initial, (1.0,) * len(rule.initial), rule.matched)
+        return learn(mixture, rule, self.columns, self.classes)
 
-    def score(self, weights: Sequence[float]) -> Score:
-        """The score of the mixture with a weight for each memory; the base has the rest."""
-        return self.score_of(self.mixed(weights))
+    def matches(self, path: LogProbs) -> list[MatchClass]:
+        """A row for each class of match length; path: weights of each voice, [1 + memories + indexes, tokens]."""
+        if not self.indexes:
+            return []
+        longest = self.classes.max(0)
+        best = np.stack([index.right for index in self.indexes])[self.classes.argmax(0), np.arange(len(longest))]
+        weights = path[-len(self.indexes) :].sum(0)
+        found = [longest == klass for klass in range(1 + len(CLASSES))]
+        return [
+            MatchClass(lengths, float(mine.mean()), float(best[mine].mean()), float(weights[mine].mean()))
+            for lengths, mine in zip(((0, 0), *CLASSES), found, strict=True)
+            if mine.any()
+        ]
 
     def score_of(self, log_probs: LogProbs) -> Score:
         """The score of log-probs of the scored tokens."""
@@ -90,9 +147,9 @@ class TokenScores:
         """The share of tokens that lose more than WORSE nats against the base (the question of 2305.14625)."""
         return float(np.mean(log_probs < self.base - WORSE))
 
-    def sweep(self, shares: Sequence[float], lambdas: Sequence[float]) -> dict[float, float]:
-        """Perplexity at each total lambda; the memories divide it in the ratio of `shares`."""
-        return {value: self.score([value * share / sum(shares) for share in shares]).perplexity for value in lambdas}
+    def sweep(self, whole: Mixture, lambdas: Sequence[float]) -> dict[float, float]:
+        """Perplexity at each total lambda; memories and indexes divide it as they do 1 in `whole`."""
+        return {value: self.score_of(self.held(scaled(whole, value))).perplexity for value in lambdas}
 
 
 def evaluate(
@@ -108,22 +165,19 @@ def evaluate(
     """
     options, mixture = options or EvalOptions(), mixture or MixtureOptions()
     scores = score_tokens(engine, documents, options)
-    fixing = None if mixture.total is None else mixture
-    weights = list(engine.mixture(fixing).weights)
-    shares = weights if sum(weights) else [1.0] * len(weights)
-    fixed, auto = scores.mixed(weights), None
-    if weights:
+    chosen = engine.mixture(None if mixture.total is None else mixture)
+    fixed, auto = scores.held(chosen.mixture), None
+    if chosen.voices:
         # A weight of a memory's own fixes it elsewhere; here it is what the weight that learns begins with.
         learning = engine.mixture(replace(mixture, total=None))
-        begin = lift(shares_of(learning.weights), LEAST_INITIAL)
-        rule = learning.rule() or SoftBayes(begin)
-        auto = scores.learned(rule)
+        begin = [lift(shares_of(vector), LEAST_INITIAL) for vector in learning.mixture.vectors]
+        auto = scores.learned(learning.rule() or SoftBayes(begin[0], matched=tuple(begin[1:])))
     return Evaluation(
         tokens=len(scores.base),
         text_tokens=scores.text_tokens,
-        weight=sum(weights),
-        base=scores.score([0.0] * len(weights)),
-        memory=scores.score([share / sum(shares) for share in shares]) if weights else None,
+        weight=max(map(sum, chosen.mixture.vectors)),
+        base=scores.score_of(scores.base),
+        memory=scores.score_of(mix(scores.memories, _alone(chosen))) if chosen.memories else None,
         mixture=scores.score_of(fixed),
         auto=scores.score_of(auto.log_probs) if auto else None,
         auto_ratio=perplexity(auto.log_probs - fixed, scores.windows) if auto else None,
@@ -132,8 +186,33 @@ def evaluate(
             "mixture": scores.worse(fixed),
             **({"auto": scores.worse(auto.log_probs)} if auto else {}),
         },
-        lambda_sweep=scores.sweep(shares, options.lambdas) if weights else {},
+        lambda_sweep=scores.sweep(_whole(engine, chosen), options.lambdas) if auto else {},
+        matches=scores.matches(auto.weights) if auto else [],
     )
+
+
+def _alone(chosen: MemoryMixture) -> list[float]:
+    """The memories' shares without base and indexes; equal ones where all have weight 0."""
+    weights = chosen.weights if sum(chosen.weights) else (1.0,) * len(chosen.weights)
+    return [weight / sum(weights) for weight in weights]
+
+
+def _whole(engine: Engine, chosen: MemoryMixture) -> Mixture:
+    """How memories and indexes divide a total of 1."""
+    if all(voice.options.weight is None for voice in chosen.voices):
+        return engine.mixture(MixtureOptions(total=1.0)).mixture
+    most = max(map(sum, chosen.mixture.vectors))
+    if most:
+        return scaled(chosen.mixture, 1 / most)
+    alone = _alone(chosen)
+    return Mixture(
+        tuple(alone), chosen.mixture.temperatures, ((*alone, *chosen.longest),) * len(chosen.mixture.matched)
+    )
+
+
+def scaled(mixture: Mixture, factor: float) -> Mixture:
+    """The mixture with all weights but the base's multiplied."""
+    return mixture.after(tuple(tuple(min(weight * factor, 1.0) for weight in each) for each in mixture.vectors))
 
 
 def score_tokens(engine: Engine, documents: Sequence[str], options: EvalOptions) -> TokenScores:
@@ -157,8 +236,9 @@ def score_tokens(engine: Engine, documents: Sequence[str], options: EvalOptions)
             warmth = (memory.metadata.temperature,)
             [log_probs], _ = token_scores(memory.context, tokens, windows, advance, warmth, engine.base.n_vocab)
             memories.append(log_probs)
+    indexes = [index_scores(index.file, tokens, windows) for index in engine.indexes]
     n_bytes = sum(len(engine.base.piece(token)) for window in windows for token in tokens[window.scored : window.end])
-    return TokenScores(windows, base, memories, n_bytes, len(tokens))
+    return TokenScores(windows, base, memories, n_bytes, len(tokens), indexes)
 
 
 def join_documents(engine: Engine, documents: Sequence[str]) -> list[int]:
@@ -201,6 +281,22 @@ def token_scores(
     return np.array(found).T, np.array(entropies)
 
 
+def index_scores(index: Index, tokens: Sequence[int], windows: Sequence[Window]) -> IndexScores:
+    """What an index says of every scored token, after what its window holds before it."""
+    found: list[tuple[float, int, bool]] = []
+    for window in windows:
+        matcher = Matcher(index)
+        matcher.extend(tokens[window.start : window.scored])
+        for target in tokens[window.scored : window.end]:
+            match = matcher.match()
+            chance = float(match.probs[match.ids == target].sum())
+            right = chance > 0 and chance == float(match.probs.max())
+            found.append((math.log(chance) if chance else -math.inf, class_of(match.length), right))
+            matcher.extend([target])
+    log_probs, classes, right_ones = zip(*found, strict=True)
+    return IndexScores(np.array(log_probs), np.array(classes, np.int32), np.array(right_ones))
+
+
 def mix(parts: Sequence[LogProbs], weights: Sequence[float]) -> LogProbs:
     """log sum_i w_i p_i of each token, for weights >= 0."""
     if not parts:
@@ -216,6 +312,8 @@ def perplexity(log_probs: LogProbs, windows: Sequence[Window]) -> tuple[float, f
     variance that of the ratio estimator (Cochran, Sampling Techniques, 1977, section 2.11). NaN for one window.
     """
     mean = float(log_probs.mean())
+    if mean == -math.inf:  # an impossible token: weights of 1 after a match that went on otherwise
+        return math.inf, math.nan
     with np.errstate(over="ignore"):  # a hopeless model's perplexity is infinite, not an error
         value = float(np.exp(-mean))
     counts = np.array([window.end - window.scored for window in windows])

@@ -86,10 +86,12 @@ class Half:
 def tune(engine: Engine, domain: Sequence[str], general: Sequence[str], options: EvalOptions | None = None) -> Tuning:
     """Tune the one memory of `engine` on documents of its domain and on general ones.
 
-    Raises OptionError unless the engine has one memory, BusyError while a session is open, CorpusError for a text of
-    fewer than four windows, and as score_tokens().
+    Raises OptionError unless the engine has one memory and no index, BusyError while a session is open, CorpusError for
+    a text of fewer than four windows, and as score_tokens().
     """
     options = options or EvalOptions()
+    if engine.indexes:
+        raise OptionError("memory", engine.indexes[0].path, "an index has nothing to tune: its weights follow the text")
     if len(engine.memories) != 1:
         raise OptionError("memory", f"given {len(engine.memories)} times", "one memory is tuned at a time")
     texts = {"domain": domain, "general": general}

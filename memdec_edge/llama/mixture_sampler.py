@@ -19,7 +19,7 @@ from typing import Any, Self
 import llama_cpp
 
 from memdec_edge import _native
-from memdec_edge.errors import LibraryError, NumericsError
+from memdec_edge.errors import LibraryError, NumericsError, OptionError
 from memdec_edge.mixture.rows import Row
 from memdec_edge.mixture.weights import Mixture, SoftBayes
 from memdec_edge.options import check_range
@@ -38,12 +38,14 @@ class MixtureSampler:
     as the chain is used: it holds the arrays that the chain reads. Like every sampler of llama.cpp it serves one thread
     at a time.
 
-    Raises OptionError for n_vocab and ValueError for a rule of another number of memories. Raises LibraryError where
-    llama-cpp-python's structs are not those that the C code was built for.
+    Raises OptionError for n_vocab and for a mixture with indexes, ValueError for a rule of another number of memories,
+    and LibraryError where llama-cpp-python's structs are not those that the C code was built for.
     """
 
     def __init__(self, n_vocab: int, mixture: Mixture, rule: SoftBayes | None = None) -> None:
         check_range("n_vocab", n_vocab, 1, 2**31 - 1)
+        if mixture.n_indexes:
+            raise OptionError("indexes", mixture.n_indexes, "a llama.cpp chain mixes memories alone; leave them out")
         interface, init = ctypes.pointer(_interface()), _address(llama_cpp.llama_sampler_init)
         numbers = None if rule is None else rule.numbers
         self._state = _native.sampler_new(n_vocab, mixture.weights, mixture.temperatures, numbers, init)

@@ -19,8 +19,8 @@ from memdec_edge.errors import NumericsError
 from memdec_edge.llama.model import Model
 from memdec_edge.mixture import sampling
 from memdec_edge.mixture.mixing import mix
-from memdec_edge.mixture.online import learn
-from memdec_edge.mixture.rows import Chain, Ids, Row, RowStats, Sampled
+from memdec_edge.mixture.online import learn_from
+from memdec_edge.mixture.rows import Chain, Ids, Matches, Row, RowStats, Sampled
 from memdec_edge.mixture.sampling import Verified
 from memdec_edge.mixture.weights import Mixture, SoftBayes
 from memdec_edge.options import SamplingOptions
@@ -105,29 +105,37 @@ class Sampler:
         draft: Sequence[int],
         out: Row,
         ends: Container[int],
+        matches: Matches | None = None,
     ) -> Verified:
         """Mix and sample row after row, until a sample differs from the draft or the rows end.
 
-        base: logits float32 [n, n_vocab], row j of `position` + j; memories: float32 [n, any length] each; rule: how
-        the weights learn from each sample; draft: n - 1 or n ids; out: float32 [n_vocab], afterwards the last mixed
-        row. Penalties and constraint follow each sample; then an id in `ends` is the last, of which they are not told.
+        base: logits float32 [n, n_vocab], row j of `position` + j; memories: float32 [n, any length] each; matches: of
+        each row, where `mixture` has indexes; rule: how the weights learn from each sample; draft: n - 1 or n ids; out:
+        float32 [n_vocab], afterwards the last mixed row. Penalties and constraint follow each sample; then an id in
+        `ends` is the last, of which they are not told.
         Raises NumericsError as sample() and mix() do.
         """
         if not self.stateful:
             return sampling.verify(
-                base, memories, mixture, self.chain, self.seed, position, suppressed, draft, out, self.scratch, rule
-            )
+                base, memories, mixture, self.chain, self.seed, position, suppressed, draft, out, self.scratch, rule,
+                matches,
+            )  # fmt: skip
         samples, stats = list[Sampled](), list[RowStats]()
         for index, base_row in enumerate(base):
             rows = [base_row, *(each[index] for each in memories)]
-            stats = mix(base_row, rows[1:], mixture, out)
+            found = matches.at(index) if matches else []
+            classes = [one.klass for one in found]
+            stats = mix(base_row, rows[1:], mixture, out, Matches.pack([found]) if found else None)
             token = self.sample(out, position + index, suppressed)
-            offset = sum(share * stat.logsumexp for share, stat in zip(mixture.shares, stats, strict=True))
+            shares = mixture.at(classes)
+            offset = sum(share * stat.logsumexp for share, stat in zip(shares, stats, strict=False))
+            offset += sum(shares[len(rows) :]) * stats[0].logsumexp
             warmth = (1.0, *mixture.temperatures)
             log_probs = tuple(stat.log_prob(row, token, t) for stat, row, t in zip(stats, rows, warmth, strict=True))
-            samples.append(Sampled(token, float(out[token]) - offset, log_probs, mixture.shares))
+            log_probs += tuple(one.log_prob(token) for one in found)
+            samples.append(Sampled(token, float(out[token]) - offset, log_probs, shares))
             if rule:
-                mixture = learn(mixture, rule, np.array(log_probs)[:, None]).mixture
+                mixture = learn_from(mixture, rule, samples[-1], classes)
             if token in ends:
                 break
             self.accept(token)

@@ -1,7 +1,7 @@
-"""The mathematics of the mixture: one next-token distribution from those of a base and its memories.
+"""The mathematics of the mixture: one next-token distribution from those of a base, its memories and indexes.
 
 rows.py       what the shelf's functions take and give
-weights.py    Mixture: the weight and temperature of each memory; SoftBayes: how weights learn
+weights.py    Mixture: the weights of memories and indexes; SoftBayes: how weights learn
 mixing.py     mix, row_stats: the mixed row and what is known of its parts
 sampling.py   sample, draft, verify: the seeded next token
 online.py     learn: weights that follow a text

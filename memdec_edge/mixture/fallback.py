@@ -10,15 +10,15 @@ import numpy as np
 
 from memdec_edge.mixture import reference
 from memdec_edge.mixture.fallback_match import group_prefixes, match, sort_prefixes
-from memdec_edge.mixture.rows import MAX_VERIFIED, Chain, Ids, Row, Wide
-from memdec_edge.mixture.weights import Mixture, SoftBayes
+from memdec_edge.mixture.rows import MAX_VERIFIED, N_CLASSES, Chain, Ids, Matches, Row, Wide
+from memdec_edge.mixture.weights import Mixture, SoftBayes, Vectors
 
 __all__ = [
     "draft", "group_prefixes", "learn", "match", "mix", "row_stats", "sample", "selected", "sort_prefixes", "verify",
 ]  # fmt: skip
 
 Numbers = tuple[float, float, float]
-Rule = tuple[Sequence[float], float, float]
+Rule = tuple[Vectors, float, float]
 
 
 def selected() -> str:
@@ -27,17 +27,19 @@ def selected() -> str:
 
 
 def mix(
-    base: Row, memories: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float], out: Row, /
-) -> list[Numbers]:
+    base: Row, memories: Sequence[Row], vectors: Vectors, temperatures: Sequence[float], out: Row,
+    matches: Matches | None, /,
+) -> list[Numbers]:  # fmt: skip
     """As mixing.mix()."""
     _check_rows([base, *memories], 1)
     _check_rows([out], 1)
-    _check_count(memories, weights)
+    mixture = _mixture(vectors, temperatures, memories)
     if any(np.may_share_memory(row, out) for row in (base, *memories)):
         raise ValueError("out overlaps an input")
     if len(out) != len(base) or not out.flags.writeable:
         raise ValueError("out must be writable and as long as the base row")
-    mixed, stats = reference.mix(base, memories, Mixture(tuple(weights), tuple(temperatures)))
+    _check_matches(matches, 1, mixture.n_indexes, len(out))
+    mixed, stats = reference.mix(base, memories, mixture, matches.at(0) if matches else ())
     out[:] = mixed
     return list(stats)
 
@@ -70,38 +72,42 @@ def draft(
 
 
 def verify(
-    base: Row, memories: Sequence[Row], weights: Sequence[float], temperatures: Sequence[float], rule: Rule | None,
-    chain: Chain, seed: int, position: int, suppressed: Ids, draft: Sequence[int], out: Row, scratch: Row, /,
+    base: Row, memories: Sequence[Row], vectors: Vectors, temperatures: Sequence[float], rule: Rule | None,
+    chain: Chain, seed: int, position: int, suppressed: Ids, draft: Sequence[int], out: Row, scratch: Row,
+    matches: Matches | None, /,
 ) -> tuple[
-    list[tuple[int, float, tuple[float, ...], tuple[float, ...]]], list[Numbers], tuple[float, ...]
+    list[tuple[int, float, tuple[float, ...], tuple[float, ...]]], list[Numbers], Vectors
 ]:  # fmt: skip
     """As sampling.verify(); the last token is -1 where none is possible."""
     _check_rows([base, *memories], 2)
-    _check_count(memories, weights)
+    before = _mixture(vectors, temperatures, memories)
     _check_request(chain, seed, position, suppressed, scratch, len(out))
     if any(len(memory) != len(base) for memory in memories):
         raise ValueError("the memories must have as many positions as the base")
     if base.shape[1] != len(out) or not len(base) - 1 <= len(draft) <= len(base) <= MAX_VERIFIED:
         raise ValueError(f"{len(base)} positions of {base.shape[1]} tokens, a draft of {len(draft)}")
+    _check_matches(matches, len(base), before.n_indexes, len(out))
     samples, stats, mixture = reference.verify(
-        base, memories, Mixture(tuple(weights), tuple(temperatures)), _rule(rule, weights) if rule else None,
-        chain, seed, position, suppressed, draft, out,
+        base, memories, before, _rule(rule, before) if rule else None,
+        chain, seed, position, suppressed, draft, out, matches,
     )  # fmt: skip
-    return list(samples), list(stats), mixture.weights
+    return list(samples), list(stats), mixture.vectors
 
 
-def learn(weights: Sequence[float], rule: Rule, log_probs: Wide, mixed: Wide, path: Wide, /) -> tuple[float, ...]:
+def learn(vectors: Vectors, rule: Rule, log_probs: Wide, mixed: Wide, path: Wide, classes: Ids, /) -> Vectors:
     """As online.learn(), into `mixed` and `path`."""
-    if log_probs.shape != path.shape or path.shape != (1 + len(weights), len(mixed)):
+    mixture = Mixture(vectors[0], (1.0,) * len(vectors[0]), vectors[1:])
+    if log_probs.shape != path.shape or path.shape != (1 + len(mixture.weights) + mixture.n_indexes, len(mixed)):
         raise ValueError(f"log-probs of {log_probs.shape} and outputs of {mixed.shape}, {path.shape}")
-    soft, mixture = _rule(rule, weights), Mixture(tuple(weights), (1.0,) * len(weights))
-    for token, column in enumerate(log_probs.T.tolist()):
-        path[:, token] = mixture.shares
-        mixed[token], mixture = reference.learn(mixture, soft, column)
-    return mixture.weights
+    soft = _rule(rule, mixture)
+    _check_classes(classes, mixture.n_indexes, len(mixed))
+    for token, (column, matched) in enumerate(zip(log_probs.T.tolist(), classes.T.tolist(), strict=True)):
+        path[:, token] = mixture.at(matched)
+        mixed[token], mixture = reference.learn(mixture, soft, column, matched)
+    return mixture.vectors
 
 
-# What native/arguments.c and native/module*.c check.
+# What native/arguments*.c and native/module*.c check.
 
 
 def _check_rows(rows: Sequence[Row], n_dims: int) -> None:
@@ -117,11 +123,41 @@ def _check_count(memories: Sequence[Row], weights: Sequence[float]) -> None:
         raise ValueError(f"{len(memories)} memories and {len(weights)} weights")
 
 
-def _rule(rule: Rule, weights: Sequence[float]) -> SoftBayes:
+def _mixture(vectors: Vectors, temperatures: Sequence[float], memories: Sequence[Row]) -> Mixture:
+    _check_count(memories, vectors[0])
+    return Mixture(vectors[0], tuple(temperatures), tuple(vectors[1:]))
+
+
+def _rule(rule: Rule, mixture: Mixture) -> SoftBayes:
     initial, eta, share = rule
-    if len(initial) != len(weights):
-        raise ValueError(f"{len(initial)} initial weights for {len(weights)} memories")
-    return SoftBayes(tuple(initial), eta, share)
+    if [len(vector) for vector in initial] != [len(vector) for vector in mixture.vectors]:
+        raise ValueError(f"initial weights {initial} for a mixture with {mixture.vectors}")
+    return SoftBayes(initial[0], eta, share, initial[1:])
+
+
+def _check_classes(classes: Ids, rows: int, columns: int) -> None:
+    if classes.dtype != np.int32:
+        raise TypeError(f"classes must hold int32, not {classes.dtype}")
+    if classes.shape != (rows, columns) or ((classes < 0) | (classes >= N_CLASSES)).any():
+        raise ValueError(f"classes of {classes.shape}, not of {(rows, columns)}, or beyond {N_CLASSES - 1}")
+
+
+def _check_matches(matches: Matches | None, n_positions: int, n_indexes: int, n_vocab: int) -> None:
+    if matches is None:
+        if n_indexes:
+            raise TypeError(f"{n_indexes} indexes have no matches")
+        return
+    classes, ends, ids, probs = matches
+    _check_classes(classes, n_positions, n_indexes)
+    if ends.dtype != np.int32 or ids.dtype != np.int32 or probs.dtype != np.float32:
+        raise TypeError("ends and ids must hold int32, probs float32")
+    counts = np.diff(ends.reshape(-1), prepend=0)
+    fits = ends.shape == classes.shape and (counts >= 0).all() and ((counts > 0) == (classes.reshape(-1) > 0)).all()
+    if not fits or counts.sum() > min(len(ids), len(probs)):
+        raise ValueError("matches whose classes, ends, ids and probabilities do not fit each other")
+    used = slice(0, int(counts.sum()))
+    if not ((ids[used] >= 0) & (ids[used] < n_vocab) & (probs[used] > 0) & (probs[used] <= 1)).all():
+        raise ValueError("matches with ids beyond the vocabulary, or probabilities that are none")
 
 
 def _check_request(chain: Chain, seed: int, position: int, suppressed: Ids, scratch: Row, n_vocab: int) -> None:

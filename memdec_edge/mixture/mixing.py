@@ -1,9 +1,10 @@
-"""The mixture of base and memories (arXiv 2508.09874, section 3.3), on the scale of logits.
+"""The mixture of base, memories and indexes (arXiv 2508.09874, section 3.3), on the scale of logits.
 
     out[y] = log(sum_i w_i p_i(y)) + sum_i w_i logsumexp_i        p_i = softmax(logits_i / T_i)
 
-Row 0 is the base: T = 1, w = 1 - sum of the memories' weights. The second term is the same for every y, so softmax(out)
-is the mixture; it keeps the sign and size of raw logits, which llama.cpp's repeat penalty looks at.
+Row 0 is the base: T = 1, w = 1 - sum of the other weights. The second term is the same for every y, so softmax(out) is
+the mixture; it keeps the sign and size of raw logits, which llama.cpp's repeat penalty looks at. An index gives
+probabilities and no logits: its logsumexp counts as the base's.
 
 reference.py specifies the result, kernels.py chooses what computes it. Knows nothing of models and samplers.
 """
@@ -11,7 +12,7 @@ reference.py specifies the result, kernels.py chooses what computes it. Knows no
 from collections.abc import Sequence
 
 from memdec_edge.mixture import kernels, reference
-from memdec_edge.mixture.rows import TEMPERATURES, Row, RowStats
+from memdec_edge.mixture.rows import TEMPERATURES, Matches, Row, RowStats
 from memdec_edge.mixture.weights import Mixture
 from memdec_edge.options import check_range
 
@@ -21,21 +22,24 @@ def implementation() -> str:
     return f"numpy (fallback: {kernels.MISSING})" if kernels.MISSING else f"native ({kernels.selected()})"
 
 
-def mix(base: Row, memories: Sequence[Row], mixture: Mixture, out: Row) -> list[RowStats]:
-    """Mix one row of logits of the base with one of each memory into `out`.
+def mix(
+    base: Row, memories: Sequence[Row], mixture: Mixture, out: Row, matches: Matches | None = None
+) -> list[RowStats]:
+    """Mix one row of logits of the base with one of each memory, and what the indexes say, into `out`.
 
     base, out: float32 [n_vocab], overlapping nowhere; memories: float32 [any length], as many as `mixture` has. All
-    arrays are one-dimensional and C-contiguous. -inf is a legal logit. A memory's ids beyond n_vocab leave its softmax;
+    arrays are one-dimensional and C-contiguous. matches: of one position, where `mixture` has indexes; their tokens are
+    below n_vocab. -inf is a legal logit. A memory's ids beyond n_vocab leave its softmax;
     ids that it lacks have no probability there. Weights of 0 give the base's row bit for bit; one weight of 1 at T = 1
-    gives that memory's row.
+    gives that memory's row, where no index has a match.
 
-    Returns the statistics of each row as it was mixed, the base's first. Raises NumericsError for a row with NaN or
-    +inf or nothing but -inf (`out` is then untouched); TypeError and ValueError for arrays of another kind.
+    Returns the statistics of each row of logits as it was mixed, the base's first. Raises NumericsError for a row with
+    NaN or +inf or nothing but -inf (`out` is then untouched); TypeError and ValueError for arrays of another kind.
     """
     try:
-        stats = kernels.mix(base, memories, mixture.weights, mixture.temperatures, out)
+        stats = kernels.mix(base, memories, mixture.vectors, mixture.temperatures, out, matches)
     except FloatingPointError:
-        reference.mix(base, memories, mixture)  # names the culprit
+        reference.mix(base, memories, mixture, matches.at(0) if matches else ())  # names the culprit
         raise
     return [RowStats(*row) for row in stats]
 

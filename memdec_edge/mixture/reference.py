@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memdec_edge.errors import NumericsError
-from memdec_edge.mixture.rows import GREEDY, LARGEST, Chain, Ids, Row, RowStats, Sampled, Wide
+from memdec_edge.mixture.rows import GREEDY, LARGEST, Chain, Found, Ids, Matches, Row, RowStats, Sampled, Wide
 from memdec_edge.mixture.weights import LEAST_WEIGHT, Mixture, SoftBayes, lift, shares_of
 
 # --- the mixture ----------------------------------------------------------------------------------------------------
@@ -37,10 +37,14 @@ def _bad_logit(name: str, row: npt.NDArray[np.floating], token: int) -> Numerics
     )
 
 
-def mix(base: Row, memories: Sequence[Row], mixture: Mixture) -> tuple[Wide, list[RowStats]]:
-    """The mixed row, [n_vocab], and the statistics of each row, the base's first."""
-    names = ["base", *_names(memories)]
-    return _mix(names, [base, *memories], mixture.shares, [1.0, *mixture.temperatures], len(base))
+def mix(
+    base: Row, memories: Sequence[Row], mixture: Mixture, found: Sequence[Found] = ()
+) -> tuple[Wide, list[RowStats]]:
+    """The mixed row, [n_vocab], and the statistics of each row of logits, the base's first; found: of each index."""
+    names, rows = ["base", *_names(memories)], [base, *memories]
+    shares = mixture.at([one.klass for one in found])
+    sparse = [(share, one) for share, one in zip(shares[len(rows) :], found, strict=True) if share > 0]
+    return _mix(names, rows, shares[: len(rows)], [1.0, *mixture.temperatures], len(base), sparse)
 
 
 def _names(memories: Sequence[Row]) -> list[str]:
@@ -48,20 +52,24 @@ def _names(memories: Sequence[Row]) -> list[str]:
 
 
 def _mix(
-    names: Sequence[str], rows: Sequence[Row], shares: Sequence[float], temperatures: Sequence[float], n_vocab: int
-) -> tuple[Wide, list[RowStats]]:
-    """As `mix`, of rows none of which is special; shares sum to 1."""
+    names: Sequence[str], rows: Sequence[Row], shares: Sequence[float], temperatures: Sequence[float], n_vocab: int,
+    sparse: Sequence[tuple[float, Found]] = (),
+) -> tuple[Wide, list[RowStats]]:  # fmt: skip
+    """As `mix`; shares of rows and of what indexes found sum to 1. An index's logsumexp counts as the first row's."""
     parts = [row[:n_vocab] for row in rows]
     stats = [row_stats(name, row, t) for name, row, t in zip(names, parts, temperatures, strict=True)]
     mixed = np.full(n_vocab, -np.inf)
     offset = math.fsum(share * stat.logsumexp for share, stat in zip(shares, stats, strict=True))
+    offset += math.fsum(share for share, _ in sparse) * stats[0].logsumexp
     active = [entry for entry in zip(shares, parts, temperatures, stats, strict=True) if entry[0] > 0]
     for share, row, temperature, stat in active:
         scaled, part = row.astype(np.float64) / temperature, mixed[: len(row)]
-        if len(active) == 1:  # its share is 1: nothing is mixed, and nothing rounded
+        if len(active) == 1 and not sparse:  # its share is 1: nothing is mixed, and nothing rounded
             part[:] = scaled
         else:
             np.logaddexp(part, scaled + (math.log(share) - stat.logsumexp + offset), out=part)
+    for share, found in sparse:
+        mixed[found.ids] = np.logaddexp(mixed[found.ids], np.log(found.probs.astype(float)) + math.log(share) + offset)
     return mixed, stats
 
 
@@ -147,22 +155,27 @@ def draft(
 
 def verify(
     base: Row, memories: Sequence[Row], mixture: Mixture, rule: SoftBayes | None,
-    chain: Chain, seed: int, position: int, suppressed: Ids, draft: Sequence[int], out: Row,
+    chain: Chain, seed: int, position: int, suppressed: Ids, draft: Sequence[int], out: Row, matches: Matches | None,
 ) -> tuple[list[Sampled], list[RowStats], Mixture]:  # fmt: skip
     """The samples, the last row's statistics, the mixture afterwards; the last token is -1 where none is possible."""
     samples: list[Sampled] = []
     for j in range(len(base)):
         rows = [models[j] for models in (base, *memories)]
-        mixed, stats = mix(rows[0], rows[1:], mixture)
+        found = matches.at(j) if matches else []
+        classes = [one.klass for one in found]
+        shares = mixture.at(classes)
+        mixed, stats = mix(rows[0], rows[1:], mixture, found)
         out[:] = mixed
         token = sample(out, chain, seed, position + j, suppressed)
-        offset = sum(share * stat.logsumexp for share, stat in zip(mixture.shares, stats, strict=True))
+        offset = sum(share * stat.logsumexp for share, stat in zip(shares, stats, strict=False))
+        offset += sum(shares[len(rows) :]) * stats[0].logsumexp
         log_prob = float(mixed[token] - offset) if token >= 0 else -math.inf
         temperatures = (1.0, *mixture.temperatures)
         log_probs = tuple(stat.log_prob(row, token, t) for stat, row, t in zip(stats, rows, temperatures, strict=True))
-        samples.append(Sampled(token, log_prob, log_probs, mixture.shares))
+        log_probs += tuple(one.log_prob(token) for one in found)
+        samples.append(Sampled(token, log_prob, log_probs, shares))
         if rule:
-            _, mixture = learn(mixture, rule, log_probs)
+            _, mixture = learn(mixture, rule, log_probs, classes)
         if token < 0 or j >= len(draft) or token != draft[j]:
             break
     return samples, stats, mixture
@@ -171,26 +184,37 @@ def verify(
 # --- the online weight ----------------------------------------------------------------------------------------------
 
 
-def learn(mixture: Mixture, rule: SoftBayes, log_probs: Sequence[float]) -> tuple[float, Mixture]:
+def learn(
+    mixture: Mixture, rule: SoftBayes, log_probs: Sequence[float], classes: Sequence[int] = ()
+) -> tuple[float, Mixture]:
     """The log-prob of one token under the mixture, and the mixture after it.
 
-    log_probs: of the token under each model, the base's first. A token that is impossible for all models leaves the
-    mixture. Raises NumericsError for NaN and +inf.
+    log_probs: of the token under each voice, the base's first; classes: of each index's match before it. A token that
+    is impossible for all voices leaves the mixture. Raises NumericsError for NaN and +inf.
     """
+    n_rows = len(log_probs) - len(classes)
+    silent = [False] * n_rows + [klass == 0 for klass in classes]
     for number, log_prob in enumerate(log_probs):
-        if not log_prob < math.inf:
-            name = f"memory {number}" if number else "base"
+        if not silent[number] and not log_prob < math.inf:
+            name = f"index {number - n_rows + 1}" if number >= n_rows else f"memory {number}" if number else "base"
             raise NumericsError(f"{name}: the log-prob of a token is {log_prob:g}; look for NaN in the model's logits")
-    shares = mixture.shares
+    shares = mixture.at(classes)
     most = max(p for p, share in zip(log_probs, shares, strict=True) if share > 0)
     if most == -math.inf:
         return -math.inf, mixture
     parts = [share * math.exp(p - most) if share > 0 else 0.0 for p, share in zip(log_probs, shares, strict=True)]
     total = sum(parts)
     if rule.eta > 0:
+        longest = max(classes, default=0)
+        own, initial = shares_of(mixture.vectors[longest]), shares_of(rule.vectors[longest])
+        asleep = sum(weight for weight, sleeps in zip(own, silent, strict=False) if sleeps)
+        awake = 1.0 - asleep if asleep else 1.0  # what the voices that spoke divide by how well they did
         learned = [
-            (1 - rule.share) * ((1 - rule.eta) * share + rule.eta * (part / total)) + rule.share * initial
-            for share, part, initial in zip(shares, parts, shares_of(rule.initial), strict=True)
+            (1 - rule.share) * ((1 - rule.eta) * weight + rule.eta * (weight if sleeps else awake * part / total))
+            + rule.share * start
+            for weight, sleeps, part, start in zip(own, silent, parts, initial, strict=False)
         ]
-        mixture = Mixture(lift(learned, LEAST_WEIGHT), mixture.temperatures)
+        vectors = list(mixture.vectors)
+        vectors[longest] = lift(learned, LEAST_WEIGHT)
+        mixture = mixture.after(tuple(vectors))
     return most + math.log(total), mixture

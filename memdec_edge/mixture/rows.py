@@ -1,9 +1,10 @@
-"""What the functions of this shelf take and give: rows of logits, their statistics, the chain, sampled tokens.
+"""What the functions of this shelf take and give: rows of logits, matches, statistics, the chain, sampled tokens.
 
 Knows nothing of how a mixture is computed.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,8 @@ Ids = npt.NDArray[np.int32]
 Wide = npt.NDArray[np.float64]
 
 # native/mix.h, native/learn.h, native/sample.h and native/match.h have the same numbers.
-MAX_MEMORIES = 16
+MAX_MEMORIES = 16  # and indexes, together
+N_CLASSES = 9  # of match length; 0: no match
 MAX_VERIFIED = MAX_DRAFT + 1  # rows of one `verify`: a draft and the sample after it
 LONGEST = 48  # tokens of a context that a match of an index has at most
 MOST = 1024  # occurrences of a match that are counted
@@ -37,6 +39,61 @@ class RowStats(NamedTuple):
         return float(row[token]) / temperature - self.logsumexp if 0 <= token < len(row) else -math.inf
 
 
+class Found(NamedTuple):
+    """What one index says of the next token: the class of its match's length, and the probabilities of some tokens.
+
+    klass: 1 to 8; 0: no match, and then no tokens. probs: above 0, their sum is 1.
+    """
+
+    klass: int
+    ids: Ids
+    probs: Row
+
+    def log_prob(self, token: int) -> float:
+        """Of a token, nats; -inf where it never followed the match."""
+        [at] = np.nonzero(self.ids == token)
+        return math.log(float(self.probs[at[0]])) if len(at) else -math.inf
+
+
+SILENT = Found(0, np.empty(0, np.int32), np.empty(0, np.float32))
+
+
+class Matches(NamedTuple):
+    """What every index says at some positions, packed."""
+
+    classes: Ids  # [positions, indexes]
+    ends: (
+        Ids  # where the tokens of each end in `ids`, [positions, indexes]; they begin where those of the one before end
+    )
+    ids: Ids
+    probs: Row
+
+    @classmethod
+    def pack(cls, found: Sequence[Sequence[Found]]) -> "Matches":
+        """Of each position and each index, at least one of both."""
+        every = [one for position in found for one in position]
+        shape = (len(found), len(found[0]))
+        return cls(
+            np.array([one.klass for one in every], np.int32).reshape(shape),
+            np.cumsum([len(one.ids) for one in every], dtype=np.int32).reshape(shape),
+            np.concatenate([one.ids for one in every]),
+            np.concatenate([one.probs for one in every]),
+        )
+
+    def at(self, position: int) -> list[Found]:
+        """Of one position, of each index."""
+        flat, n = self.ends.reshape(-1), self.classes.shape[1]
+        begins = [0, *flat.tolist()]
+        return [
+            Found(
+                int(self.classes[position, k]),
+                self.ids[begins[i] : begins[i + 1]],
+                self.probs[begins[i] : begins[i + 1]],
+            )
+            for k, i in enumerate(range(position * n, (position + 1) * n))
+        ]
+
+
 class Chain(NamedTuple):
     """Truncations and temperature, with llama.cpp's meaning."""
 
@@ -51,5 +108,5 @@ class Sampled(NamedTuple):
 
     token: int
     log_prob: float  # of the mixture, nats
-    log_probs: tuple[float, ...]  # of each model, the base's first, [1 + memories]; -inf where a row lacks the token
-    weights: tuple[float, ...]  # of each model in this row, the same order
+    log_probs: tuple[float, ...]  # of each voice: base, memories, indexes; -inf where it cannot give the token
+    weights: tuple[float, ...]  # of each voice in this row, the same order; an index without a match has 0

@@ -19,7 +19,7 @@ import numpy as np
 
 from memdec_edge.errors import NumericsError
 from memdec_edge.mixture import kernels, reference
-from memdec_edge.mixture.rows import Chain, Ids, Row, RowStats, Sampled
+from memdec_edge.mixture.rows import Chain, Ids, Matches, Row, RowStats, Sampled
 from memdec_edge.mixture.weights import Mixture, SoftBayes
 
 
@@ -76,28 +76,28 @@ class Verified(NamedTuple):
 def verify(
     base: Row, memories: Sequence[Row], mixture: Mixture,
     chain: Chain, seed: int, position: int, suppressed: Ids, draft: Sequence[int], out: Row, scratch: Row,
-    rule: SoftBayes | None = None,
+    rule: SoftBayes | None = None, matches: Matches | None = None,
 ) -> Verified:  # fmt: skip
     """Mix and sample row after row, until a sample is not the drafted token or the rows end.
 
     base: float32 [n, n_vocab], row j of position + j, n at most MAX_VERIFIED; memories: float32 [n, any length] each,
     mixed as by `mix`, maybe none; draft: n - 1 or n token ids, draft[j] for the sample from row j; out: float32
     [n_vocab], holds the last mixed row afterwards. rule: how the weights learn from each sample, so that the next row
-    meets others; None: they stay. The rest as in `sample`.
+    meets others; None: they stay. matches: of each row, where `mixture` has indexes. The rest as in `sample`.
 
     Raises NumericsError as `mix` and `sample` do.
     """
     numbers = None if rule is None else rule.numbers
     try:
-        samples, stats, weights = kernels.verify(
-            base, memories, mixture.weights, mixture.temperatures, numbers, chain, seed, position, suppressed, draft,
-            out, scratch,
+        samples, stats, vectors = kernels.verify(
+            base, memories, mixture.vectors, mixture.temperatures, numbers, chain, seed, position, suppressed, draft,
+            out, scratch, matches,
         )  # fmt: skip
     except FloatingPointError:
-        reference.verify(base, memories, mixture, rule, chain, seed, position, suppressed, draft, out)  # names it
-        raise
+        reference.verify(base, memories, mixture, rule, chain, seed, position, suppressed, draft, out, matches)
+        raise  # it names the culprit
     _possible(samples[-1][0])
-    after = mixture if rule is None else Mixture(weights, mixture.temperatures)
+    after = mixture if rule is None else mixture.after(vectors)
     return Verified([Sampled(*sample) for sample in samples], [RowStats(*row) for row in stats], after)
 
 

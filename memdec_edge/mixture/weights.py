@@ -1,6 +1,6 @@
-"""How much base and memories weigh in the mixture, and how they come to weigh more or less.
+"""How much base, memories and indexes weigh in the mixture, and how they come to weigh more or less.
 
-Pure arithmetic; knows nothing of rows and models.
+A voice is any of them. Pure arithmetic; knows nothing of rows and models.
 """
 
 import math
@@ -8,77 +8,131 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from memdec_edge.errors import OptionError
-from memdec_edge.mixture.rows import MAX_MEMORIES, TEMPERATURES
+from memdec_edge.mixture.rows import MAX_MEMORIES, N_CLASSES, TEMPERATURES
 from memdec_edge.options import DEFAULT_LAMBDA, ETA, SHARE, check_range
 
 SLACK = 1e-6  # by which weights may sum to more than 1: float32 weights of a GGUF do
 LEAST_INITIAL = 0.02  # of each model, so that its first good tokens count
 LEAST_WEIGHT = 1e-4  # of each model while weights learn; native/learn.h has the same
+Vectors = tuple[tuple[float, ...], ...]  # weights by class of match length; of class 0 without the indexes
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """A lambda, resolved: one weight and one temperature for each memory. The base has the rest of the weight.
+    """A lambda, resolved: the weights of memories and indexes. The base has the rest of the weight.
 
-    weights: 0 to 1 each, their sum at most 1; temperatures: 1e-4 to 1e4, they divide the memories' logits.
-    Raises OptionError for other numbers, for tuples of different lengths and for more than MAX_MEMORIES memories.
+    weights: of the memories where no index has a match, 0 to 1 each, their sum at most 1. temperatures: 1e-4 to 1e4,
+    they divide the memories' logits. matched: after a match, by the class of the longest match's length, from 1 on: of
+    the memories, then of the indexes; empty without indexes.
+    Raises OptionError for other numbers, for tuples of different lengths and for more than MAX_MEMORIES voices.
     """
 
     weights: tuple[float, ...]
     temperatures: tuple[float, ...]
+    matched: Vectors = ()
 
     def __post_init__(self) -> None:
-        if len(self.weights) > MAX_MEMORIES:
-            raise OptionError("memories", len(self.weights), f"must be at most {MAX_MEMORIES}; mix fewer")
         if len(self.temperatures) != len(self.weights):
             raise OptionError("temperatures", self.temperatures, f"must be one for each of {self.weights}")
-        for weight in self.weights:
-            check_range("weight", weight, 0.0, 1.0)
+        if self.matched and {len(vector) for vector in self.matched} != {len(self.weights) + self.n_indexes}:
+            raise OptionError("matched", self.matched, "must have as many weights for each class")
+        if len(self.matched) not in (0, N_CLASSES - 1):
+            raise OptionError("matched", self.matched, f"must have weights for each of {N_CLASSES - 1} classes")
         for temperature in self.temperatures:
             check_range("temperature", temperature, *TEMPERATURES)
-        total = sum(self.weights)
+        for vector in self.vectors:
+            self._check(vector)
+
+    @staticmethod
+    def _check(vector: tuple[float, ...]) -> None:
+        if len(vector) > MAX_MEMORIES:
+            raise OptionError("memories", len(vector), f"must be at most {MAX_MEMORIES}; mix fewer")
+        for weight in vector:
+            check_range("weight", weight, 0.0, 1.0)
+        total = sum(vector)
         if total > 1 + SLACK:
-            shown = " + ".join(f"{weight:g}" for weight in self.weights)
+            shown = " + ".join(f"{weight:g}" for weight in vector)
             raise OptionError("the sum of the memories' lambdas", f"{shown} = {total:g}", "must be at most 1")
 
     @property
+    def vectors(self) -> Vectors:
+        """The weights of every class, from class 0 on."""
+        return (self.weights, *self.matched)
+
+    @property
+    def n_indexes(self) -> int:
+        """How many indexes it mixes."""
+        return len(self.matched[0]) - len(self.weights) if self.matched else 0
+
+    @property
     def shares(self) -> tuple[float, ...]:
-        """The weights of all models, the base's first, [1 + memories]; they sum to 1."""
-        return shares_of(self.weights)
+        """The weights of all voices where no index has a match, the base's first; they sum to 1."""
+        return self.at((0,) * self.n_indexes)
+
+    def at(self, classes: Sequence[int]) -> tuple[float, ...]:
+        """The weights of all voices after a match: of base, memories and indexes; they sum to 1.
+
+        classes: of each index's match, 0 where it has none. The longest match decides which weights count. An index
+        without a match is silent: its weight is 0, and the others share it.
+        """
+        longest = max(classes, default=0)
+        shares, first = shares_of(self.vectors[longest]), 1 + len(self.weights)
+        spoken = [share for share, klass in zip(shares[first:], classes, strict=False) if klass]
+        if not longest or len(spoken) == len(classes):
+            return shares if longest else (*shares, *(0.0,) * len(classes))
+        awake = [
+            *shares[:first],
+            *(share if klass else 0.0 for share, klass in zip(shares[first:], classes, strict=True)),
+        ]
+        total = sum(awake)
+        return tuple(share / total for share in awake) if total > 0 else (1.0, *(0.0,) * (len(awake) - 1))
+
+    def after(self, vectors: Vectors) -> "Mixture":
+        """The same voices with other weights."""
+        return Mixture(vectors[0], self.temperatures, vectors[1:])
 
 
 @dataclass(frozen=True, slots=True)
 class SoftBayes:
-    """How the weights of base and memories learn online, from each token (Orseau, Lattimore and Legg 2017):
+    """How the weights of all voices learn online, from each token (Orseau, Lattimore and Legg 2017):
 
         w_i <- (1 - share) w_i (1 - eta + eta p_i / p_mix) + share initial_i        p_mix = sum_i w_i p_i
 
-    p_i is what model i gave to the token, at its temperature and over its whole row. The sum of the weights stays 1.
+    p_i is what voice i gave to the token, at its temperature and over its whole row. The sum of the weights stays 1.
+    Only the weights of one class learn from a token, those that it met (see Mixture.at). A silent index keeps its
+    weight, as a sleeping expert does (Freund, Schapire, Singer and Warmuth 1997).
 
-    initial: of the memories, the base has the rest; each model at least LEAST_INITIAL (see lift). eta: 0 to 1, how fast
-    the weights follow; 0: they stay as they are; 1, without share: Bayes' rule. share: 0 to 1, how much of the weights
-    returns to `initial` with each token; a model that was bad for long is then soon back. Raises OptionError for
-    other numbers.
+    initial, matched: as Mixture.weights and Mixture.matched; each voice at least LEAST_INITIAL (see lift). eta: 0 to 1,
+    how fast the weights follow; 0: they stay as they are; 1, without share: Bayes' rule. share: 0 to 1, how much of
+    the weights returns to `initial` with each token; a model that was bad for long is then soon back. Raises
+    OptionError for other numbers.
     """
 
     initial: tuple[float, ...]
     eta: float = ETA
     share: float = SHARE
+    matched: Vectors = ()
 
     def __post_init__(self) -> None:
         check_range("eta", self.eta, 0.0, 1.0)
         check_range("share", self.share, 0.0, 1.0)
-        for weight in shares_of(self.initial):
-            check_range("initial weight", round(weight, 6), LEAST_INITIAL, 1.0)  # 1 - 0.98 is a little less
+        for vector in self.vectors:
+            for weight in shares_of(vector):
+                check_range("initial weight", round(weight, 6), LEAST_INITIAL, 1.0)  # 1 - 0.98 is a little less
 
     def at(self, eta: float) -> "SoftBayes":
         """The same rule at another rate: `share` changes in proportion, so 0 freezes the weights."""
         return replace(self, eta=eta, share=self.share * eta / self.eta if self.eta else 0.0)
 
     @property
-    def numbers(self) -> tuple[tuple[float, ...], float, float]:
+    def vectors(self) -> Vectors:
+        """The initial weights of every class, from class 0 on."""
+        return (self.initial, *self.matched)
+
+    @property
+    def numbers(self) -> tuple[Vectors, float, float]:
         """What native/ takes."""
-        return self.initial, self.eta, self.share
+        return self.vectors, self.eta, self.share
 
 
 def shares_of(weights: tuple[float, ...]) -> tuple[float, ...]:

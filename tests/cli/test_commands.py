@@ -35,7 +35,7 @@ def test_run_streams_text_to_stdout_and_everything_else_to_stderr(family: Family
     assert done.stdout == f"{found['text']}\n"
     assert f"memory {family.memory} at lambda auto, from 0.5" in done.stderr
     assert "8 new" in done.stderr
-    assert set(found) == {"text", "tokens", "finish_reason", "timings"}
+    assert set(found) == {"text", "tokens", "finish_reason", "timings", "sources"}
     assert len(found["tokens"]) == 8
     assert as_json.stdout.count("\n") == 1
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from memdec_edge.engine import Engine
 from memdec_edge.engine.drafting import (
     DECAY,
+    FOUND_LENGTHS,
     KEPT,
     PRIOR,
     STALE,
@@ -233,6 +234,39 @@ def test_several_sessions_share_the_rows_of_a_round() -> None:
 
 
 # --- with models ----------------------------------------------------------------------------------------------------
+
+
+def played(policy: DraftPolicy, promise: list[float], row: float, rounds: int = 200) -> list[Plan]:
+    """What the policy chooses for one session without memories, where a pass costs 10 ms and `row` ms for each row."""
+    chosen = []
+    for _ in range(rounds):
+        plan = policy.choose([None], 0, (), range(1), [promise], FOUND_LENGTHS if promise else ())
+        policy.add_base(
+            plan.drafted(None, promise) + 1, plan.overlap, 0.010 + row * plan.drafted(None, promise), plan.found
+        )
+        chosen.append(plan)
+    return chosen
+
+
+def test_an_index_drafts_as_far_as_its_matches_and_the_cost_of_rows_allow() -> None:
+    assert played(DraftPolicy(), [0.9] * 16, 0.0001)[-1] == Plan(15, found=True)
+    assert played(DraftPolicy(), [0.9, 0.8, 0.1, 0.1], 0.002)[-1].length in (1, 3)
+    assert played(DraftPolicy(), [0.4] * 16, 0.008)[-1].length == 0
+    assert played(DraftPolicy(), [], 0.0001)[-1].length == 0
+    assert sum(plan.length > 0 for plan in played(DraftPolicy(), [0.4] * 16, 0.008)) < 25  # few trials
+
+
+def test_the_promise_of_a_match_is_what_its_class_has_kept() -> None:
+    policy = DraftPolicy()
+    assert policy.promise(0, 8) == []
+    assert policy.promise(1, 8) == []  # a single token of match is right too seldom
+    assert policy.promise(14, 4) == [policy.found[6].value] * 2 + [policy.found[7].value] * 2
+    for _ in range(200):
+        policy.add_found(8, False)
+        policy.add_found(1, True)
+        policy.add_found(0, True)
+    assert policy.promise(16, 4) == []
+    assert policy.promise(1, 3)[0] > 0.9
 
 
 @pytest.mark.parametrize(("weight", "low", "high"), [(0.999, 0.9, 1.0), (0.001, 0.0, 0.35)])

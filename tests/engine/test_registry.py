@@ -139,6 +139,7 @@ def test_forks_hold_nothing_of_those_who_had_their_slot_before(family: Family, e
             other.prefill()
         with closing(engine.session([1], limit=1)), closing(engine.fork(origin)) as twin:  # the first takes the last
             assert twin.slot == other.slot
+            assert isinstance(added, Memory)
             assert added.context.tokens[twin.slot] == []
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,14 @@ from hypothesis import strategies as st
 
 from memdec_edge.engine import Engine
 from memdec_edge.errors import CorpusError, OptionError
-from memdec_edge.evaluation.perplexity import evaluate, mix, perplexity, score_tokens
+from memdec_edge.evaluation.perplexity import evaluate, join_documents, mix, perplexity, score_tokens
 from memdec_edge.evaluation.windows import Window, slide, thin
+from memdec_edge.gguf.index_file import tokenizer_of
+from memdec_edge.mixture.match import class_of
 from memdec_edge.options import EvalOptions, MemoryOptions, MixtureOptions
 from tests.conftest import Family
 from tests.engine.test_engine import torch_log_probs
+from tests.support.indexes import index_file, longest_match
 from tests.support.real import EXACT
 from tests.support.tiny import TEXT
 
@@ -55,6 +59,38 @@ def test_perplexities_bits_and_sweep_are_those_of_pytorch(family: Family, engine
     assert found.lambda_sweep[0.3] == pytest.approx(found.mixture.perplexity)
     assert found.lambda_sweep[0.0] == pytest.approx(found.base.perplexity)
     assert found.lambda_sweep[1.0] == pytest.approx(found.memory.perplexity)
+
+
+def test_an_index_is_asked_after_what_the_windows_hold(family: Family, engine: Engine, tmp_path: Path) -> None:
+    base = engine.base
+    texts = [base.tokenize(document, add_special=False) for document in DOCUMENTS[1:]]
+    digest, n_vocab = tokenizer_of(family.base)
+    index = index_file(tmp_path / "memdec-index.gguf", texts, n_vocab, digest=digest)
+    with closing(Engine(family.base, [MemoryOptions(index, 0.5)], replace(EXACT, n_ctx=64))) as engine_with:
+        found = score_tokens(engine_with, DOCUMENTS, OPTIONS)
+        whole = evaluate(engine_with, DOCUMENTS, OPTIONS)
+        tokens = join_documents(engine_with, DOCUMENTS)
+    [says] = found.indexes
+    expected, lengths = [], []
+    for window in found.windows:
+        for at in range(window.scored, window.end):
+            length, follow = longest_match(texts, tokens[window.start : at])
+            expected.append(follow[tokens[at]] / follow.total() if length else 0.0)
+            lengths.append(length)
+    np.testing.assert_allclose(np.exp(says.log_probs), expected, rtol=1e-6)
+    assert [class_of(length) for length in lengths] == says.classes.tolist()
+    trust = np.array([0.0, *[0.1] * 7, 1.0])[says.classes]
+    weights = 0.5 * trust
+    mixed = np.log((1 - weights) * np.exp(found.base) + weights * np.array(expected))
+    assert whole.mixture.perplexity == pytest.approx(math.exp(-mixed.mean()), rel=1e-5)
+    assert whole.lambda_sweep[0.0] == pytest.approx(whole.base.perplexity)
+    assert whole.memory is None
+    assert whole.auto is not None
+    assert whole.auto.perplexity < whole.base.perplexity
+    assert sum(each.share for each in whole.matches) == pytest.approx(1)
+    [longest] = [each for each in whole.matches if each.lengths == (16, 48)]
+    assert longest.right > 0.9
+    assert whole.weight == 0.5
 
 
 def test_a_sample_scores_at_most_what_was_asked_and_states_its_error(engine: Engine) -> None:

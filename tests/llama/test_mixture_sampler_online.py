@@ -6,6 +6,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
+from memdec_edge.errors import OptionError
 from memdec_edge.llama.mixture_sampler import MixtureSampler
 from memdec_edge.mixture import mixing
 from memdec_edge.mixture.online import learn
@@ -133,5 +134,10 @@ def test_a_clone_goes_on_learning_by_itself(learner: MixtureSampler) -> None:
 
 
 def test_a_rule_for_other_memories_is_refused() -> None:
-    with pytest.raises(ValueError, match="1 initial weights for 2 memories"):
+    with pytest.raises(ValueError, match="initial weights for 1 memories and 0 indexes, not for 2"):
         MixtureSampler(N, MIXTURE, SoftBayes((0.5,)))
+
+
+def test_a_mixture_with_indexes_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"a llama\.cpp chain mixes memories alone"):
+        MixtureSampler(N, Mixture((), (), ((0.5,),) * 8))

@@ -362,9 +362,9 @@ def test_rules_and_arrays_of_another_kind_are_refused(name: str) -> None:
     base, log_probs = np.zeros((1, 4), np.float32), np.full((2, 3), -1.0)
     one, two = SoftBayes((0.5,)), SoftBayes(even(2))
     with running(name):
-        with pytest.raises(ValueError, match="2 initial weights for 1 memories"):
+        with pytest.raises(ValueError, match="initial weights"):
             verify(base, [base], mixture_of((0.5, 1.0)), PLAIN, 0, [], two)
-        with pytest.raises(ValueError, match="2 initial weights for 1 memories"):
+        with pytest.raises(ValueError, match="initial weights"):
             learn(mixture_with((0.5,)), two, log_probs)
         for shape in ((3, 2), (6,), (1, 6)):
             with pytest.raises(ValueError):  # noqa: PT011  NumPy's own words for some of them

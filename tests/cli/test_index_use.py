@@ -1,0 +1,105 @@
+"""Commands that mix an index: what a user sees of it."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from memdec_edge.api import open_model
+from memdec_edge.cli.footnotes import Footnotes
+from memdec_edge.engine import Source
+from memdec_edge.options import GenerationOptions, MemoryOptions, SamplingOptions
+from tests.conftest import Family
+from tests.support.command import last_json, memdec
+from tests.support.real import EXACT
+
+TEXT = """The heart is a muscle that pumps blood through the body. Blood carries oxygen from the lungs to every cell.
+
+A fever is a body temperature above 38 degrees; it is a symptom, not a disease, and the lungs are an organ of the body.
+"""
+PROMPT = "Blood is red. The heart is a muscle that pumps"
+
+
+@pytest.fixture(scope="module")
+def index(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("use")
+    (folder / "health.txt").write_text(TEXT)
+    done = memdec("index", folder / "health.txt", "-m", family.base, "--out", folder / "memdec-health.gguf")
+    assert done.returncode == 0, done.stderr
+    return folder / "memdec-health.gguf"
+
+
+def test_run_prints_footnotes_of_passages_from_documents(family: Family, index: Path) -> None:
+    arguments = ["run", "-m", family.base, "--memory-scaled", f"{index}:0.99", "-p", PROMPT, "-n", 20, "--temp", 0]
+    plain, noted, as_json = memdec(*arguments), memdec(*arguments, "--sources"), memdec(*arguments, "--json")
+    assert f"index {index} at lambda 0.99 after its longest matches" in plain.stderr
+    text, _, footnotes = noted.stdout.partition("\n\n[1]")
+    assert text.replace("[1]", "") == plain.stdout.rstrip("\n")
+    assert "health.txt" in footnotes
+    assert ": heart is a muscle that pumps blood through the body." in footnotes
+    [first, *_] = last_json(as_json)["sources"]
+    assert first["text"].startswith(" heart is a muscle that pumps blood through the body.")
+    assert first["end"] - first["start"] > 8
+    assert "health.txt" in first["document"]
+    nothing = memdec("run", "-m", family.base, "-M", index, "-p", "Zq", "-n", 2, "--temp", 0, "--sources")
+    assert "No passage of 8 tokens or more" in nothing.stdout
+
+
+def test_verbose_shows_the_weights_of_every_length(family: Family, index: Path) -> None:
+    done = memdec("run", "-m", family.base, "-M", index, "-p", PROMPT, "-n", 4, "-v")
+    assert "at lambda auto, from 0.7 after its longest matches" in done.stderr
+    assert "after a match of 16 or more: 0." in done.stderr
+
+
+def test_python_names_the_source_of_each_token_and_quotes_it(family: Family, index: Path) -> None:
+    memory = MemoryOptions(index, 0.99)
+    greedy, few = SamplingOptions(temperature=0), GenerationOptions(n_predict=8)
+    with open_model(family.base, [memory], EXACT) as model:
+        chunks = list(model.stream(PROMPT, greedy, few))
+        sources = [chunk.source for chunk in chunks if chunk.token is not None]
+        assert all(sources)
+        for before, after in pairwise(sources):
+            assert before is not None
+            assert after is not None
+            assert (after.start, after.end) == (before.start, before.end + 1)
+        done = model.generate(PROMPT, greedy, few)
+        assert done.sources == [sources[-1]]
+        assert model.quote(done.sources[0]).endswith(done.text)
+        assert len(done.matched) == 8
+
+
+def test_eval_shows_matches_by_length(family: Family, index: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT * 3)
+    done = memdec(
+        "eval", "-m", family.base, "-M", index, tmp_path / "text.txt", "--window", 64, "--stride", 32, "--json"
+    )
+    found = last_json(done)
+    assert found["perplexity"]["auto"] < found["perplexity"]["base"]
+    assert found["perplexity"]["memory"] is None
+    assert "match of 16 to 48 before" in done.stdout
+    assert [each["lengths"] for each in found["matches"]][-1] == [16, 48]
+    json.dumps(found)
+
+
+def test_what_an_index_cannot_do_is_refused_by_name(family: Family, index: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT * 30)
+    done = memdec("tune", "-m", family.base, "-M", index, tmp_path / "text.txt", "--window", 64, "--stride", 32)
+    assert done.returncode == 2
+    assert "an index has nothing to tune" in done.stderr
+    done = memdec("run", "-m", family.stranger, "-M", index, "-p", "a", "-n", 1)
+    assert done.returncode == 1
+    assert f"index the documents for this base too: memdec-edge index DOCS -m {family.stranger}" in done.stderr
+    done = memdec("run", "-m", index, "-p", "a", "-n", 1)
+    assert done.returncode == 1
+    assert "document index, not a model" in done.stderr
+
+
+def test_marks_stand_where_a_passage_ends() -> None:
+    def at(start: int, end: int, name: str = "a.txt") -> Source:
+        return Source(Path("x"), name, start, end, end)
+
+    notes = Footnotes()
+    steps = [None, at(0, 8), at(0, 9), None, at(40, 48, "b.txt"), at(3, 11), None, None]
+    assert [notes.mark(step) for step in steps] == ["", "", "", "[1]", "", "[2]", "[3]", ""]
+    assert [source.document for source in notes.sources] == ["a.txt", "b.txt", "a.txt"]
