@@ -9,9 +9,10 @@ from time import sleep
 import llama_cpp
 import pytest
 
-from memdec_edge.api import LanguageModel, Timings, open_model
+from memdec_edge.api import LanguageModel, open_model
 from memdec_edge.errors import ContextError, OptionError
 from memdec_edge.options import GenerationOptions, LoadOptions, MixtureOptions, SamplingOptions
+from memdec_edge.results import Timings
 from tests.conftest import Family
 from tests.support.real import EXACT, SMOLLM2
 

@@ -94,7 +94,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return Marked(text, TEMPLATE)
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> Any:
-        for node in (*source.find_all(nodes.For), *source.find_all(nodes.Macro), *source.find_all(nodes.CallBlock)):
+        loops: list[nodes.For | nodes.Macro | nodes.CallBlock] = [*source.find_all(nodes.For)]
+        loops += [*source.find_all(nodes.Macro), *source.find_all(nodes.CallBlock)]
+        for node in loops:
             # As an attribute it is called straight away; nodes.Call would ask the sandbox, ten times as dear.
             node.body.insert(0, nodes.ExprStmt(nodes.EnvironmentAttribute("spend()"), lineno=node.lineno))
         return super()._generate(source, *args, **kwargs)

@@ -24,8 +24,9 @@ from memdec_edge.errors import OptionError
 from memdec_edge.options import GenerationOptions, LoadOptions, MixtureOptions, SamplingOptions
 
 if TYPE_CHECKING:
-    from memdec_edge.api import LanguageModel, Timings
+    from memdec_edge.api import LanguageModel
     from memdec_edge.engine.registry import Memory
+    from memdec_edge.results import Timings
 
 SHOWN = ("text", "tokens", "finish_reason", "timings")  # with --json
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}  # the others stand for themselves, \xHH for a byte

@@ -9,6 +9,7 @@ from itertools import zip_longest
 from memdec_edge.engine.session import Session
 from memdec_edge.errors import MemdecError, NumericsError
 from memdec_edge.mixture.rows import Row, Sampled
+from memdec_edge.mixture.top import with_tops
 from memdec_edge.options import MAX_DRAFT
 
 
@@ -57,6 +58,10 @@ class Turn:
         except NumericsError as error:
             self.error, self.over = error, True
             return
+        if s.generation.logprobs:
+            samples = with_tops(
+                samples, self.base_rows[first:end], memory_rows, s.mixture.temperatures, s.generation.logprobs, s.row
+            )
         for sample, following in zip_longest(samples, samples[1:]):
             agrees = len(self.samples) < len(self.draft) and sample.token == self.draft[len(self.samples)]
             self.samples.append(sample)

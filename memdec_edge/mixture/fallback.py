@@ -82,7 +82,7 @@ def verify(
         base, memories, Mixture(tuple(weights), tuple(temperatures)), _rule(rule, weights) if rule else None,
         chain, seed, position, suppressed, draft, out,
     )  # fmt: skip
-    return list(samples), list(stats), mixture.weights
+    return [sample[:4] for sample in samples], list(stats), mixture.weights
 
 
 def learn(weights: Sequence[float], rule: Rule, log_probs: Wide, mixed: Wide, path: Wide, /) -> tuple[float, ...]:

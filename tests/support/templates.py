@@ -1,4 +1,4 @@
-"""Chat templates that tests render: our own small ones, and those of many families, fetched from the package registry."""
+"""Chat templates that tests render: our own small ones, and those of many families from the package registry."""
 
 import subprocess
 import sys
@@ -22,7 +22,9 @@ OWN = {
 <{{ m.role }}>{{ parts[-1].lstrip('\n') | replace('\t', '    ') }}\
 {% if m.reasoning_content is defined %}({{ m.reasoning_content[:5] }}){% endif %}</{{ m.role }}>
 {%- endfor %}{% set ns = namespace(n=0) %}\
-{% for m in messages %}{% set ns.n = ns.n + m.content | length %}{% endfor %}{{ ns.n }} {{ ', '.join(['a', messages[0].content]) }}{% if tools %}{{ tools | tojson(indent=2) }}{% endif %}""",
+{% for m in messages %}{% set ns.n = ns.n + m.content | length %}{% endfor %}{{ ns.n }}\
+ {{ ', '.join(['a', messages[0].content]) }}\
+{% if tools %}{{ tools | tojson(indent=2) }}{% endif %}""",
     "generation": """{% for m in messages %}{% if m.role == 'assistant' %}\
 {% generation %}{{ m.content }}{% endgeneration %}\
 {% elif loop.index > 9 %}{% break %}{% else %}{{ m.content }}{{ '\\n' * 2 }}{% endif %}{% endfor %}""",
