@@ -9,7 +9,8 @@ What returns a whole text is a fold over what streams it; the command line calls
 terminals or HTTP.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -73,7 +74,7 @@ class LanguageModel:
         *,
         memories: Weights | None = None,
         parse_special: bool = True,
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Continue `prompt` (text, or token ids) without a chat template, one chunk per token.
 
         parse_special: read names of control tokens in a text as those tokens. A chunk's token may have been decoded
@@ -101,18 +102,19 @@ class LanguageModel:
         mixture: MixtureOptions | None = LEARNING,
         memories: Weights | None = None,
         chat: ChatOptions | None = None,
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Answer the last of `messages`, one chunk per token: {"role": "user", "content": "What is anaemia?"}.
 
         Only contents of messages teach the weights, those of the assistant as generated text does.
         """
         prompt, request = self._chat(messages, sampling, generation, mixture, memories, chat)
         parts = Reasoning(prompt.thinks)
-        for chunk in generate(self.engine, request):
-            reasoning, text = parts.push(chunk.text)
-            if chunk.finish_reason:
-                reasoning, text = (told + held for told, held in zip((reasoning, text), parts.flush(), strict=True))
-            yield replace(chunk, text=text, reasoning=reasoning)
+        with closing(generate(self.engine, request)) as chunks:
+            for chunk in chunks:
+                reasoning, text = parts.push(chunk.text)
+                if chunk.finish_reason:
+                    reasoning, text = (told + held for told, held in zip((reasoning, text), parts.flush(), strict=True))
+                yield replace(chunk, text=text, reasoning=reasoning)
 
     chat = whole(stream_chat)
     astream_chat = in_thread(stream_chat)
@@ -138,7 +140,7 @@ class LanguageModel:
         mixture: MixtureOptions | None = LEARNING,
         memories: Weights | None = None,
         chat: ChatOptions | None = None,
-    ) -> Iterator[tuple[int, Chunk]]:
+    ) -> Generator[tuple[int, Chunk], None, None]:
         """Answers of the base alone (0) and of the mixture (1) to `messages`, chunk by chunk, from one prefill.
 
         Takes two slots. Reasoning stays in the text.

@@ -120,13 +120,13 @@ class ModelFileError(MemdecError):
 
 
 class TemplateError(MemdecError):
-    """A chat template is missing, broken, or cannot render these messages. `name` says whose template it is."""
+    """A chat template is broken, cannot render these messages, or is `missing`. `name` says whose template it is."""
 
     http_status = 400
 
-    def __init__(self, name: str, reason: str) -> None:
-        self.name, self.reason = name, reason
-        super().__init__(f"{name}: {reason}; mend it, or give `chat_template` chatml")
+    def __init__(self, name: str, reason: str, *, missing: bool = False) -> None:
+        self.name, self.reason, self.missing = name, reason, missing
+        super().__init__(f"{name}: {reason}; {'' if missing else 'mend it, or '}give `chat_template` chatml")
 
 
 class SessionFileError(MemdecError):

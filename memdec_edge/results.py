@@ -88,8 +88,15 @@ class Completion:
 
         After `continue_final_message` it has the continuation alone; join it to the message that was continued.
         """
-        found: dict[str, Any] = {"role": "assistant", "content": self.text}
-        return found | ({"reasoning_content": self.reasoning} if self.reasoning else {"tokens": list(self.tokens)})
+        return message_of(self.chunks)
+
+
+def message_of(chunks: list[Chunk]) -> dict[str, Any]:
+    """What was told of an answer so far, as a message: see Completion.message."""
+    found: dict[str, Any] = {"role": "assistant", "content": "".join(chunk.text for chunk in chunks)}
+    if reasoning := "".join(chunk.reasoning for chunk in chunks):
+        return found | {"reasoning_content": reasoning}
+    return found | {"tokens": [chunk.token for chunk in chunks if chunk.token is not None]}
 
 
 def memory_share(sample: Sampled) -> float:

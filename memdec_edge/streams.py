@@ -4,7 +4,7 @@ Stream serves one session; generate() steps a single one to its end, and side_by
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
@@ -68,7 +68,7 @@ class Stream:
             check_wanted()
         self._prompt_ms = 1e3 * (time.perf_counter() - start)
 
-    def take(self, samples: Sequence[Sampled], seconds: float) -> Iterator[Chunk]:
+    def take(self, samples: Sequence[Sampled], seconds: float) -> Generator[Chunk, None, None]:
         """A chunk for each sample of a step that took `seconds`."""
         self._predicted_ms += 1e3 * seconds
         base = self.engine.base
@@ -100,7 +100,7 @@ class Stream:
         )
 
 
-def generate(engine: Engine, request: Request) -> Iterator[Chunk]:
+def generate(engine: Engine, request: Request) -> Generator[Chunk, None, None]:
     """The chunks of one request. Errors: see Request.open()."""
     with closing(request.open(engine)) as session:
         stream = Stream(engine, session)
@@ -113,7 +113,7 @@ def generate(engine: Engine, request: Request) -> Iterator[Chunk]:
         yield stream.end()
 
 
-def side_by_side(engine: Engine, request: Request) -> Iterator[tuple[int, Chunk]]:
+def side_by_side(engine: Engine, request: Request) -> Generator[tuple[int, Chunk], None, None]:
     """Chunks of the base alone (0) and of the mixture (1), as they come; both go on from one prefill.
 
     Takes two slots, and cells for two. Errors: see Request.open().

@@ -88,7 +88,7 @@ class ChatTemplate:
         own = metadata.get(f"{KEY}.tool_use") if options.tools else None
         found = own or metadata.get(KEY) or metadata.get(f"{KEY}.default")
         if not isinstance(found, str) or not found.strip():
-            raise TemplateError(str(path), "it has no chat template")
+            raise TemplateError(str(path), "it has no chat template", missing=True)
         return cls(found, f"the chat template of {path}", variables=variables)
 
     def render(self, messages: Messages, options: ChatOptions | None = None) -> Rendered:

@@ -124,7 +124,7 @@ def _explain_silence(model: "LanguageModel", timings: "Timings", reason: str) ->
     if reason == "stop" and not timings.predicted_n and "tokenizer.chat_template" in base.metadata:
         note(
             f"{base.path} has a chat template, and run continues raw text without it; "
-            "write the prompt in that template, begin the answer yourself, or give --ignore-eos"
+            "ask with memdec-edge chat, begin the answer yourself, or give --ignore-eos"
         )
 
 

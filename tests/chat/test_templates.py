@@ -168,7 +168,7 @@ def test_a_broken_or_hostile_template_is_a_typed_error_that_names_it(
 
 
 def test_a_base_without_a_template_offers_chatml() -> None:
-    with pytest.raises(TemplateError, match=r"base\.gguf: it has no chat template; .*chatml"):
+    with pytest.raises(TemplateError, match=r"base\.gguf: it has no chat template; give `chat_template` chatml"):
         ChatTemplate.of(Path("base.gguf"), {}, ChatOptions(), {})
     found = ChatTemplate.of(Path("base.gguf"), {}, ChatOptions(chat_template="chatml"), {})
     assert found.render(CHATS[0]).text == ChatTemplate(CHATML, "it").render(CHATS[0]).text
