@@ -11,7 +11,7 @@ on: what it held is free by then. Knows nothing of what is streamed.
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import wraps
@@ -42,11 +42,11 @@ def whole(stream: Callable[P, Iterator[Chunk]]) -> Callable[P, Completion]:
     return _told(method, f"The whole of {stream.__name__}(), with the same arguments and errors.")
 
 
-def in_thread(stream: Callable[P, Iterator[Chunk]]) -> Callable[P, AsyncIterator[Chunk]]:
+def in_thread(stream: Callable[P, Iterator[Chunk]]) -> Callable[P, AsyncGenerator[Chunk, None]]:
     """The method that yields the same for asyncio, from another thread."""
 
     @wraps(stream)
-    def method(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[Chunk]:
+    def method(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Chunk, None]:
         return _items(lambda: stream(*args, **kwargs))
 
     return _told(
@@ -56,7 +56,7 @@ def in_thread(stream: Callable[P, Iterator[Chunk]]) -> Callable[P, AsyncIterator
     )
 
 
-def awhole(stream: Callable[P, AsyncIterator[Chunk]]) -> Callable[P, Awaitable[Completion]]:
+def awhole(stream: Callable[P, AsyncGenerator[Chunk, None]]) -> Callable[P, Coroutine[Any, Any, Completion]]:
     """The method that awaits all that `stream` yields."""
 
     @wraps(stream)
@@ -71,7 +71,7 @@ def _told(method: Method, what: str) -> Method:
     return method
 
 
-async def _items(begin: Callable[[], Iterator[Chunk]]) -> AsyncIterator[Chunk]:
+async def _items(begin: Callable[[], Iterator[Chunk]]) -> AsyncGenerator[Chunk, None]:
     """The items of begin(), which a thread of its own asks for one by one."""
     loop, stopped = asyncio.get_running_loop(), threading.Event()
     iterator: list[Iterator[Chunk]] = []

@@ -52,7 +52,7 @@ def restore(engine: Engine, path: Path) -> list[int]:
     if not path.is_file():
         raise MissingFileError(path, "session file")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays: dict[str, npt.NDArray[Any]] = dict(file)
         meta = json.loads(arrays["meta"].tobytes())
         tokens: list[int] = arrays["tokens"].astype(np.int32).tolist()
