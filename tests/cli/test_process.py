@@ -13,7 +13,7 @@ from tests.conftest import Family
 from tests.support.command import COMMAND, error_line
 from tests.support.real import SMOLLM2
 
-HEAVY = ("torch", "llama_cpp", "fastapi", "transformers", "numpy", "rich")
+HEAVY = ("torch", "llama_cpp", "fastapi", "transformers", "numpy", "rich", "jinja2")
 IMPORTS = f"import sys; print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
 
 
