@@ -29,6 +29,8 @@ FLOORS = (
     ("llama", "hf_folder"),
     ("engine", "chat"),
     ("results",),
+    ("asynchronous",),
+    ("streams",),
     ("api", "evaluation"),
     ("conversation",),
     ("bench",),

@@ -13,7 +13,7 @@ from memdec_edge.cli.output import note, shown
 from memdec_edge.results import Chunk
 
 # A shade for each fifth of the share: colours behind the text where a terminal has many, else colours of the text.
-SHADES = (None, "#17324d", "#1d4f6e", "#1f7a6d", "#3f9b3f")
+SHADES = (None, "color(17)", "color(24)", "color(29)", "color(64)")  # of the 256: dark blue, blue, teal, green
 COLOURS = (None, "cyan", "blue", "green", "magenta")
 HIGH = 0.6  # a share that the summary counts
 
@@ -55,7 +55,7 @@ class Answers:
             shares += [] if chunk.share is None else [chunk.share]
         assert chunk is not None  # a stream always ends with a chunk
         self.stop()
-        if self.show_memory and shares:
+        if self.show_memory and shares and len(chunk.weights) > 1:
             mean, high = sum(shares) / len(shares), sum(share >= HIGH for share in shares)
             note(f"memory's share: mean {mean:.0%}, {high} of {len(shares)} tokens at {HIGH:.0%} or more")
         return chunk
