@@ -43,31 +43,39 @@ class Conversation:
         What an interrupt leaves of an answer is kept as the answer. Without any, the question is taken back, and so it
         is before an error. Raises ContextError where the context has no room for an answer, and as stream_chat().
         """
+        before = list(self.messages)
         self.messages.append({"role": "user", "content": text})
-        yield from self._answer()
+        yield from self._answer(before)
 
     def compare(self, text: str) -> Generator[tuple[int, Chunk], None, None]:
         """As ask(), with the base's own answer beside it (0); that of the mixture (1) is kept."""
+        before = list(self.messages)
         self.messages.append({"role": "user", "content": text})
-        yield from self._kept(self._side_by_side())
+        yield from self._kept(self._side_by_side(), before)
 
     def regenerate(self) -> Generator[Chunk, None, None]:
-        """Answer the last question again, with another seed. Raises OptionError where nothing was asked."""
+        """Answer the last question again, with another seed; without any answer the old one stays.
+
+        Raises OptionError where nothing was asked, and as ask().
+        """
+        before = list(self.messages)
         while self.messages and self.messages[-1]["role"] != "user":
             self.messages.pop()
         if not self.messages:
             raise OptionError("messages", "empty", "nothing was asked that could be answered again")
         if self.sampling.seed >= 0:
             self.sampling = replace(self.sampling, seed=(self.sampling.seed + 1) % (2**32 - 1))
-        yield from self._answer()
+        yield from self._answer(before)
 
-    def _answer(self) -> Generator[Chunk, None, None]:
-        with closing(self._kept(self._stream())) as kept:
+    def _answer(self, before: list[dict[str, Any]]) -> Generator[Chunk, None, None]:
+        with closing(self._kept(self._stream(), before)) as kept:
             for _, chunk in kept:
                 yield chunk
 
-    def _kept(self, answers: Generator[tuple[int, Chunk], None, None]) -> Generator[tuple[int, Chunk], None, None]:
-        """Keep the chunks of number 1 as the answer to the last message."""
+    def _kept(
+        self, answers: Generator[tuple[int, Chunk], None, None], before: list[dict[str, Any]]
+    ) -> Generator[tuple[int, Chunk], None, None]:
+        """Keep the chunks of number 1 as the answer to the last message; where none came, go back to `before`."""
         chunks: list[Chunk] = []
         try:
             with closing(answers):
@@ -78,10 +86,10 @@ class Conversation:
             if any(chunk.text or chunk.reasoning for chunk in chunks):
                 self.messages.append(message_of(chunks))
             else:
-                self.messages.pop()
+                self.messages[:] = before
 
     def _stream(self) -> Generator[tuple[int, Chunk], None, None]:
-        self._check_room()
+        self._check_room(self._whole())
         chunks = self.model.stream_chat(
             self._whole(), sampling=self.sampling, generation=self.generation, chat=self.chat,
             mixture=self.mixture if self.remembers else None, memories=None if self.remembers else (),
@@ -91,16 +99,25 @@ class Conversation:
                 yield 1, chunk
 
     def _side_by_side(self) -> Generator[tuple[int, Chunk], None, None]:
-        self._check_room()
+        self._check_room(self._whole())
         yield from self.model.side_by_side(
             self._whole(), sampling=self.sampling, generation=self.generation, mixture=self.mixture, chat=self.chat
         )
 
-    def _whole(self) -> list[dict[str, Any]]:
-        return [*([{"role": "system", "content": self.system}] if self.system else []), *self.messages]
+    def _whole(self, messages: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return system + (self.messages if messages is None else messages)
 
-    def _check_room(self) -> None:
-        length = len(self.model.prompt(self._whole(), self.chat).tokens)
+    def fits_alone(self, text: str) -> bool:
+        """Whether `text` would find room without the messages before it."""
+        try:
+            self._check_room(self._whole([{"role": "user", "content": text}]))
+        except ContextError:
+            return False
+        return True
+
+    def _check_room(self, messages: list[dict[str, Any]]) -> None:
+        length = len(self.model.prompt(messages, self.chat).tokens)
         wanted = self.generation.n_predict if self.generation.n_predict >= 0 else ROOM
         longest = self.model.engine.longest(None if self.remembers else ())
         if length + wanted > longest:

@@ -114,7 +114,7 @@ class Tokenizer:
         at, lengths = _place(piece), [len(self.model.piece(token, special=True)) for token in ids]
         before = sum(lengths) - len(piece.text.encode())  # a blank that the vocabulary puts in front
         for start, end in pairwise(accumulate(lengths, initial=-before)):
-            owners = [whose[at(byte)] for byte in range(max(start, 0), max(end, 1))]
+            owners = [whose[at(byte)] for byte in range(max(start, 0), max(end, start + 1, 1))]
             yield max(owners, key=owners.count)
 
 

@@ -89,7 +89,7 @@ class Dialogue:
                 self._ask(line)
                 return
             except ContextError as error:
-                if not self._makes_room(error):
+                if not (self.conversation.fits_alone(line) and self._makes_room(error)):
                     raise
 
     def _ask(self, text: str) -> None:

@@ -28,8 +28,14 @@ def save(session: Session, path: Path) -> int:
 
     Raises OutputError, and as Session.prefill().
     """
-    with closing(session), session.lock:
-        session.prefill()
+    with closing(session):
+        while session.prefill(session.context.n_batch):
+            pass  # other sessions may step meanwhile
+        return _save(session, path)
+
+
+def _save(session: Session, path: Path) -> int:
+    with session.lock:
         length, contexts = session.n_cached, session.contexts
         for context in contexts:
             context.truncate(length, session.slot)

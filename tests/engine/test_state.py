@@ -64,11 +64,16 @@ def test_a_chat_is_saved_from_its_messages(family: Family, tmp_path: Path) -> No
 
 def test_two_that_write_one_file_leave_one_whole_file(family: Family, tmp_path: Path) -> None:
     path = tmp_path / "s"
+
+    def write(model: LanguageModel) -> None:
+        for length in range(60, 66):
+            assert model.save_session(path, PROMPT[:length]) == length - 1
+
     with opened(family) as one, opened(family) as two:
         with ThreadPoolExecutor(2) as pool:
-            jobs = [pool.submit(model.save_session, path, PROMPT[: 60 + n]) for n in range(3) for model in (one, two)]
-            assert [job.result() for job in jobs]
-        assert one.load_session(path) == PROMPT[: len(two.load_session(path))]
+            list(pool.map(write, (one, two)))
+        assert one.load_session(path) == two.load_session(path) == PROMPT[:64]
+    assert [file.name for file in tmp_path.iterdir()] == ["s"]
 
 
 def test_a_full_disk_leaves_the_old_file(family: Family, tmp_path: Path) -> None:
