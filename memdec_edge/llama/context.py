@@ -349,6 +349,13 @@ class Context:
             if 0 <= position <= len(tokens):
                 self.note(slot, position, token, log_prob)
 
+    def clear(self) -> None:
+        """Empty all slots."""
+        with self._alone():
+            llama_cpp.llama_memory_clear(self._cells, True)
+            for slot in range(len(self.tokens)):
+                self.tokens[slot], self._notes[slot] = [], []
+
     def cancel(self) -> None:
         """Stop a decode that runs in another thread: it raises Cancelled."""
         self._abort.set()
