@@ -87,9 +87,9 @@ class LanguageModel:
             Request(tokens, None, sampling or SamplingOptions(), generation or GenerationOptions(), chosen),
         )
 
-    generate = whole(stream)
-    astream = in_thread(stream)
-    agenerate = awhole(astream)
+    generate = whole("generate", stream)
+    astream = in_thread("astream", stream)
+    agenerate = awhole("agenerate", astream)
 
     # --- chat -------------------------------------------------------------------------------------------------------
 
@@ -116,9 +116,9 @@ class LanguageModel:
                     reasoning, text = (told + held for told, held in zip((reasoning, text), parts.flush(), strict=True))
                 yield replace(chunk, text=text, reasoning=reasoning)
 
-    chat = whole(stream_chat)
-    astream_chat = in_thread(stream_chat)
-    achat = awhole(astream_chat)
+    chat = whole("chat", stream_chat)
+    astream_chat = in_thread("astream_chat", stream_chat)
+    achat = awhole("achat", astream_chat)
 
     def prompt(self, messages: Messages, chat: ChatOptions | None = None) -> ChatPrompt:
         """The tokens that the model reads for `messages`, and which of them are contents."""

@@ -1,15 +1,16 @@
 """Streams of an object: whole, and for asyncio. Each takes the arguments of the method that streams.
 
     stream = ...                    a method that yields chunks
-    generate = whole(stream)        all chunks as one
-    astream = in_thread(stream)     an async iterator; the work happens in another thread
-    agenerate = awhole(astream)     awaits all chunks as one
+    generate = whole("generate", stream)        all chunks as one
+    astream = in_thread("astream", stream)      an async iterator; the work happens in another thread
+    agenerate = awhole("agenerate", astream)    awaits all chunks as one
 
 Cancelling a task that waits stops the work before its next step. The iterator is closed before the cancellation goes
 on: what it held is free by then. Knows nothing of what is streamed.
 """
 
 import asyncio
+import inspect
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,17 +33,17 @@ def check_wanted() -> None:
         raise Cancelled()
 
 
-def whole(stream: Callable[P, Iterator[Chunk]]) -> Callable[P, Completion]:
+def whole(name: str, stream: Callable[P, Iterator[Chunk]]) -> Callable[P, Completion]:
     """The method that returns all that `stream` yields."""
 
     @wraps(stream)
     def method(*args: P.args, **kwargs: P.kwargs) -> Completion:
         return Completion.of(list(stream(*args, **kwargs)))
 
-    return _told(method, f"The whole of {stream.__name__}(), with the same arguments and errors.")
+    return _told(method, name, Completion, f"The whole of {stream.__name__}(), with the same arguments and errors.")
 
 
-def in_thread(stream: Callable[P, Iterator[Chunk]]) -> Callable[P, AsyncGenerator[Chunk, None]]:
+def in_thread(name: str, stream: Callable[P, Iterator[Chunk]]) -> Callable[P, AsyncGenerator[Chunk, None]]:
     """The method that yields the same for asyncio, from another thread."""
 
     @wraps(stream)
@@ -51,23 +52,30 @@ def in_thread(stream: Callable[P, Iterator[Chunk]]) -> Callable[P, AsyncGenerato
 
     return _told(
         method,
+        name,
+        AsyncGenerator[Chunk, None],
         f"{stream.__name__}() for asyncio, with the same arguments and errors; it works in another thread.\n\n"
         "Cancelling the task stops the work before its next step and gives the slot back.",
     )
 
 
-def awhole(stream: Callable[P, AsyncGenerator[Chunk, None]]) -> Callable[P, Coroutine[Any, Any, Completion]]:
+def awhole(name: str, stream: Callable[P, AsyncGenerator[Chunk, None]]) -> Callable[P, Coroutine[Any, Any, Completion]]:
     """The method that awaits all that `stream` yields."""
 
     @wraps(stream)
     async def method(*args: P.args, **kwargs: P.kwargs) -> Completion:
         return Completion.of([chunk async for chunk in stream(*args, **kwargs)])
 
-    return _told(method, f"The whole of a{stream.__name__}(), with the same arguments and errors.")
+    return _told(method, name, Completion, f"The whole of {stream.__name__}(), with the same arguments and errors.")
 
 
-def _told(method: Method, what: str) -> Method:
-    method.__doc__ = what
+def _told(method: Method, name: str, returns: Any, what: str) -> Method:
+    """Let help() tell of a method by its own name."""
+    signature = inspect.signature(method).replace(return_annotation=returns)
+    of_class = method.__qualname__.rpartition(".")[0]
+    named = {"__name__": name, "__qualname__": f"{of_class}.{name}", "__doc__": what, "__signature__": signature}
+    for attribute, value in named.items():
+        setattr(method, attribute, value)
     return method
 
 

@@ -176,7 +176,7 @@ def test_an_answer_may_go_on_from_its_beginning(model: LanguageModel) -> None:
     prompt = model.prompt(begun, ChatOptions(continue_final_message=True))
     assert prompt.text.endswith("[assistant]\nThe heart is")
     done = model.chat(begun, sampling=GREEDY, generation=LIMIT, chat=ChatOptions(continue_final_message=True))
-    # the contents of answers count less than those of questions, so only fixed weights compare
+    # contents of answers count less than those of questions, so only fixed weights compare
     fixed = model.chat(
         begun, sampling=GREEDY, generation=LIMIT, mixture=FIXED, chat=ChatOptions(continue_final_message=True)
     )

@@ -20,8 +20,8 @@ CALLED = {"unknown": "unk", "padding": "pad"}  # what templates call them
 class ChatPrompt:
     """Token ids, and for each the index of the message that it is content of, None for what the template added.
 
-    text: of which the tokens were made. thinks: whether it ends inside of reasoning, which the template began. opening:
-    the content of the last message where that is continued, else empty.
+    text: of which the tokens were made. thinks: whether the answer goes on inside of reasoning, which the template or
+    the message that is continued began.
     """
 
     tokens: list[int]
@@ -29,7 +29,6 @@ class ChatPrompt:
     roles: tuple[str, ...]
     text: str
     thinks: bool
-    opening: str = ""
 
     def rates(self, generated: float) -> list[float]:
         """How much each token counts for the weights (Session.extend): contents 1, those of answers `generated`.
@@ -60,7 +59,7 @@ class Tokenizer:
         prefix = model.metadata.get("tokenizer.ggml.add_space_prefix", True)
         self._adds_blanks = model.metadata.get("tokenizer.ggml.model") == "llama" and bool(prefix)
 
-    def prompt(self, rendered: Rendered, *, parse_special: bool = False, opening: str = "") -> ChatPrompt:
+    def prompt(self, rendered: Rendered, *, parse_special: bool = False) -> ChatPrompt:
         """The tokens of a rendered chat, with BOS where the vocabulary asks for it and the template has none.
 
         parse_special: names of control tokens in contents are those tokens too. A message that carries its own
@@ -82,7 +81,7 @@ class Tokenizer:
         if self.model.add_bos and tokens[:1] != [self.model.bos]:
             tokens, sources = [self.model.bos, *tokens], [None, *sources]
         roles = tuple(message["role"] for message in rendered.messages)
-        return ChatPrompt(tokens, sources, roles, text, text.rstrip().endswith("<think>"), opening)
+        return ChatPrompt(tokens, sources, roles, text, _thinks(rendered))
 
     def _known(self, rendered: Rendered, ends: list[int]) -> Iterator[Piece]:
         """The text in pieces: contents whose tokens are known, and all between them."""
@@ -116,6 +115,14 @@ class Tokenizer:
         for start, end in pairwise(accumulate(lengths, initial=-before)):
             owners = [whose[at(byte)] for byte in range(max(start, 0), max(end, start + 1, 1))]
             yield max(owners, key=owners.count)
+
+
+def _thinks(rendered: Rendered) -> bool:
+    last = rendered.segments[-1] if rendered.segments else None
+    if last and last.message is not None:  # a message that is continued
+        begun = str(rendered.messages[last.message].get("content")).lstrip()
+        return begun.startswith("<think>") and "</think>" not in begun
+    return rendered.text.rstrip().endswith("<think>")
 
 
 def _place(piece: Piece) -> Callable[[int], int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from memdec_edge.cli.answers import Answers
 from memdec_edge.cli.flags import flags_of
-from memdec_edge.cli.lines import Lines
+from memdec_edge.cli.lines import Lines, Typed
 from memdec_edge.cli.output import note
 from memdec_edge.cli.process import Terminated
 from memdec_edge.conversation import Conversation
@@ -58,13 +58,14 @@ class Dialogue:
             note("type a message, /help for help, /bye to leave")
         self.answers.legend()
         while (line := self.lines.read()) is not None:
-            if line.strip() in ("/bye", "/exit", "/quit"):
+            if not line.quoted and line.text.strip() in ("/bye", "/exit", "/quit"):
                 return
-            if not line.strip():
+            if not line.text.strip():
                 continue
             try:
                 self._answer(line)
             except MemdecError as error:
+                self.answers.stop()
                 if not self.lines.interactive:
                     raise
                 note(f"Error: {error.spelled(FLAGS)}")
@@ -76,20 +77,20 @@ class Dialogue:
                 self.answers.stop()
                 note("stopped")
 
-    def _answer(self, line: str) -> None:
-        check_text("message", line)
-        if line.startswith("/"):
-            name, _, rest = line[1:].partition(" ")
+    def _answer(self, line: Typed) -> None:
+        check_text("message", line.text)
+        if line.text.startswith("/") and not line.quoted:
+            name, _, rest = line.text[1:].partition(" ")
             if name not in self._commands:
-                raise OptionError("command", line.split()[0], "no such command; type /help")
+                raise OptionError("command", line.text.split()[0], "no such command; type /help")
             self._commands[name](rest.strip())
             return
         while True:
             try:
-                self._ask(line)
+                self._ask(line.text)
                 return
             except ContextError as error:
-                if not (self.conversation.fits_alone(line) and self._makes_room(error)):
+                if not (self.conversation.fits_alone(line.text) and self._makes_room(error)):
                     raise
 
     def _ask(self, text: str) -> None:

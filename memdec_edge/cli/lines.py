@@ -5,10 +5,18 @@ Nothing that is typed is written to a disk. Knows nothing of chats.
 
 import sys
 from contextlib import suppress
+from typing import NamedTuple
 
 from memdec_edge.cli.output import note
 
 QUOTES = '"""'
+
+
+class Typed(NamedTuple):
+    """What was typed. quoted: between triple quotes, so that it is a message whatever it begins with."""
+
+    text: str
+    quoted: bool
 
 
 class Lines:
@@ -21,21 +29,23 @@ class Lines:
             with suppress(ImportError):  # Windows edits lines by itself
                 import readline  # noqa: F401 - input() uses it then
 
-    def read(self) -> str | None:
+    def read(self) -> Typed | None:
         """The next message; None at the end. Ctrl-C drops what was typed of one."""
         while True:
             try:
                 line = self._line(">>> ")
-                if line is None or not line.startswith(QUOTES):
-                    return line
-                return self._more(line.removeprefix(QUOTES))
+                if line is None:
+                    return None
+                if line.startswith(QUOTES):
+                    return Typed(self._more(line.removeprefix(QUOTES)), quoted=True)
+                return Typed(line, quoted=False)
             except KeyboardInterrupt as error:
                 if not self.interactive or type(error) is not KeyboardInterrupt:
                     raise
                 print(file=sys.stderr)
                 note("type /bye to leave")
 
-    def _more(self, line: str) -> str | None:
+    def _more(self, line: str) -> str:
         lines: list[str] = []
         while not line.rstrip().endswith(QUOTES):
             lines.append(line)

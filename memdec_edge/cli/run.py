@@ -88,7 +88,7 @@ def run(
             done = language_model.generate(tokens, sampler, limits, mixing)
             _explain_silence(language_model, done.timings, done.finish_reason)
             _explain_weights(done.weights, done.helps, verbose)
-            print_json({name: value for name, value in asdict(done).items() if name in SHOWN})
+            print_json({name: getattr(done, name) for name in SHOWN} | {"timings": asdict(done.timings)})
             return
         for chunk in language_model.stream(tokens, sampler, limits, mixing):
             print(chunk.text, end="", flush=True)

@@ -127,3 +127,6 @@ def test_a_vocabulary_that_wants_bos_gets_it_once(template: str, count: int, tmp
 def test_a_prompt_that_ends_in_an_open_think_says_so(tokenizer: Tokenizer) -> None:
     assert prompt(tokenizer, CHAT, CHATML + "<think>\n").thinks
     assert not prompt(tokenizer, CHAT).thinks
+    for begun, thinks in (("<think>so", True), ("<think>so</think> yes", False), ("so <think>", False)):
+        messages = [*CHAT, {"role": "assistant", "content": begun}]
+        assert prompt(tokenizer, messages, continue_final_message=True).thinks == thinks

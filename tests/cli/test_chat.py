@@ -70,6 +70,13 @@ def test_commands_change_what_comes_next(family: Family, base: Path) -> None:
     assert answer("x\n/clear").endswith(answer(""))
 
 
+def test_what_stands_between_triple_quotes_is_a_message_whatever_it_begins_with(base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    typed(base, f'"""/bye\n\n/help"""\n"""/x"""\n/save {file}\n"""never ends\n', "-n", 4)
+    asked = [message["content"] for message in json.loads(file.read_text())["messages"][::2]]
+    assert asked == ["/bye\n\n/help", "/x"]
+
+
 def test_regenerate_answers_again_with_another_seed(base: Path) -> None:
     flags = ["-n", 12, "--temp", 1, "-s", 3]
     lines = memdec("chat", "-m", base, "-t", 1, *flags, stdin=b"hi\n").stdout
