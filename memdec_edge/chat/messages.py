@@ -6,6 +6,7 @@ as in OpenAI's interface. An answer of this library may carry its own token ids,
 begins with what the model really wrote: the same text could be divided into other tokens.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -61,10 +62,25 @@ def marked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return seen
 
 
+def plain_data(value: Any, where: str) -> Any:
+    """What JSON makes of a value: templates of strangers see no objects with methods of their own.
+
+    Raises OptionError for what JSON cannot hold.
+    """
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise OptionError(where, type(value).__name__, f"must be what JSON can hold ({error})") from error
+
+
 def _checked(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise OptionError(where, type(message).__name__, "must be a mapping with role and content")
-    plain = {str(key): value for key, value in message.items() if value is not None}
+    plain = {
+        str(key): value if key in TEXTS or key == "role" else plain_data(value, f"{where}.{key}")
+        for key, value in message.items()
+        if value is not None
+    }
     role = plain.get("role")
     if not isinstance(role, str):
         raise OptionError(f"{where}.role", role, f"must be one of {', '.join(ROLES)}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memdec_edge.chat.marked import DATA, FIRST, TEMPLATE, Marked
-from memdec_edge.chat.messages import Messages, checked, marked
+from memdec_edge.chat.messages import Messages, checked, marked, plain_data
 from memdec_edge.errors import OptionError, TemplateError
 from memdec_edge.options.chat import ChatOptions
 
@@ -109,8 +109,8 @@ class ChatTemplate:
             seen[-1]["content"] += TAG
         text = self._run(
             self._variables
-            | dict(options.template_kwargs or {})
-            | {"messages": seen, "tools": list(options.tools) or None, "documents": None}
+            | plain_data(dict(options.template_kwargs or {}), "template_kwargs")
+            | {"messages": seen, "tools": plain_data(list(options.tools), "tools") or None, "documents": None}
             | {"add_generation_prompt": not goes_on}
         )
         if goes_on:

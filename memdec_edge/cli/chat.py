@@ -8,6 +8,8 @@ import typer
 from memdec_edge.cli.flags import Flags, Given, spread
 from memdec_edge.cli.output import note, warn
 from memdec_edge.cli.parameters import Memories, Scaled, Verbose, memory_options, set_verbose
+from memdec_edge.documents import read_text
+from memdec_edge.errors import OptionError
 from memdec_edge.options import ChatOptions, GenerationOptions, LoadOptions, MixtureOptions, SamplingOptions
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ def chat(
     weights: Given[MixtureOptions],
     system: Annotated[str, typer.Option("-sys", "--system", metavar="TEXT", help="Text before all messages.")] = "",
     templates: Given[ChatOptions],
+    template_file: Annotated[
+        Path | None, typer.Option("--chat-template-file", metavar="FILE", help="Chat template from a file.")
+    ] = None,
     show_memory: Annotated[
         bool, typer.Option("--show-memory", help="Shade each token by the memory's share of its probability.")
     ] = False,
@@ -47,6 +52,10 @@ def chat(
     """
     limits, sampler, mixing, loading, chatting = generation(), sampling(), weights(), load(), templates()
     memories = memory_options(memory, scaled)
+    if template_file and chatting.chat_template:
+        raise OptionError("template_file", template_file, "given beside `chat_template`; give one of the two")
+    if template_file:
+        chatting = templates(chat_template=read_text(template_file))
     set_verbose(verbose)
     from dataclasses import replace
 

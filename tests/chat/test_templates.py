@@ -191,12 +191,22 @@ def test_a_template_for_tools_is_taken_where_there_are_tools() -> None:
         ([{"role": "user"}], r"messages\[0\].content is missing"),
         ([{"role": "user", "content": 3}], r"messages\[0\].content is int: must be text"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "images and sounds are not read"),
+        (
+            [{"role": "user", "content": "a", "file": open}],
+            r"messages\[0\].file is builtin.*: must be what JSON can hold",
+        ),
         ([{"role": "user", "content": "\ud800"}], r"messages\[0\].content is .*not UTF-8"),
     ],
 )
 def test_messages_that_cannot_be_are_named(messages: Any, said: str) -> None:
     with pytest.raises(OptionError, match=said):
         ChatTemplate(CHATML, "it").render(messages)
+
+
+def test_templates_see_no_objects() -> None:
+    for options in (ChatOptions(template_kwargs={"a": print}), ChatOptions(tools=({"f": print},))):
+        with pytest.raises(OptionError, match="must be what JSON can hold"):
+            ChatTemplate(CHATML, "it").render(CHATS[0], options)
 
 
 def test_only_a_last_message_of_the_assistant_can_be_continued() -> None:

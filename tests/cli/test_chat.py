@@ -10,7 +10,7 @@ import pytest
 
 from memdec_edge.cli.output import shown
 from tests.conftest import Family
-from tests.support.chatty import chatty
+from tests.support.chatty import TEMPLATE, chatty
 from tests.support.command import Done, error_line, memdec
 
 if sys.platform == "win32":
@@ -130,6 +130,15 @@ def test_a_base_without_a_template_says_so_and_takes_plain_turns(family: Family)
     assert shown(ran.stdout) == done.stdout
     given = memdec("chat", "-m", family.base, *EXACT, "-n", 8, "--chat-template", "plain", stdin=b"hi\n")
     assert (given.stdout, given.stderr) == (done.stdout, "")
+
+
+def test_a_template_may_come_from_a_file(base: Path, family: Family, tmp_path: Path) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text(TEMPLATE)
+    given = memdec("chat", "-m", family.base, *EXACT, "-n", 8, "--chat-template-file", file, stdin=b"hi\n")
+    assert (given.stdout, given.stderr) == (typed(base, "hi\n", "-n", 8).stdout, "")
+    both = memdec("chat", "-m", base, "--chat-template-file", file, "--chat-template", "chatml")
+    assert error_line(both, 2).endswith("given beside --chat-template; give one of the two")
 
 
 def test_a_broken_template_offers_chatml(family: Family, tmp_path: Path) -> None:
