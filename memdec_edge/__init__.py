@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from memdec_edge.api import LanguageModel, open_model
+    from memdec_edge.conversation import Conversation
     from memdec_edge.dropin import MemoryLlama
     from memdec_edge.errors import (
         BusyError,
@@ -32,18 +33,29 @@ if TYPE_CHECKING:
         OutputError,
         PairingError,
         RoleError,
+        SessionFileError,
         StageBusyError,
         StageError,
+        TemplateError,
         WorkerError,
     )
-    from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, MixtureOptions, SamplingOptions
+    from memdec_edge.options import (
+        ChatOptions,
+        GenerationOptions,
+        LoadOptions,
+        MemoryOptions,
+        MixtureOptions,
+        SamplingOptions,
+    )
 
     __version__: str
 
 __all__ = [
     "BusyError",
     "Cancelled",
+    "ChatOptions",
     "ContextError",
+    "Conversation",
     "CorpusError",
     "DecodeError",
     "ExistingOutputError",
@@ -65,12 +77,14 @@ __all__ = [
     "PairingError",
     "RoleError",
     "SamplingOptions",
+    "SessionFileError",
     "StageBusyError",
     "StageError",
+    "TemplateError",
     "WorkerError",
     "open_model",
 ]
-_HOMES = ("errors", "options", "api", "dropin")  # the light ones first: the last two load llama.cpp
+_HOMES = ("errors", "options", "api", "conversation", "dropin")  # the light ones first: api loads llama.cpp
 
 
 def __getattr__(name: str) -> object:

@@ -1,107 +1,75 @@
-"""The Python API: open a base with memories, stream text, generate text.
+"""The Python API: open a base with memories, stream and generate text, chat.
 
     with open_model("base.gguf", ["memdec-medicine.gguf"]) as model:
         for chunk in model.stream("Anaemia is"):
             print(chunk.text, end="")
+        print(model.chat([{"role": "user", "content": "What is anaemia?"}]).text)
 
-`generate` is a fold over `stream`; the command line calls the same functions. Knows nothing of terminals or HTTP.
+What returns a whole text is a fold over what streams it; the command line calls the same functions. Knows nothing of
+terminals or HTTP.
 """
 
-import math
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
-from memdec_edge.engine import Engine, Sampled, Source
-from memdec_edge.engine.lookup import passages
+from memdec_edge.asynchronous import awhole, in_thread, whole
+from memdec_edge.chat import ChatPrompt, ChatTemplate, Messages, Tokenizer
+from memdec_edge.chat.prompt import special_names
+from memdec_edge.chat.reasoning import Reasoning
+from memdec_edge.engine import Engine, Index, Memory, MemoryMixture, Source
+from memdec_edge.engine.blend import Voice
+from memdec_edge.engine.state import restore, save
 from memdec_edge.errors import OptionError
-from memdec_edge.mixture.weights import Vectors
-from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, MixtureOptions, SamplingOptions
-from memdec_edge.text import TextStream
+from memdec_edge.options import (
+    ChatOptions,
+    GenerationOptions,
+    LoadOptions,
+    MemoryOptions,
+    MixtureOptions,
+    SamplingOptions,
+)
+from memdec_edge.results import Chunk
+from memdec_edge.streams import Request, generate, side_by_side
 
-FinishReason = Literal["stop", "length"]
 LEARNING = MixtureOptions()  # weights that follow the text
-WEAK = 0.1  # memories that never weigh so much together do not help
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Tokens and milliseconds of prefill (`prompt`) and decoding (`predicted`), in llama.cpp's names.
-
-    cache_n: tokens of the prompt that an earlier call had left decoded; prompt_n: the others, which this call decoded.
-    predicted_ms: time of the steps alone, not of the caller between chunks. draft_n: drafted tokens that the mixture
-    verified; draft_n_accepted: those that it accepted.
-    """
-
-    cache_n: int
-    prompt_n: int
-    prompt_ms: float
-    predicted_n: int
-    predicted_ms: float
-    draft_n: int
-    draft_n_accepted: int
-
-    @property
-    def predicted_per_second(self) -> float:
-        """Tokens per second of decoding; 0 where nothing was timed."""
-        return 1e3 * self.predicted_n / self.predicted_ms if self.predicted_ms else 0.0
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """One step of a stream: the text that may be shown now, the token behind it, and at the end the reason.
-
-    log_prob: nats, under the mixture before sampling; log_probs: under each voice: base, memories, indexes. weights: of
-    each voice in the mixture that gave the token, in the same order. share: the part of memories and indexes in the
-    token's probability, 0 to 1. source: where the text that ends with the token stands in an indexed document, word for
-    word. The last chunk, which ends the stream, has no token; its weights are those at the end, without a match.
-    """
-
-    text: str
-    token: int | None
-    log_prob: float | None
-    finish_reason: FinishReason | None
-    timings: Timings
-    log_probs: tuple[float, ...] = ()
-    weights: tuple[float, ...] = ()
-    share: float | None = None
-    helps: bool = True  # see Completion
-    source: Source | None = None
-    matched: Vectors = ()  # at the end, see Mixture
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A whole generation. `tokens`: ids without the end-of-generation token. weights: see Chunk, at the end.
-
-    helps: whether the memories together ever weighed WEAK or more; where not, they know nothing of this text. sources:
-    of the tokens that stand in indexed documents, one for each unbroken passage, in the order of the text. matched: the
-    weights after a match, by its length, see mixture.weights.Mixture.
-    """
-
-    text: str
-    tokens: list[int]
-    finish_reason: FinishReason
-    timings: Timings
-    weights: tuple[float, ...]
-    helps: bool
-    sources: list[Source]
-    matched: Vectors
+Weights = Sequence[tuple[Voice | Path | str, float]]  # memories and indexes that are open, and the weight of each
 
 
 class LanguageModel:
-    """A base and its memories, ready to generate. Close it, or use it in a with-block.
+    """A base, its memories and indexes, ready to generate. Close it, or use it in a with-block.
 
     Threads may share it. Their calls take turns, step by step; a stream needs a slot of its own (LoadOptions.n_seq) and
     raises BusyError while other streams hold all of them.
+
+    Arguments that all calls share: sampling, generation: see the options; mixture: how much the memories weigh, by
+    default as the text shows, None: what they recommend; memories: which of the open ones take part, each with a fixed
+    weight, instead of all; chat: how messages become a prompt.
+
+    All calls raise ContextError when the prompt, or the prompt and an explicit n_predict, exceed the context;
+    OptionError for an empty prompt; BusyError while other streams hold all slots or cells (without n_predict a stream
+    reserves the whole context); Cancelled on Ctrl-C inside a decode; DecodeError once the model was closed. Those of
+    chats raise TemplateError too, for a base without a template or one that refuses the messages.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+
+    @property
+    def memories(self) -> list[Memory]:
+        """The memories that are open."""
+        return self.engine.memories
+
+    @property
+    def indexes(self) -> list[Index]:
+        """The indexes that are open."""
+        return self.engine.indexes
+
+    # --- text -------------------------------------------------------------------------------------------------------
 
     def stream(
         self,
@@ -109,92 +77,158 @@ class LanguageModel:
         sampling: SamplingOptions | None = None,
         generation: GenerationOptions | None = None,
         mixture: MixtureOptions | None = LEARNING,
-    ) -> Iterator[Chunk]:
+        *,
+        memories: Weights | None = None,
+        parse_special: bool = True,
+    ) -> Generator[Chunk, None, None]:
         """Continue `prompt` (text, or token ids) without a chat template, one chunk per token.
 
-        mixture: how much the memories weigh, by default as the text shows; None: what they recommend.
-
-        A chunk's token may have been decoded together with those of the next chunks. Raises ContextError when the
-        prompt, or the prompt and an explicit n_predict, exceed the context; OptionError for an empty prompt; BusyError
-        while other streams hold all slots or cells (without n_predict a stream reserves the whole context); Cancelled
-        on Ctrl-C inside a decode.
+        parse_special: read names of control tokens in a text as those tokens. A chunk's token may have been decoded
+        together with those of the next chunks.
         """
-        sampling, generation = sampling or SamplingOptions(), generation or GenerationOptions()
-        engine = self.engine
-        tokens = engine.base.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
-        if not tokens:
-            raise OptionError("prompt", "empty", "give some text to continue")
-        limit = None if generation.n_predict < 0 else len(tokens) + generation.n_predict
-        text = TextStream(generation.stop)
-        with closing(
-            engine.session(tokens, sampling, generation, mixture=engine.mixture(mixture), limit=limit)
-        ) as session:
-            cache_n, done = min(session.n_cached, len(tokens) - 1), 0  # the first step decodes the last token
-            start = time.perf_counter()
-            session.prefill()
-            prompt_ms, predicted_ms = 1e3 * (time.perf_counter() - start), 0.0
+        tokens = self._tokens(prompt, parse_special)
+        chosen = self._mixture(mixture, memories)
+        yield from generate(
+            self.engine,
+            Request(tokens, None, sampling or SamplingOptions(), generation or GenerationOptions(), chosen),
+        )
 
-            def timings() -> Timings:
-                read, drafted, accepted = len(tokens) - cache_n, session.n_drafted, session.n_accepted
-                return Timings(cache_n, read, prompt_ms, done, predicted_ms, drafted, accepted)
+    generate = whole("generate", stream)
+    astream = in_thread("astream", stream)
+    agenerate = awhole("agenerate", astream)
 
-            def helps() -> bool:
-                return not session.memories or session.highest >= WEAK
+    # --- chat -------------------------------------------------------------------------------------------------------
 
-            source: Source | None = None
-            while not session.finished and not text.stopped:
-                position = len(session.tokens)
-                start = time.perf_counter()
-                [samples] = engine.step([session])
-                predicted_ms += 1e3 * (time.perf_counter() - start)
-                for sample in samples:
-                    if sample.token in engine.base.eog_tokens:
-                        break
-                    done += 1
-                    position += 1
-                    source = session.lookup.source(session.tokens, position, source)
-                    yield Chunk(
-                        text.push(engine.base.piece(sample.token)), sample.token, sample.log_prob, None, timings(),
-                        sample.log_probs, sample.weights, memory_share(sample), helps(), source,
-                    )  # fmt: skip
-                    if text.stopped:
-                        break
-            rest = text.flush()
-            reason: FinishReason = "stop" if text.stopped or session.finished == "stop" else "length"
-            yield Chunk(rest, None, None, reason, timings(), weights=session.mixture.shares, helps=helps(),
-                matched=session.mixture.matched)  # fmt: skip
-
-    def generate(
+    def stream_chat(
         self,
-        prompt: str | list[int],
+        messages: Messages,
+        *,
         sampling: SamplingOptions | None = None,
         generation: GenerationOptions | None = None,
         mixture: MixtureOptions | None = LEARNING,
-    ) -> Completion:
-        """The whole continuation of `prompt`; arguments and errors as in stream()."""
-        text: list[str] = []
-        tokens: list[int] = []
-        sources: list[Source] = []
-        for chunk in self.stream(prompt, sampling, generation, mixture):
-            text.append(chunk.text)
-            sources = passages(sources, chunk.source)
-            tokens += [] if chunk.token is None else [chunk.token]
-        assert chunk.finish_reason is not None  # a stream always ends with a reason
-        return Completion(
-            "".join(text),
-            tokens,
-            chunk.finish_reason,
-            chunk.timings,
-            chunk.weights,
-            chunk.helps,
-            sources,
-            chunk.matched,
+        memories: Weights | None = None,
+        chat: ChatOptions | None = None,
+    ) -> Generator[Chunk, None, None]:
+        """Answer the last of `messages`, one chunk per token: {"role": "user", "content": "What is anaemia?"}.
+
+        Only contents of messages teach the weights, those of the assistant as generated text does.
+        """
+        prompt, request = self._chat(messages, sampling, generation, mixture, memories, chat)
+        parts = Reasoning(prompt.thinks)
+        with closing(generate(self.engine, request)) as chunks:
+            for chunk in chunks:
+                reasoning, text = parts.push(chunk.text)
+                if chunk.finish_reason:
+                    reasoning, text = (told + held for told, held in zip((reasoning, text), parts.flush(), strict=True))
+                yield replace(chunk, text=text, reasoning=reasoning)
+
+    chat = whole("chat", stream_chat)
+    astream_chat = in_thread("astream_chat", stream_chat)
+    achat = awhole("achat", astream_chat)
+
+    def prompt(self, messages: Messages, chat: ChatOptions | None = None) -> ChatPrompt:
+        """The tokens that the model reads for `messages`, and which of them are contents."""
+        options = chat or ChatOptions()
+        rendered = self.template(options).render(messages, options)
+        return self._tokenizer.prompt(rendered, parse_special=options.parse_special)
+
+    def template(self, chat: ChatOptions | None = None) -> ChatTemplate:
+        """The template that `chat` names, else the base's own. Raises TemplateError where there is none."""
+        base = self.engine.base
+        return ChatTemplate.of(base.path, base.metadata, chat or ChatOptions(), special_names(base))
+
+    def side_by_side(
+        self,
+        messages: Messages,
+        *,
+        sampling: SamplingOptions | None = None,
+        generation: GenerationOptions | None = None,
+        mixture: MixtureOptions | None = LEARNING,
+        memories: Weights | None = None,
+        chat: ChatOptions | None = None,
+    ) -> Generator[tuple[int, Chunk], None, None]:
+        """Answers of the base alone (0) and of the mixture (1) to `messages`, chunk by chunk, from one prefill.
+
+        Takes two slots. Reasoning stays in the text.
+        """
+        _, request = self._chat(messages, sampling, generation, mixture, memories, chat)
+        yield from side_by_side(self.engine, request)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.engine.base)
+
+    def _chat(
+        self,
+        messages: Messages,
+        sampling: SamplingOptions | None,
+        generation: GenerationOptions | None,
+        mixture: MixtureOptions | None,
+        memories: Weights | None,
+        chat: ChatOptions | None,
+    ) -> tuple[ChatPrompt, Request]:
+        prompt = self.prompt(messages, chat)
+        generation = generation or GenerationOptions()
+        generation = replace(generation, stop=(*generation.stop, *self.template(chat).stop))
+        rates = prompt.rates((mixture or LEARNING).generated)
+        chosen = self._mixture(mixture, memories)
+        return prompt, Request(prompt.tokens, rates, sampling or SamplingOptions(), generation, chosen)
+
+    # --- shared -----------------------------------------------------------------------------------------------------
+
+    def save_session(
+        self, path: Path | str, prompt: str | list[int] | Messages, chat: ChatOptions | None = None
+    ) -> int:
+        """Read `prompt`, text, token ids or messages, and write what base and memories computed of it to a file.
+
+        Returns the number of tokens in the file. Later calls whose prompt begins with them need not read them again,
+        also in another process, after load_session(). Raises OutputError, and what the other calls raise.
+        """
+        if isinstance(prompt, str) or all(isinstance(token, int) for token in prompt):
+            tokens, rates = self._tokens(prompt, True), None  # type: ignore[arg-type]  # a str, or ids
+        else:
+            chosen = self.prompt(prompt, chat)  # type: ignore[arg-type]  # messages
+            tokens, rates = chosen.tokens, chosen.rates(LEARNING.generated)
+        request = Request(
+            tokens, rates, SamplingOptions(), GenerationOptions(n_predict=0), self._mixture(LEARNING, None)
         )
+        return save(request.open(self.engine), Path(path))
+
+    def load_session(self, path: Path | str) -> list[int]:
+        """Take back what save_session() wrote, into a slot that is idle; return its tokens.
+
+        Raises MissingFileError, SessionFileError for a file that is damaged or of other models, weights or cache types,
+        BusyError where no slot is idle.
+        """
+        return restore(self.engine, Path(path))
+
+    def _tokens(self, prompt: str | list[int], parse_special: bool) -> list[int]:
+        if isinstance(prompt, str):
+            return self.engine.base.tokenize(prompt, parse_special=parse_special)
+        return list(prompt)
+
+    def _mixture(self, mixture: MixtureOptions | None, memories: Weights | None) -> MemoryMixture:
+        if memories is None:
+            return self.engine.mixture(mixture)
+        if mixture is not None and mixture.total is not None:
+            raise OptionError(
+                "total", mixture.total, "given beside `memories`, which have weights; give one of the two"
+            )
+        return MemoryMixture.of((self._opened(memory), weight) for memory, weight in memories)
+
+    def _opened(self, memory: Voice | Path | str) -> Voice:
+        if isinstance(memory, Memory | Index):
+            return memory
+        voices: list[Voice] = [*self.memories, *self.indexes]
+        found = [opened for opened in voices if opened.path == Path(memory)]
+        if not found:
+            raise OptionError("memories", memory, "it is not open; open the model with it, or add it to the engine")
+        return found[0]
 
     def quote(self, source: Source) -> str:
         """The passage of a document that a source names. Raises ModelFileError where its index was cut short meanwhile,
         and OptionError where it was removed."""
-        index = next((index for index in self.engine.indexes if index.path == source.index), None)
+        index = next((index for index in self.indexes if index.path == source.index), None)
         if index is None:
             raise OptionError("memory", source.index, "it was removed; add it again")
         index.file.check_whole()
@@ -212,12 +246,6 @@ class LanguageModel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def memory_share(sample: Sampled) -> float:
-    """The part of memories and indexes in a token's probability: the sum of their w_i p_i, divided by p_mix; 0 to 1."""
-    base = sample.weights[0] * math.exp(min(sample.log_probs[0] - sample.log_prob, 700.0))
-    return min(max(1.0 - base, 0.0), 1.0)
 
 
 def open_model(

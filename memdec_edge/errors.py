@@ -6,6 +6,8 @@
     ├── ExistingOutputError         exit 1, HTTP 409   an output path that exists
     ├── OutputError                 exit 1, HTTP 507   writing failed: no space, no permission
     ├── ModelFileError              exit 1, HTTP 400   a GGUF or checkpoint that cannot be used
+    ├── TemplateError               exit 1, HTTP 400   a chat template that is missing or cannot be used
+    ├── SessionFileError            exit 1, HTTP 409   a saved session that is damaged or of other models
     ├── RoleError                   exit 1, HTTP 400   a memory given as base, or a base as memory
     ├── PairingError                exit 1, HTTP 400   base and memory speak different vocabularies
     ├── CorpusError                 exit 1, HTTP 400   text that cannot be read or is too short
@@ -115,6 +117,26 @@ class ModelFileError(MemdecError):
     def __init__(self, path: Path | str, reason: str) -> None:
         self.path, self.reason = Path(path), reason
         super().__init__(f"{path}: {reason}")
+
+
+class TemplateError(MemdecError):
+    """A chat template is broken, cannot render these messages, or is `missing`. `name` says whose template it is."""
+
+    http_status = 400
+
+    def __init__(self, name: str, reason: str, *, missing: bool = False) -> None:
+        self.name, self.reason, self.missing = name, reason, missing
+        super().__init__(f"{name}: {reason}; {'' if missing else 'mend it, or '}give `chat_template` chatml")
+
+
+class SessionFileError(MemdecError):
+    """A file of a saved session is damaged, or other models wrote it."""
+
+    http_status = 409
+
+    def __init__(self, path: Path | str, reason: str, advice: str = "save the session again") -> None:
+        self.path, self.reason = Path(path), reason
+        super().__init__(f"{path}: {reason}; {advice}")
 
 
 class RoleError(MemdecError):

@@ -13,6 +13,7 @@ import typer
 
 from memdec_edge.cli.bench import bench
 from memdec_edge.cli.cache import cache
+from memdec_edge.cli.chat import chat
 from memdec_edge.cli.check import check
 from memdec_edge.cli.convert import convert
 from memdec_edge.cli.demo import demo
@@ -37,7 +38,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # plain help: instant, and the same in every terminal
 )
-for command in (run, eval_, tune, bench, check, show, index, cache, train, convert, quantize, demo):
+for command in (run, chat, eval_, tune, bench, check, show, index, cache, train, convert, quantize, demo):
     app.command(command.__name__.rstrip("_"))(command)
 
 

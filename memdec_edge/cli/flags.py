@@ -90,6 +90,12 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     return spread_out
 
 
+def flags_of(*kinds: type) -> dict[str, str]:
+    """What messages call the fields of some dataclasses of options, for MemdecError.spelled()."""
+    shown = {each.name: each for kind in kinds for each in fields(kind) if each.metadata.get("flags")}
+    return _names_of_group(Group(None, shown))
+
+
 def unknown_flag(error: typer.TyperException, arguments: Sequence[str]) -> str:
     """Return what to say where an unknown flag of several letters was read as a short flag with a value; else "".
 

@@ -4,6 +4,7 @@ Knows nothing of what is printed.
 """
 
 import json
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable
@@ -37,6 +38,11 @@ def printable(text: str) -> str:
         character.encode("unicode_escape").decode() if unicodedata.category(character) in CONTROL else character
         for character in text
     )
+
+
+def shown(text: str) -> str:
+    """Return `text` as printable(), its line breaks and tabs kept: what a model writes steers no terminal."""
+    return re.sub(r"[^\n\t]+", lambda found: printable(found[0]), text)
 
 
 def _jsonable(value: Any) -> Any:

@@ -66,6 +66,10 @@ class Stop:
         return STOPPED + self.signal
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: the command is to end, where Ctrl-C may stop a part of its work."""
+
+
 @contextlib.contextmanager
 def stoppable() -> Iterator[Stop]:
     """Let SIGTERM and SIGHUP interrupt the command as Ctrl-C does: it keeps what is finished, and cleans up.
@@ -76,7 +80,7 @@ def stoppable() -> Iterator[Stop]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         stop.signal = number
-        raise KeyboardInterrupt
+        raise Terminated
 
     names = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]

@@ -25,8 +25,9 @@ from memdec_edge.errors import OptionError
 from memdec_edge.options import GenerationOptions, LoadOptions, MixtureOptions, SamplingOptions
 
 if TYPE_CHECKING:
-    from memdec_edge.api import LanguageModel, Timings
+    from memdec_edge.api import LanguageModel
     from memdec_edge.engine import Memory
+    from memdec_edge.results import Timings
 
 SHOWN = ("text", "tokens", "finish_reason", "timings", "sources")  # with --json
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}  # the others stand for themselves, \xHH for a byte
@@ -138,7 +139,7 @@ def _explain_silence(model: "LanguageModel", timings: "Timings", reason: str) ->
     if reason == "stop" and not timings.predicted_n and "tokenizer.chat_template" in base.metadata:
         note(
             f"{base.path} has a chat template, and run continues raw text without it; "
-            "write the prompt in that template, begin the answer yourself, or give --ignore-eos"
+            "ask with memdec-edge chat, begin the answer yourself, or give --ignore-eos"
         )
 
 

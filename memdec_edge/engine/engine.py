@@ -153,10 +153,12 @@ class Engine:
         *,
         mixture: MemoryMixture | None = None,
         limit: int | None = None,
+        rates: Sequence[float] | None = None,
     ) -> Session:
         """A timeline that starts with `tokens` and mixes `mixture`, else mixture().
 
-        limit: tokens that it may hold, all of them reserved; None: longest(). What the contexts still hold of the start
+        limit: tokens that it may hold, all of them reserved; None: longest(). rates: how much each of `tokens` counts
+        for the weights, see Session.extend(); None: all of them fully. What the contexts still hold of the start
         of `tokens`, from a session that was closed, is not decoded again. Raises ContextError for tokens or a limit
         beyond what the models can hold, BusyError where no slot or not enough cells are free, OptionError for a limit
         below the number of tokens and for sampling options that cannot be.
@@ -177,7 +179,7 @@ class Engine:
             raise
         session = self._enter(holding, sampler, generation or GenerationOptions(), self.policy.acceptance.value)
         try:
-            session.extend(tokens)
+            session.extend(tokens, 1.0 if rates is None else rates)
             session.mix(mixture)  # last, for it keeps what the slot has left of the tokens
         except BaseException:
             session.close()

@@ -176,10 +176,11 @@ class Session:
         return range(min([n_vocab, *(memory.model.n_vocab for memory in self.memories)]), n_vocab)
 
     @exclusive
-    def extend(self, tokens: Sequence[int], rate: float = 1.0) -> None:
+    def extend(self, tokens: Sequence[int], rate: float | Sequence[float] = 1.0) -> None:
         """Append tokens of a prompt.
 
-        rate: how much they count for the weights, from 0, for text that is no evidence such as a template's, to 1.
+        rate: how much they count for the weights, together or each by itself, from 0, for text that is no evidence such
+        as a template's, to 1.
         Raises ContextError beyond the limit, DecodeError for ids that are no tokens.
         """
         self._require_open()
@@ -187,7 +188,7 @@ class Session:
             raise ContextError(len(self.tokens) + len(tokens), 0, self.limit)
         self._check_ids(tokens, self.unknown_tokens.start)
         self.tokens.extend(tokens)
-        self._rates += [rate] * len(tokens)
+        self._rates += [rate] * len(tokens) if isinstance(rate, int | float) else rate
         self.cells.extend(self.holding, len(tokens))
         self.finished = "length" if len(self.tokens) == self.limit else None
 

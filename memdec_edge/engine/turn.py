@@ -9,6 +9,7 @@ from memdec_edge.engine.session import Session
 from memdec_edge.errors import MemdecError, NumericsError
 from memdec_edge.mixture.online import learn_from
 from memdec_edge.mixture.rows import Found, Matches, Row, Sampled
+from memdec_edge.mixture.top import with_tops
 from memdec_edge.options import MAX_DRAFT
 
 
@@ -79,6 +80,9 @@ class Turn:
         except NumericsError as error:
             self.error, self.over = error, True
             return
+        if s.generation.logprobs:
+            base, temperatures = self.base_rows[first:end], s.mixture.temperatures
+            samples = with_tops(samples, base, memory_rows, found, temperatures, s.generation.logprobs, s.row)
         for number, sample in enumerate(samples):
             classes = [one.klass for one in found[number]] if s.indexes else []
             after = learn_from(s.mixture, rule, sample, classes) if rule else s.mixture

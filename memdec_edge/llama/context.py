@@ -9,6 +9,7 @@ import ctypes
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import llama_cpp
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memdec_edge.errors import Cancelled, ContextError, DecodeError, ModelFileError, OptionError
+from memdec_edge.gguf.fingerprint import fingerprint
 from memdec_edge.llama.abort import AbortFlag
 from memdec_edge.llama.library import Owned, forget_reasons, reason
 from memdec_edge.llama.model import Model
@@ -65,11 +67,13 @@ class Context:
             )
             raise OptionError("cache_type_k", options.cache_type_k, f"{allowed}divide them; use {UNQUANTISED[1]}")
         self.model = model
+        self.kind = f"{options.cache_type_k}/{options.cache_type_v}"  # of what the cells hold
         self.tokens: list[list[int]] = [[] for _ in range(n_seq)]
         self._notes: list[list[tuple[int, float] | None]] = [[] for _ in range(n_seq)]  # see note(), by position
         self._owned: Owned | None = None
         self._lock = threading.RLock()  # held by the thread at work
         self._n_rows = 0  # with logits, of the last batch
+        self.n_decoded = 0  # tokens, since it was made
         self._abort = abort or AbortFlag()
         threads = options.threads or default_threads()
         self._threads = (threads, options.threads_batch or threads)  # of one row, of several
@@ -211,6 +215,7 @@ class Context:
             status = llama_cpp.llama_decode(owned.pointer, self._batch)
             if status == 0:
                 self._n_rows = end if every_row else 1
+                self.n_decoded += end
                 for slot, tokens in parts:
                     self.tokens[slot].extend(tokens)
                 return
@@ -307,6 +312,50 @@ class Context:
             llama_cpp.llama_memory_seq_cp(self._cells, source, target, -1, -1)
             self.tokens[target], self._notes[target] = list(self.tokens[source]), list(self._notes[source])
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the model's files."""
+        return fingerprint(self.model.path)
+
+    def state(self, slot: int) -> tuple[npt.NDArray[np.uint8], list[tuple[int, int, float]]]:
+        """What a slot holds, in llama.cpp's own form, and what note() kept: (position, token, log_prob) each."""
+        self._check_slot(slot)
+        with self._alone() as owned:
+            size = llama_cpp.llama_state_seq_get_size(owned.pointer, slot)
+            data = np.empty(size, np.uint8)
+            written = llama_cpp.llama_state_seq_get_data(owned.pointer, _bytes_of(data), size, slot)
+        if written != size:
+            raise DecodeError(f"{self.model.path}: llama.cpp gave {written} of the {size} bytes of a slot")
+        notes = enumerate(self._notes[slot][: len(self.tokens[slot]) + 1])
+        return data, [(position, *note) for position, note in notes if note]
+
+    def set_state(
+        self, slot: int, tokens: Sequence[int], data: npt.NDArray[np.uint8], notes: Sequence[tuple[int, int, float]]
+    ) -> None:
+        """Make a slot hold what state() gave, of `tokens`. Raises DecodeError for what llama.cpp does not take.
+
+        The slot is empty then.
+        """
+        self.truncate(0, slot)
+        with self._alone() as owned:
+            data = np.ascontiguousarray(data)
+            read = llama_cpp.llama_state_seq_set_data(owned.pointer, _bytes_of(data), len(data), slot)
+            last = llama_cpp.llama_memory_seq_pos_max(self._cells, slot)
+            if read != len(data) or last != len(tokens) - 1:
+                llama_cpp.llama_memory_seq_rm(self._cells, slot, -1, -1)
+                raise DecodeError(f"{self.model.path}: llama.cpp does not take the state of a slot")
+            self.tokens[slot] = list(tokens)
+        for position, token, log_prob in notes:
+            if 0 <= position <= len(tokens):
+                self.note(slot, position, token, log_prob)
+
+    def clear(self) -> None:
+        """Empty all slots."""
+        with self._alone():
+            llama_cpp.llama_memory_clear(self._cells, True)
+            for slot in range(len(self.tokens)):
+                self.tokens[slot], self._notes[slot] = [], []
+
     def cancel(self) -> None:
         """Stop a decode that runs in another thread: it raises Cancelled."""
         self._abort.set()
@@ -314,3 +363,8 @@ class Context:
     def close(self) -> None:
         """Free the KV cache, once a call that is at work in another thread has ended."""
         self._owned = None
+
+
+def _bytes_of(data: npt.NDArray[np.uint8]) -> Any:
+    """A pointer for ctypes, valid as long as the array lives."""
+    return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

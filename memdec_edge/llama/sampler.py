@@ -1,8 +1,8 @@
 """The sampler chain: penalties by llama.cpp, a constraint, truncation and the seeded sample by mixture/sampling.py.
 
-The order is llama.cpp's: penalties -> top-k -> top-p -> min-p -> temperature -> draw. A constraint (a grammar, a JSON
-schema) checks the sample. Only a rejection masks the whole row and draws again, as llama.cpp does. Knows nothing of
-how rows are decoded.
+The order is llama.cpp's: logit bias -> penalties -> top-k -> top-p -> min-p -> temperature -> draw. A constraint (a
+grammar, a JSON schema) checks the sample. Only a rejection masks the whole row and draws again, as llama.cpp does.
+Knows nothing of how rows are decoded.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from memdec_edge.errors import NumericsError
+from memdec_edge.errors import NumericsError, OptionError
 from memdec_edge.llama.model import Model
 from memdec_edge.mixture import sampling
 from memdec_edge.mixture.mixing import mix
@@ -47,6 +47,10 @@ class Sampler:
         self._n_vocab = n_vocab
         self.scratch = sampling.scratch(n_vocab)  # of samples
         self._constraint = self._constrained(options, model)
+        self._biased = np.array([token for token, _ in options.logit_bias], np.int64)
+        self._bias = np.array([amount for _, amount in options.logit_bias], np.float32)
+        if len(self._biased) and not 0 <= self._biased.min() <= self._biased.max() < n_vocab:
+            raise OptionError("logit_bias", self._biased.tolist(), f"ids must be from 0 to {n_vocab - 1}")
         self._penalties: Any = None
         last_n = n_ctx if options.repeat_last_n < 0 else options.repeat_last_n
         self._recent: deque[int] = deque(maxlen=last_n)  # tokens that penalties concern
@@ -65,8 +69,8 @@ class Sampler:
 
     @property
     def stateful(self) -> bool:
-        """Whether accept() changes later samples."""
-        return bool(self._penalties or self._constraint)
+        """Whether samples follow from more than the mixed row: accept() changes later ones, or logits are biased."""
+        return bool(self._penalties or self._constraint or len(self._biased))
 
     def sample(self, row: Row, position: int, suppressed: Ids = NOTHING) -> int:
         """Return the token id at `position` of the timeline, whose draw is that of (seed, position).
@@ -144,11 +148,15 @@ class Sampler:
         return Verified(samples, stats, mixture)
 
     def _draw(self, row: Row, position: int, suppressed: Ids) -> int:
-        if not (self._penalties and self._recent):
+        recent = set(self._recent) if self._penalties else set()
+        ids = np.fromiter(recent.union(self._biased.tolist()), np.int64)
+        if not len(ids):
             return sampling.sample(row, self.chain, self.seed, position, suppressed, self.scratch)
-        ids = np.fromiter(set(self._recent), np.int64)
         raw = row[ids]
-        row[ids] = self._penalised(ids, raw)
+        np.add.at(row, self._biased, self._bias)
+        penalised = np.fromiter(recent, np.int64)
+        if len(penalised):
+            row[penalised] = self._penalised(penalised, row[penalised])
         try:
             return sampling.sample(row, self.chain, self.seed, position, suppressed, self.scratch)
         finally:

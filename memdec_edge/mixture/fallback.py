@@ -91,7 +91,7 @@ def verify(
         base, memories, before, _rule(rule, before) if rule else None,
         chain, seed, position, suppressed, draft, out, matches,
     )  # fmt: skip
-    return list(samples), list(stats), mixture.vectors
+    return [sample[:4] for sample in samples], list(stats), mixture.vectors
 
 
 def learn(vectors: Vectors, rule: Rule, log_probs: Wide, mixed: Wide, path: Wide, classes: Ids, /) -> Vectors:

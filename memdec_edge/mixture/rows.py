@@ -103,6 +103,23 @@ class Chain(NamedTuple):
     temperature: float  # >= 0; 0: greedy
 
 
+class Likely(NamedTuple):
+    """A token that a distribution gives, and its log-prob, nats."""
+
+    token: int
+    log_prob: float
+
+
+class Top(NamedTuple):
+    """The N likeliest tokens at one position, the likeliest first; of a model with fewer tokens there are fewer.
+
+    Neither the chain nor suppressed tokens change the log-probs. models: each model's own, the base's first.
+    """
+
+    mixture: tuple[Likely, ...]
+    models: tuple[tuple[Likely, ...], ...]
+
+
 class Sampled(NamedTuple):
     """A token that was sampled from a mixed row. Neither the chain nor suppressed tokens change the log-probs."""
 
@@ -110,3 +127,4 @@ class Sampled(NamedTuple):
     log_prob: float  # of the mixture, nats
     log_probs: tuple[float, ...]  # of each voice: base, memories, indexes; -inf where it cannot give the token
     weights: tuple[float, ...]  # of each voice in this row, the same order; an index without a match has 0
+    top: Top | None = None  # the likeliest tokens of that row, where they were asked for

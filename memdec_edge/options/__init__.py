@@ -1,6 +1,7 @@
 """Options: frozen dataclasses that check themselves, the only home of defaults, ranges, flags and help.
 
     fields       what an option says about itself, and the checks that follow
+    chat         chat templates
     inference    loading, mixing, sampling, generating, measuring
     training     kNN cache, training, demo
     conversion   GGUF files: memories, models, indexes
@@ -9,6 +10,7 @@ A value that cannot be raises OptionError, which names the field. Knows nothing 
 line, Python and the tests build the same objects.
 """
 
+from memdec_edge.options.chat import ChatOptions
 from memdec_edge.options.conversion import (
     OUT_TYPES,
     QUANT_TYPES,
@@ -64,6 +66,7 @@ __all__ = [
     "TENSOR_TYPES",
     "BenchOptions",
     "CacheOptions",
+    "ChatOptions",
     "ConvertOptions",
     "DemoOptions",
     "EvalOptions",

@@ -3,6 +3,7 @@
 Names, flags and defaults are llama.cpp's where it has the same option. Knows nothing of where values come from.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ CACHE_TYPES = {
     "f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "iq4_nl": 20,
 }  # fmt: skip
 MAX_DRAFT = 16  # tokens
+MAX_LOGPROBS = 100
 
 # Options that two dataclasses share, or that an argument of a call gives.
 DRAFT = about(
@@ -149,9 +151,14 @@ class SamplingOptions(Checked):
     grammar: str = option("", "--grammar", help="GBNF grammar that the text follows.")
     json_schema: str = option("", "-j", "--json-schema", help="JSON schema that the text follows.")
     seed: int = option(-1, "-s", "--seed", low=-1, high=2**32 - 2, help="Seed of sampling; -1: a random one.")
+    # token ids and what is added to their logits before everything else, nats; -inf: never sampled
+    logit_bias: tuple[tuple[int, float], ...] = field(default=(), metadata=about(help="Amounts added to logits."))
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for pair in self.logit_bias:
+            if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], int) and pair[1] < math.inf):
+                raise OptionError("logit_bias", pair, "must be pairs of a token id and a number below infinity")
         if self.grammar and self.json_schema:
             raise OptionError("json_schema", "given beside `grammar`", "give one of the two")
 
@@ -169,6 +176,9 @@ class GenerationOptions(Checked):
     )
     stop: tuple[str, ...] = option((), "-r", "--stop", help="Text that ends generation and is left out; repeatable.")
     draft: int | None = field(default=None, metadata=DRAFT)  # None: chosen by measurement
+    logprobs: int = option(
+        0, low=0, high=MAX_LOGPROBS, help="Likeliest tokens to tell for each generated one, of mixture and models."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

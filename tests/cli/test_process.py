@@ -25,7 +25,7 @@ from tests.conftest import Family
 from tests.support.command import COMMAND, error_line, error_of, memdec
 from tests.support.real import SMOLLM2
 
-HEAVY = ("torch", "llama_cpp", "fastapi", "transformers", "numpy", "rich")
+HEAVY = ("torch", "llama_cpp", "fastapi", "transformers", "numpy", "rich", "jinja2")
 LIGHT = f"""
 import sys
 def loaded(): return [m for m in {HEAVY} if m in sys.modules]

@@ -112,7 +112,7 @@ def test_the_log_probability_is_that_of_the_mixture_whatever_is_suppressed(name:
     with running(name):
         for suppressed in (NONE, np.argsort(-p)[:3].astype(np.int32)):
             for position in range(20):
-                [(token, log_prob, _, _)], _, _ = sampling.verify(
+                [(token, log_prob, *_)], _, _ = sampling.verify(
                     base, [memory], mixture_of((0.6, 1.5)), Chain(5, 0.9, 0.1, 2), 0, position, suppressed, [],
                     np.empty(90, np.float32), sampling.scratch(90),
                 )  # fmt: skip

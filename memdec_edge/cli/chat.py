@@ -1,0 +1,96 @@
+"""The command chat: talk to a base and its memories. Knows nothing of how answers come about."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from memdec_edge.cli.flags import Flags, Given, spread
+from memdec_edge.cli.output import note, warn
+from memdec_edge.cli.parameters import Memories, Scaled, Verbose, memory_options, set_verbose
+from memdec_edge.documents import read_text
+from memdec_edge.errors import OptionError
+from memdec_edge.options import ChatOptions, GenerationOptions, LoadOptions, MixtureOptions, SamplingOptions
+
+if TYPE_CHECKING:
+    from memdec_edge.api import LanguageModel
+
+
+@spread
+def chat(
+    *,
+    model: Annotated[
+        Path | None,
+        typer.Option("-m", "--model", metavar="FILE", help="Base model, GGUF. Default: SmolLM2, where installed."),
+    ] = None,
+    memory: Memories = None,
+    scaled: Scaled = None,
+    weights: Given[MixtureOptions],
+    system: Annotated[str, typer.Option("-sys", "--system", metavar="TEXT", help="Text before all messages.")] = "",
+    templates: Given[ChatOptions],
+    template_file: Annotated[
+        Path | None, typer.Option("--chat-template-file", metavar="FILE", help="Chat template from a file.")
+    ] = None,
+    show_memory: Annotated[
+        bool, typer.Option("--show-memory", help="Shade each token by the memory's share of its probability.")
+    ] = False,
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="Answer with the base alone and with the mixture, in two columns.")
+    ] = False,
+    context_shift: Annotated[
+        bool, typer.Option("--context-shift", help="Drop the oldest turns where the context is full.")
+    ] = False,
+    generation: Annotated[Given[GenerationOptions], Flags("ignore_eos")],
+    sampling: Given[SamplingOptions],
+    load: Given[LoadOptions],
+    verbose: Verbose = False,
+) -> None:
+    """Chat with a base and its memories in the terminal.
+
+    Answers stream to stdout, everything else goes to stderr. /help tells what else can be typed. Input from a pipe is a
+    line for each message.
+    """
+    limits, sampler, mixing, loading, chatting = generation(), sampling(), weights(), load(), templates()
+    memories = memory_options(memory, scaled)
+    if template_file and chatting.chat_template:
+        raise OptionError("template_file", template_file, "given beside `chat_template`; give one of the two")
+    if template_file:
+        chatting = templates(chat_template=read_text(template_file))
+    set_verbose(verbose)
+    from dataclasses import replace
+
+    from memdec_edge.api import open_model
+    from memdec_edge.cli.dialogue import Dialogue
+    from memdec_edge.conversation import Conversation
+
+    base = model or _usual_base()
+    with open_model(base, memories, replace(loading, n_seq=2 if side_by_side else 1)) as opened:
+        warn(opened.engine.warnings)
+        chatting = _with_template(opened, chatting)
+        conversation = Conversation(opened, sampler, limits, mixing, chatting, system)
+        Dialogue(conversation, show_memory, side_by_side, context_shift, verbose).run()
+
+
+def _usual_base() -> Path:
+    """The base of the demo, if its package is there. Raises MissingExtraError."""
+    from memdec_edge.workflow.demo import demo_base
+
+    path = demo_base()
+    note(f"the base is {path.name}; give another with -m")
+    return path
+
+
+def _with_template(opened: "LanguageModel", options: ChatOptions) -> ChatOptions:
+    """The options as given, or with plain turns where the base has no template; says so. Raises TemplateError."""
+    from dataclasses import replace
+
+    from memdec_edge.errors import TemplateError
+
+    try:
+        opened.template(options)
+    except TemplateError as error:
+        if not error.missing:
+            raise
+        note(f"{error.name} has no chat template, so turns are plain text; --chat-template chatml is another way")
+        return replace(options, chat_template="plain")
+    return options
