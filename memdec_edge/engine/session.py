@@ -61,6 +61,7 @@ class Session:
         self.lookup = Lookup()  # of the indexes
         self.mixture = Mixture((), ())
         self.rule: SoftBayes | None = None  # how the weights learn; None: they are fixed
+        self.generated_rule: SoftBayes | None = None  # the same from a generated token
         self.highest = 0.0
         self._chosen = MemoryMixture.of(())
         self._learning = MixtureOptions()
@@ -78,11 +79,6 @@ class Session:
     def lock(self) -> AbstractContextManager[bool]:
         """Of the engine's contexts."""
         return self.cells.lock
-
-    @property
-    def generated_rule(self) -> SoftBayes | None:
-        """How the weights learn from a generated token."""
-        return self.rule and self.rule.at(self._learning.generated * self.rule.eta)
 
     @property
     def indexes(self) -> tuple[Index, ...]:
@@ -151,6 +147,7 @@ class Session:
         self.lookup = Lookup(chosen.indexes)
         self.memories, self.mixture, self._chosen = chosen.memories, chosen.mixture, chosen
         self.rule, self._learning = chosen.rule(), chosen.learning or MixtureOptions()
+        self.generated_rule = self.rule and self.rule.at(self._learning.generated * self.rule.eta)
         self._weighed, self.highest = {}, sum(chosen.weights) if self.rule is None else 0.0
         temperatures = (1.0, *chosen.mixture.temperatures)
         self._readers = [

@@ -73,7 +73,7 @@ class Turn:
         memory_rows = [s.drafted[memory][first:end] for memory in s.memories]
         rule, found = s.generated_rule, self.found[first:end]
         try:
-            samples, s.stats, _ = s.sampler.verify(
+            samples, s.stats, last = s.sampler.verify(
                 self.base_rows[first:end], memory_rows, s.mixture, rule, self.start + first, s.suppressed,
                 self.draft[first:end], s.row, s.base.eog_tokens, Matches.pack(found) if s.indexes else None,
             )  # fmt: skip
@@ -84,8 +84,11 @@ class Turn:
             base, temperatures = self.base_rows[first:end], s.mixture.temperatures
             samples = with_tops(samples, base, memory_rows, found, temperatures, s.generation.logprobs, s.row)
         for number, sample in enumerate(samples):
-            classes = [one.klass for one in found[number]] if s.indexes else []
-            after = learn_from(s.mixture, rule, sample, classes) if rule else s.mixture
+            if number == len(samples) - 1:
+                after = last
+            else:
+                classes = [one.klass for one in found[number]] if s.indexes else []
+                after = learn_from(s.mixture, rule, sample, classes) if rule else s.mixture
             agrees = len(self.samples) < len(self.draft) and sample.token == self.draft[len(self.samples)]
             self.samples.append(sample)
             self.accepted += agrees

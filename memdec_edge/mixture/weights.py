@@ -88,8 +88,11 @@ class Mixture:
         return tuple(share / total for share in awake) if total > 0 else (1.0, *(0.0,) * (len(awake) - 1))
 
     def after(self, vectors: Vectors) -> "Mixture":
-        """The same voices with other weights."""
-        return Mixture(vectors[0], self.temperatures, vectors[1:])
+        """The same voices with other weights, which are a mixture; nothing is checked, since each token calls it."""
+        twin = object.__new__(Mixture)
+        for name, value in (("weights", vectors[0]), ("temperatures", self.temperatures), ("matched", vectors[1:])):
+            object.__setattr__(twin, name, value)
+        return twin
 
 
 @dataclass(frozen=True, slots=True)

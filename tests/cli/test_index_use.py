@@ -95,6 +95,18 @@ def test_what_an_index_cannot_do_is_refused_by_name(family: Family, index: Path,
     assert "document index, not a model" in done.stderr
 
 
+def test_bench_measures_an_index_beside_the_base(family: Family, index: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT * 3)
+    sizes = ["--prompt-tokens", 16, "-n", 8, "--repetitions", 1, "--draft", 2, "-c", 128]
+    done = memdec("bench", "-m", family.base, "-M", index, "-f", tmp_path / "text.txt", *sizes, "--json")
+    found = last_json(done)
+    assert found["memory"] is None
+    assert found["drafted"]["gen_tps"] > 0
+    assert found["memory_files"] == [str(index)]
+    assert "mixture with drafts" in done.stdout
+    assert f"memory {index} at lambda 0.7" in done.stdout
+
+
 def test_marks_stand_where_a_passage_ends() -> None:
     def at(start: int, end: int, name: str = "a.txt") -> Source:
         return Source(Path("x"), name, start, end, end)
