@@ -40,8 +40,8 @@ def mix(base: Row, memories: Sequence[Row], mixture: Mixture, out: Row) -> list[
     return [RowStats(*row) for row in stats]
 
 
-def row_stats(row: Row, length: int | None = None, temperature: float = 1.0) -> RowStats:
-    """Statistics of softmax(row[:length] / temperature). row: float32 [n]; length: 1 to n, None for n.
+def row_stats(row: Row, length: int | None = None, temperature: float = 1.0, of: object = "the row") -> RowStats:
+    """Statistics of softmax(row[:length] / temperature). row: float32 [n]; length: 1 to n, None for n; of: for errors.
 
     Raises OptionError for a temperature outside [1e-4, 1e4], ValueError for the length, and NumericsError as `mix`.
     """
@@ -50,5 +50,5 @@ def row_stats(row: Row, length: int | None = None, temperature: float = 1.0) -> 
     try:
         return RowStats(*kernels.row_stats(row, length, temperature))
     except FloatingPointError:
-        reference.row_stats("the row", row[:length], temperature)  # names the culprit
+        reference.row_stats(str(of), row[:length], temperature)  # names the culprit
         raise

@@ -357,6 +357,29 @@ def test_without_share_the_weights_are_a_martingale_in_the_mean(name: str) -> No
     assert abs(np.mean(other) - 0.4) > 10 * error
 
 
+@pytest.mark.parametrize("n_memories", [1, 3, 8])
+def test_over_many_generated_tokens_the_weights_keep_their_mean_without_share(n_memories: int) -> None:
+    """Single runs go their ways, most of them far from where they began; with share they come back."""
+    rng, n_runs, n_tokens = np.random.default_rng(n_memories), 250, 40
+    start = np.array(shares_of(even(n_memories)))
+    ends = {share: np.empty((n_runs, 1 + n_memories)) for share in (0.0, 0.1)}
+    for share, found in ends.items():
+        rule = SoftBayes(even(n_memories), 0.3, share)
+        for run in range(n_runs):
+            mixture = mixture_with(even(n_memories))
+            for _ in range(n_tokens):
+                models = rng.dirichlet(
+                    np.full(6, 0.5), 1 + n_memories
+                )  # next-token distributions, [models, vocabulary]
+                p = np.array(mixture.shares) @ models
+                token = rng.choice(6, p=p / p.sum())
+                mixture = learn(mixture, rule, np.log(models[:, token : token + 1])).mixture
+            found[run] = mixture.shares
+    error = ends[0.0].std(0) / math.sqrt(n_runs)
+    assert (np.abs(ends[0.0].mean(0) - start) < 4 * error).all()
+    assert ends[0.0].std() > 1.3 * ends[0.1].std()
+
+
 @each
 def test_rules_and_arrays_of_another_kind_are_refused(name: str) -> None:
     base, log_probs = np.zeros((1, 4), np.float32), np.full((2, 3), -1.0)
