@@ -10,6 +10,7 @@ reference.py specifies the result, kernels.py chooses what computes it. Knows no
 
 from collections.abc import Sequence
 
+from memdec_edge.errors import NumericsError
 from memdec_edge.mixture import kernels, reference
 from memdec_edge.mixture.rows import TEMPERATURES, Row, RowStats
 from memdec_edge.mixture.weights import Mixture
@@ -49,6 +50,6 @@ def row_stats(row: Row, length: int | None = None, temperature: float = 1.0, of:
     length = len(row) if length is None else length
     try:
         return RowStats(*kernels.row_stats(row, length, temperature))
-    except FloatingPointError:
+    except (FloatingPointError, NumericsError):
         reference.row_stats(str(of), row[:length], temperature)  # names the culprit
         raise
