@@ -160,7 +160,8 @@ def past(table: Wide) -> Wide:
     gaps, sums = np.clip(table[:, 1] - table[:, 0], -5, 5), np.zeros((len(table), len(DECAYS)))
     for at in range(1, len(table)):
         sums[at] = np.array(DECAYS) * sums[at - 1] + gaps[at - 1]
-    return sums * (1 - np.array(DECAYS))
+    scaled: Wide = sums * (1 - np.array(DECAYS))
+    return scaled
 
 
 def look_and_past(table: Wide) -> Wide:

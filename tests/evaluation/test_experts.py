@@ -3,12 +3,13 @@
 from itertools import pairwise, product
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from memdec_edge.evaluation.experts import fixed_share
 
 
-def by_all_sequences(experts: np.ndarray, share: float) -> float:  # type: ignore[type-arg]
+def by_all_sequences(experts: npt.NDArray[np.float64], share: float) -> float:
     """The probability of all tokens: each expert stays with 1 - share, and with share any of all follows."""
     n, n_tokens = experts.shape
     total = 0.0

@@ -177,6 +177,17 @@ def test_a_model_that_is_always_wrong_keeps_the_least_weight_and_comes_back(name
         assert up.mixture.weights[1] > 0.99
 
 
+@pytest.mark.parametrize(("worse", "noise", "cost"), [(0.1, 0.8, 0.0), (0.7, 1.0, 0.02), (50.0, 0.0, 0.02)])
+def test_a_memory_that_does_not_help_costs_a_fiftieth_at_most(worse: float, noise: float, cost: float) -> None:
+    """worse: nats that it loses on average. 0.1 is that of a real one on general text, 50 that of a broken one."""
+    rng = np.random.default_rng(3)
+    base = -rng.exponential(2.7, 6000)
+    log_probs = np.stack([base, np.minimum(base - rng.normal(worse, noise, 6000), 0.0)])
+    found = learn(mixture_with((0.5,)), SoftBayes((0.5,)), log_probs)
+    assert (base - found.log_probs)[500:].mean() < cost
+    assert (found.mixture.weights[0] < 0.1) == (worse > 0.5)  # run then says that the memory does not help
+
+
 def test_a_rate_changes_the_share_in_proportion_and_zero_freezes() -> None:
     rule = SoftBayes((0.5,), 0.05, 0.002)
     assert rule.at(0.025).eta == 0.025
