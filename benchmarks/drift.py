@@ -111,6 +111,7 @@ def plot(path: Path, rows: list[Row]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    last = max(row["tokens"] for row in rows if row["tokens"] != "turn")
     texts, rates = list(dict.fromkeys(row["text"] for row in rows)), sorted({row["rate"] for row in rows})
     figure, panels = pyplot.subplots(len(texts), len(TEMPERATURES), figsize=(11, 6), sharex=True, sharey=True)
     for line, text in zip(panels, texts, strict=True):
@@ -120,11 +121,11 @@ def plot(path: Path, rows: list[Row]) -> None:
                     row for row in rows if (row["text"], row["temperature"], row["rate"]) == (text, temperature, rate)
                 ]
                 path_of = [row for row in mine if row["tokens"] != "turn"]
-                x = [row["tokens"] for row in path_of] if rate else [0, MARKS[-1]]
+                x = [row["tokens"] for row in path_of] if rate else [0, last]
                 low, middle, high = ([row[name] for row in path_of] * (1 if rate else 2) for name in QUANTILES)
                 axes.fill_between(x, low, high, alpha=0.2, color=f"C{number}")
                 axes.plot(x, middle, color=f"C{number}", label=f"rate {rate:g}")
-                after, at = mine[-1], x[-1] + 30 + 15 * number
+                after, at = mine[-1], x[-1] * (1.06 + 0.03 * number)
                 axes.errorbar(
                     [at], [after["q50"]], [[after["q50"] - after["q10"]], [after["q90"] - after["q50"]]],
                     fmt="o", color=f"C{number}",
