@@ -1,4 +1,4 @@
-"""What the online weight promises of whole texts: no drift in the mean, little harm from a memory that does not help."""
+"""What the online weight promises of whole texts: no drift in the mean, little harm where a memory does not help."""
 
 import math
 
