@@ -109,10 +109,11 @@ def tune(engine: Engine, domain: Sequence[str], general: Sequence[str], options:
     gain, error = _gain([(half.online(chosen), half.online(default), half.windows) for half in second.values()])
     rule = chosen if gain > error else default
     fixed, before = _best(first["domain"], rule.temperature), DEFAULT_LAMBDA if recommended is None else recommended
-    ways = _rows(first, second, chosen, default, fixed)
-    domain_half = second["domain"]
-    pair = domain_half.fixed(fixed, rule.temperature), domain_half.fixed(before, rule.temperature)
-    fixed_gain, fixed_error = _gain([(*pair, domain_half.windows)])
+    ways = _rows(first, second, chosen, default)
+    half = second["domain"]
+    fixed_gain, fixed_error = _gain(
+        [(half.fixed(fixed, rule.temperature), half.fixed(before, rule.temperature), half.windows)]
+    )
     tokens = sum(len(half.base) for pair in halves.values() for half in pair)
     return Tuning(rule, default, fixed if fixed_gain > fixed_error else before, gain, error, ways, tokens)
 
@@ -188,11 +189,9 @@ def _best(half: Half, temperature: float = 1.0) -> float:
     return max(LAMBDAS, key=lambda weight: float(half.fixed(weight, temperature).mean()))
 
 
-def _rows(
-    first: dict[str, Half], second: dict[str, Half], chosen: Rule, default: Rule, fixed: float
-) -> dict[str, dict[str, float]]:
+def _rows(first: dict[str, Half], second: dict[str, Half], chosen: Rule, default: Rule) -> dict[str, dict[str, float]]:
     """Perplexities of the second halves, by way and text. A way that is fitted was fitted on the first halves."""
-    bucketed, table = _bucketed(list(first.values())), dict[str, dict[str, float]]()
+    bucketed, fixed, table = _bucketed(list(first.values())), _best(first["domain"]), dict[str, dict[str, float]]()
     for name, half in second.items():
         ways = {
             "base": half.base,
