@@ -57,7 +57,7 @@ def main() -> None:
         for row, value in rows(found, rule).items():
             table.setdefault(row, {})[name] = value
     best = min(GRID, key=lambda value: table[f"fixed {value:g}"][next(iter(texts))])
-    left_out = {f"fixed {value:g}" for value in GRID} - {f"fixed {best:g}", "fixed 0.5"}
+    left_out = {f"fixed {value:g}" for value in GRID} - {f"fixed {best:g}", "fixed 0.5", "fixed 0.8"}
     table = {row: values for row, values in table.items() if row not in left_out}
     with args.out.open("w", newline="", encoding="utf-8") as file:
         file.write(made_by())
