@@ -4,8 +4,8 @@
 
 Prompts are cut from TEXT. Systems take turns on each prompt, from empty caches: base alone; fixed weights; weights that
 learn, from the prompt's last 256 tokens and from none of it. Drafts are off. Figures are medians of seconds; in
-brackets are the medians of the ratios to fixed weights on the same prompt. On a busy machine the clock says little: then
-look at the seconds of the CPUs, and set OMP_WAIT_POLICY=PASSIVE. The last line is one JSON object.
+brackets are the medians of the ratios to fixed weights on the same prompt. On a busy machine the clock says little; then look
+at the seconds of the CPUs, and set OMP_WAIT_POLICY=PASSIVE. The last line is one JSON object.
 """
 
 import argparse
