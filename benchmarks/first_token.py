@@ -3,9 +3,9 @@
     python benchmarks/first_token.py BASE.gguf MEMORY.gguf TEXT [--lengths 512 2048] [--repeats 5] [--tokens 64]
 
 Prompts are cut from TEXT. Systems take turns on each prompt, from empty caches: base alone; fixed weights; weights that
-learn, from the prompt's last 256 tokens and from none of it. Drafts are off. Figures are medians of seconds; in
-brackets are the medians of the ratios to fixed weights on the same prompt. On a busy machine the clock says little; then look
-at the seconds of the CPUs, and set OMP_WAIT_POLICY=PASSIVE. The last line is one JSON object.
+learn, from the prompt's last 256 tokens and from none of it. Drafts are off. Figures are medians of seconds. In
+brackets are the medians of the ratios to fixed weights on the same prompt. On a busy machine the clock says little.
+Look at the seconds of the CPUs there, and set OMP_WAIT_POLICY=PASSIVE. The last line is one JSON object.
 """
 
 import argparse
