@@ -37,9 +37,11 @@ class Drafted(Figures):
 
     draft_lengths: rounds by drafted tokens. predicted_tps: what the measured costs and this acceptance allow, were
     mixing and Python free, at predicted_length: the best length, or the one that the user asked for. predicted_share:
-    what all runs together reached of that. None where the costs are unknown.
+    what all runs together reached of that. None where the costs are unknown. weights: of base and memories, the mean of
+    all runs' ends.
     """
 
+    weights: tuple[float, ...]
     acceptance: float | None
     tokens_per_base_pass: float
     draft_lengths: dict[int, int]
@@ -90,6 +92,7 @@ def drafted(found: Figures, runs: Sequence[Run], costs: Costs | None, lengths: I
         best = max(((predicted_tps(costs, acceptance, length), length) for length in known), default=None)
     return Drafted(
         **asdict(found),
+        weights=tuple(sum(each) / len(runs) for each in zip(*(run.weights for run in runs), strict=True)),
         acceptance=acceptance,
         tokens_per_base_pass=emitted / sum(one.rounds for one in counted),
         draft_lengths=dict(sorted(sum((one.lengths for one in counted), Counter()).items())),

@@ -19,11 +19,15 @@ from memdec_edge.options import GenerationOptions, SamplingOptions
 
 
 class Run(NamedTuple):
-    """One continuation: seconds of prefill and of generation, and what the engine counted in generation."""
+    """One continuation: seconds of prefill and of generation, and what the engine counted in generation.
+
+    weights: of base and memories at its end.
+    """
 
     prompt_seconds: float
     gen_seconds: float
     counters: Counters
+    weights: tuple[float, ...] = ()
 
 
 class Costs(NamedTuple):
@@ -80,7 +84,7 @@ def run(
         engine.rounds.counters = Counters()
         while not session.finished:
             engine.step([session])
-        return Run(prefilled - begin, perf_counter() - prefilled, engine.counters)
+        return Run(prefilled - begin, perf_counter() - prefilled, engine.counters, session.mixture.shares)
 
 
 def run_llama(llama: StockLlama, sampling: SamplingOptions, n_predict: int, prompt: Sequence[int]) -> Run:

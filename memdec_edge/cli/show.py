@@ -1,13 +1,17 @@
 """The command show: what a memory GGUF says about itself. Knows nothing of how a GGUF is read."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memdec_edge.cli.flags import spread
 from memdec_edge.cli.output import note, print_json, printable
 from memdec_edge.cli.parameters import Json
+from memdec_edge.options import ETA, INITIAL_LAMBDA, SHARE
+
+if TYPE_CHECKING:
+    from memdec_edge.gguf.metadata import MemoryMetadata
 
 
 @spread
@@ -36,5 +40,14 @@ def show(*, file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF.")
         print(f"{printable(key):{width}}  {printable(str(value))}")
     if metadata.is_memory(values):
         note(f"lambda: {memory.origin}")
+        note(f"where the weight follows the text: {_online(memory)}")
     if json_:
         print_json(found)
+
+
+def _online(memory: "MemoryMetadata") -> str:
+    """How the weight of a memory learns, and whether tune found it."""
+    tuned = memory.first_weight is not None
+    begin = next(each for each in (memory.first_weight, memory.weight, INITIAL_LAMBDA) if each is not None)
+    eta, share = (ETA if memory.eta is None else memory.eta), (SHARE if memory.share is None else memory.share)
+    return f"it begins with {begin:.3g}, eta {eta:.3g}, share {share:.3g} ({'tuned' if tuned else 'not tuned'})"

@@ -40,22 +40,22 @@ def tune(
     set_verbose(verbose)
     from memdec_edge.documents import GENERAL, read_documents
     from memdec_edge.engine import Engine
-    from memdec_edge.evaluation.tune import Rule, keep, tune
+    from memdec_edge.evaluation.tune import keep, tune
 
     domain, other = read_documents(path), read_documents(general or GENERAL)
     with closing(Engine(model, [MemoryOptions(memory)], loading)) as engine:
         warn(engine.warnings)
         found = tune(engine, domain, other, options)
-    print(f"{'perplexity, second half of each text':40}{'domain':>10}{'general':>10}")
+    print(f"{'perplexity, second half of each text':42}{'domain':>10}{'general':>10}")
     for way, values in found.table.items():
-        print(f"{way:40}{values['domain']:10.3f}{values['general']:10.3f}")
+        print(f"{way:42}{values['domain']:10.3f}{values['general']:10.3f}")
     rule = found.rule
     print(
         f"lambda {found.fixed:g} where it is fixed; temperature {rule.temperature:g}; where the weight learns: "
         f"first {rule.initial:g}, eta {rule.eta:g}, share {rule.share:g}"
     )
     better = f"{found.gain:.4f} ± {found.standard_error:.4f} nats a token better than the defaults"
-    print(better if rule != Rule() else f"the defaults stay: the best rule found is {better}")
+    print(better if rule != found.default else f"the defaults stay: the best rule found is {better}")
     if not dry_run:
         warn(keep(memory, found))
     if json_:

@@ -50,4 +50,5 @@ class Reader:
     def _log_prob(self, row: Row, token: int) -> float:
         if token >= self._length:
             return -math.inf
-        return float(row[token]) / self._temperature - row_stats(row, self._length, self._temperature).logsumexp
+        stats = row_stats(row, self._length, self._temperature, self.context.model.path)
+        return float(row[token]) / self._temperature - stats.logsumexp

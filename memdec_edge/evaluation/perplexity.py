@@ -221,9 +221,7 @@ def score_tokens(engine: Engine, documents: Sequence[str], options: EvalOptions)
     Raises BusyError while a session is open, OptionError when the window exceeds the context and CorpusError for a
     text of fewer than two tokens.
     """
-    engine.cells.require_idle()
-    if options.window > engine.longest():
-        raise OptionError("window", options.window, f"the context is {engine.longest()} tokens; use at most that")
+    require_room(engine, options)
     tokens = join_documents(engine, documents)
     if len(tokens) < 2:
         raise CorpusError("the text", f"{len(tokens)} tokens are too few to score; give a longer one")
@@ -239,6 +237,13 @@ def score_tokens(engine: Engine, documents: Sequence[str], options: EvalOptions)
     indexes = [index_scores(index.file, tokens, windows) for index in engine.indexes]
     n_bytes = sum(len(engine.base.piece(token)) for window in windows for token in tokens[window.scored : window.end])
     return TokenScores(windows, base, memories, n_bytes, len(tokens), indexes)
+
+
+def require_room(engine: Engine, options: EvalOptions) -> None:
+    """Raise BusyError while a session is open, and OptionError when the window exceeds the context."""
+    engine.cells.require_idle()
+    if options.window > engine.longest():
+        raise OptionError("window", options.window, f"the context is {engine.longest()} tokens; use at most that")
 
 
 def join_documents(engine: Engine, documents: Sequence[str]) -> list[int]:
@@ -273,7 +278,7 @@ def token_scores(
             context.feed(list(tokens[window.start : window.scored - 1]))
         targets = tokens[window.scored : window.end]
         for target, row in zip(targets, context.feed_rows(tokens[window.scored - 1 : window.end - 1]), strict=True):
-            stats = [row_stats(row, length, temperature) for temperature in temperatures]
+            stats = [row_stats(row, length, temperature, context.model.path) for temperature in temperatures]
             pairs = zip(stats, temperatures, strict=True)
             found.append([stat.log_prob(row[:length], target, temperature) for stat, temperature in pairs])
             entropies.append(stats[0].entropy)

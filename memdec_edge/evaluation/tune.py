@@ -1,12 +1,14 @@
 """What a user's text adds to weights that learn: temperature, first weight, eta and share for one memory.
 
 Two texts, one of the memory's domain and a general one, are cut in two halves each. A grid search on the first halves
-chooses; the second halves decide whether the choice beats the defaults by more than its standard error. The table
-beside it says what other ways reach on the second halves. Knows nothing of terminals.
+chooses; the second halves decide whether the choice beats the defaults by more than its standard error. The same goes
+for a fixed lambda on the domain's text. The table beside it says what other ways reach on the second halves. Knows
+nothing of terminals.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -15,12 +17,13 @@ import numpy.typing as npt
 
 from memdec_edge.engine import Engine
 from memdec_edge.errors import CorpusError, OptionError
-from memdec_edge.evaluation.perplexity import join_documents, mix, perplexity, token_scores
+from memdec_edge.evaluation.experts import fixed_share
+from memdec_edge.evaluation.perplexity import join_documents, mix, perplexity, require_room, token_scores
 from memdec_edge.evaluation.windows import Window, slide, thin
 from memdec_edge.gguf import metadata
 from memdec_edge.mixture.online import learn
-from memdec_edge.mixture.weights import Mixture, SoftBayes
-from memdec_edge.options import ETA, INITIAL_LAMBDA, LAMBDAS, SHARE, EvalOptions
+from memdec_edge.mixture.weights import LEAST_INITIAL, Mixture, SoftBayes
+from memdec_edge.options import DEFAULT_LAMBDA, ETA, INITIAL_LAMBDA, LAMBDAS, SHARE, EvalOptions
 from memdec_edge.progress import progress
 
 Wide = npt.NDArray[np.float64]
@@ -29,6 +32,7 @@ INITIALS = (INITIAL_LAMBDA, 0.2, 0.35, 0.65, 0.8)
 ETAS = (ETA, 0.02, 0.1)
 SHARES = (SHARE, 0.0005, 0.005)
 BUCKETS = 8
+FEW, LEAST_WINDOW = 8, 64  # a text of fewer windows gets smaller ones, down to LEAST_WINDOW tokens
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Tuning:
-    """`rule` is better than the defaults on text that did not choose it, or is the defaults where nothing is.
+    """`rule` is better than `default` on text that did not choose it, or is `default` where nothing is.
 
-    fixed: the best fixed lambda of the domain text. gain: nats a token by which the chosen rule beats the defaults on
-    the second halves, the mean of both texts, and its standard error. table: way -> perplexity of each text's second
-    half. tokens: scored in both texts.
+    default: what holds without tuning; it begins with the lambda that the file recommends, if it does. fixed: the best
+    fixed lambda of the domain's text, if it beats the recommended one there, else that. gain: nats a token by which the
+    chosen rule beats the default on the second halves, the mean of both texts, and its standard error. table: way ->
+    perplexity of each text's second half. tokens: scored in both texts.
     """
 
     rule: Rule
+    default: Rule
     fixed: float
     gain: float
     standard_error: float
@@ -86,24 +92,32 @@ class Half:
 def tune(engine: Engine, domain: Sequence[str], general: Sequence[str], options: EvalOptions | None = None) -> Tuning:
     """Tune the one memory of `engine` on documents of its domain and on general ones.
 
-    Raises OptionError unless the engine has one memory and no index, BusyError while a session is open, CorpusError for
-    a text of fewer than four windows, and as score_tokens().
+    A text of few windows is cut into smaller ones. Raises OptionError unless the engine has one memory and no index,
+    CorpusError for a text of fewer than four windows, and as score_tokens().
     """
     options = options or EvalOptions()
     if engine.indexes:
         raise OptionError("memory", engine.indexes[0].path, "an index has nothing to tune: its weights follow the text")
     if len(engine.memories) != 1:
         raise OptionError("memory", f"given {len(engine.memories)} times", "one memory is tuned at a time")
+    require_room(engine, options)
     texts = {"domain": domain, "general": general}
     halves = {name: _halves(engine, name, documents, options) for name, documents in texts.items()}
     first, second = ({name: pair[index] for name, pair in halves.items()} for index in (0, 1))
-    chosen = _search(list(first.values()))
-    gain, error = _gain(chosen, list(second.values()))
-    table = {name: _rows(first[name], second[name], chosen) for name in texts}
-    ways = {way: {name: table[name][way] for name in texts} for way in table["domain"]}
+    recommended = engine.memories[0].metadata.weight
+    begin = INITIAL_LAMBDA if recommended is None else min(max(recommended, LEAST_INITIAL), 1 - LEAST_INITIAL)
+    default = Rule(initial=begin)
+    chosen = _search(default, list(first.values()))
+    gain, error = _gain([(half.online(chosen), half.online(default), half.windows) for half in second.values()])
+    rule = chosen if gain > error else default
+    fixed, before = _best(first["domain"], rule.temperature), DEFAULT_LAMBDA if recommended is None else recommended
+    ways = _rows(first, second, chosen, default)
+    half = second["domain"]
+    fixed_gain, fixed_error = _gain(
+        [(half.fixed(fixed, rule.temperature), half.fixed(before, rule.temperature), half.windows)]
+    )
     tokens = sum(len(half.base) for pair in halves.values() for half in pair)
-    rule = chosen if gain > error else Rule()
-    return Tuning(rule, _best(first["domain"], rule.temperature), gain, error, ways, tokens)
+    return Tuning(rule, default, fixed if fixed_gain > fixed_error else before, gain, error, ways, tokens)
 
 
 def keep(memory: Path, found: Tuning) -> list[str]:
@@ -125,12 +139,8 @@ def keep(memory: Path, found: Tuning) -> list[str]:
 
 def _halves(engine: Engine, name: str, documents: Sequence[str], options: EvalOptions) -> tuple[Half, Half]:
     """Both halves of a text, in its order, from one pass of base and memory."""
-    engine.cells.require_idle()
     [memory], tokens = engine.memories, join_documents(engine, documents)
-    windows = thin(slide(len(tokens), options.window, options.stride), options.max_tokens) if len(tokens) > 1 else []
-    if len(windows) < 4:
-        few = f"{len(tokens)} tokens are fewer than four windows of {options.window}"
-        raise CorpusError(f"the {name} text", f"{few}; give a longer one, or a smaller window")
+    windows = _windows(name, len(tokens), options)
     with progress(f"{name} text", 2 * sum(window.end - window.scored for window in windows)) as advance:
         [base], _ = token_scores(engine.context, tokens, windows, advance)
         n_vocab = engine.base.n_vocab
@@ -143,21 +153,37 @@ def _halves(engine: Engine, name: str, documents: Sequence[str], options: EvalOp
     )
 
 
-def _search(halves: list[Half]) -> Rule:
-    """The rule with the least loss, the mean of all halves; of equal ones the first, which is the defaults'."""
-    rules = [Rule(*values) for values in product(TEMPERATURES, INITIALS, ETAS, SHARES)]
+def _windows(name: str, n_tokens: int, options: EvalOptions) -> list[Window]:
+    """Windows over a text: FEW at least where LEAST_WINDOW tokens allow, since they are the units of the errors."""
+    window, stride = options.window, options.stride
+    while True:
+        windows = thin(slide(n_tokens, window, stride), options.max_tokens) if n_tokens > 1 else []
+        if len(windows) >= FEW or window // 2 < LEAST_WINDOW:
+            break
+        window, stride = window // 2, max(stride // 2, 1)
+    if len(windows) < 4:
+        few = f"{n_tokens} tokens are fewer than four windows of {window}"
+        raise CorpusError(f"the {name} text", f"{few}; give a longer one")
+    return windows
+
+
+def _search(default: Rule, halves: list[Half]) -> Rule:
+    """The rule with the least loss, the mean of all halves; of equal ones the first, which is the default."""
+    rules = [default, *(Rule(*values) for values in product(TEMPERATURES, INITIALS, ETAS, SHARES))]
     return max(rules, key=lambda rule: float(np.mean([half.online(rule).mean() for half in halves])))
 
 
-def _gain(rule: Rule, halves: list[Half]) -> tuple[float, float]:
-    """Nats a token by which a rule beats the defaults, the mean of all halves, and its standard error."""
+def _gain(pairs: list[tuple[Wide, Wide, list[Window]]]) -> tuple[float, float]:
+    """Nats a token by which one way beats another, the mean of all texts, and its standard error.
+
+    pairs: of each text the log-probs of both ways, [tokens], and its windows.
+    """
     gains, variances = [], []
-    for half in halves:
-        difference = half.online(rule) - half.online(Rule())
-        ratio, error = perplexity(difference, half.windows)  # exp(-mean), and its error
+    for one, other, windows in pairs:
+        ratio, error = perplexity(one - other, windows)  # exp(-mean), and its error
         gains.append(-float(np.log(ratio)))
         variances.append((error / ratio) ** 2)
-    return float(np.mean(gains)), float(np.sqrt(sum(variances)) / len(halves))
+    return float(np.mean(gains)), float(np.sqrt(sum(variances)) / len(pairs))
 
 
 def _best(half: Half, temperature: float = 1.0) -> float:
@@ -165,27 +191,40 @@ def _best(half: Half, temperature: float = 1.0) -> float:
     return max(LAMBDAS, key=lambda weight: float(half.fixed(weight, temperature).mean()))
 
 
-def _rows(first: Half, second: Half, chosen: Rule) -> dict[str, float]:
-    """Perplexities of a text's second half, by way. A way that is fitted to the text was fitted on its first half."""
-    found = {
-        "base": second.base,
-        "memory alone": second.at(1.0),
-        "best fixed lambda of this text": second.fixed(_best(first)),
-        "lambda by the memory's entropy": _bucketed(first, second),
-        "online, defaults": second.online(Rule()),
-        "online, tuned": second.online(chosen),
-        "better model of each token": np.maximum(second.base, second.at(1.0)),
-    }
-    return {way: float(np.exp(-log_probs.mean())) for way, log_probs in found.items()}
+def _rows(first: dict[str, Half], second: dict[str, Half], chosen: Rule, default: Rule) -> dict[str, dict[str, float]]:
+    """Perplexities of the second halves, by way and text. A way that is fitted was fitted on the first halves."""
+    bucketed, fixed, table = _bucketed(list(first.values())), _best(first["domain"]), dict[str, dict[str, float]]()
+    for name, half in second.items():
+        ways = {
+            "base": half.base,
+            "memory alone": half.at(1.0),
+            "fixed lambda, the best of the domain": half.fixed(fixed),
+            "best fixed lambda of each half, an oracle": half.fixed(_best(half)),
+            "lambda by the memory's entropy": bucketed(half),
+            "eleven lambdas under fixed share": fixed_share(np.stack([half.fixed(n / 10) for n in range(11)]), SHARE)[
+                0
+            ],
+            "online, default": half.online(default),
+            "online, tuned": half.online(chosen),
+            "better model of each token": np.maximum(half.base, half.at(1.0)),
+        }
+        for way, log_probs in ways.items():
+            table.setdefault(way, {})[name] = float(np.exp(-log_probs.mean()))
+    return table
 
 
-def _bucketed(first: Half, second: Half) -> Wide:
-    """A lambda for each bucket of the memory's entropy, in the manner of Drozdov et al. (2210.15859)."""
-    edges = np.quantile(first.entropies, np.arange(1, BUCKETS) / BUCKETS)
-    inside, where = np.digitize(first.entropies, edges), np.digitize(second.entropies, edges)
-    out = np.empty(len(second.base))
-    for bucket in range(BUCKETS):
-        mine = inside == bucket
-        best = max(LAMBDAS, key=lambda weight: float(first.fixed(weight)[mine].sum()))
-        out[where == bucket] = second.fixed(best)[where == bucket]
-    return out
+def _bucketed(halves: list[Half]) -> Callable[[Half], Wide]:
+    """A lambda for each bucket of the memory's entropy, fitted on `halves`, as Drozdov et al. do (2210.15859)."""
+    edges = np.quantile(np.concatenate([half.entropies for half in halves]), np.arange(1, BUCKETS) / BUCKETS)
+
+    def loss(bucket: int, weight: float) -> float:
+        inside = [np.digitize(half.entropies, edges) == bucket for half in halves]
+        return -sum(float(half.fixed(weight)[mine].sum()) for half, mine in zip(halves, inside, strict=True))
+
+    best = [min(LAMBDAS, key=partial(loss, bucket)) for bucket in range(BUCKETS)]
+
+    def mixed(half: Half) -> Wide:
+        where = np.digitize(half.entropies, edges)
+        return np.choose(where, np.stack([half.fixed(weight) for weight in best]))
+
+    return mixed

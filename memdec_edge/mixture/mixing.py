@@ -11,6 +11,7 @@ reference.py specifies the result, kernels.py chooses what computes it. Knows no
 
 from collections.abc import Sequence
 
+from memdec_edge.errors import NumericsError
 from memdec_edge.mixture import kernels, reference
 from memdec_edge.mixture.rows import TEMPERATURES, Matches, Row, RowStats
 from memdec_edge.mixture.weights import Mixture
@@ -44,8 +45,8 @@ def mix(
     return [RowStats(*row) for row in stats]
 
 
-def row_stats(row: Row, length: int | None = None, temperature: float = 1.0) -> RowStats:
-    """Statistics of softmax(row[:length] / temperature). row: float32 [n]; length: 1 to n, None for n.
+def row_stats(row: Row, length: int | None = None, temperature: float = 1.0, of: object = "the row") -> RowStats:
+    """Statistics of softmax(row[:length] / temperature). row: float32 [n]; length: 1 to n, None for n; of: for errors.
 
     Raises OptionError for a temperature outside [1e-4, 1e4], ValueError for the length, and NumericsError as `mix`.
     """
@@ -53,6 +54,6 @@ def row_stats(row: Row, length: int | None = None, temperature: float = 1.0) -> 
     length = len(row) if length is None else length
     try:
         return RowStats(*kernels.row_stats(row, length, temperature))
-    except FloatingPointError:
-        reference.row_stats("the row", row[:length], temperature)  # names the culprit
+    except (FloatingPointError, NumericsError):
+        reference.row_stats(str(of), row[:length], temperature)  # names the culprit
         raise
