@@ -17,8 +17,9 @@ demo: .venv/.demo ## train a small memory, convert it, run it beside its base (A
 	@echo "a few with ARGS=--quick. After Ctrl-C make demo goes on; a finished demo shows its result again."
 	$(BIN)/memdec-edge demo $(ARGS)
 
+# Two processes at once, a file of tests to each. Threads that wait for work sleep, so that the two do not slow each other.
 test: .venv/.dev ## all tests (ARGS='-k text' for some)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/.dev ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -17,6 +17,7 @@ from tests.support.real import SMOLLM2
 from tests.support.tiny import OTHER_TEXT, tiny_checkpoint, tiny_gguf
 
 RENAMED_TOKEN = 300  # the id whose text differs in `Family.renamed`
+LONGEST = ("test_demo.py", "test_examples.py", "test_snippets.py", "test_fuzz*.py")
 PADDING = 16  # embedding rows without a token in `Family.padded`
 
 
@@ -31,6 +32,11 @@ class Family:
     padded: Path  # role memory, PADDING tokens [PADn] beyond the base's
     stranger: Path  # role memory, trained on other text: other tokens, fewer of them
     renamed: Path  # role memory, token #RENAMED_TOKEN has another text
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: next((at for at, name in enumerate(LONGEST) if item.path.match(name)), len(LONGEST)))
 
 
 @pytest.fixture(autouse=True)
