@@ -25,7 +25,7 @@ class CacheOptions(Checked):
 
     teacher: Path = field(metadata=about("--teacher", metavar="PATH", help="Teacher: Hugging Face folder or GGUF."))
     corpus: Path = field(
-        metadata=about("--corpus", metavar="PATH", help="Text: .txt, .md, .jsonl, or a folder of them.")
+        metadata=about("--corpus", metavar="PATH", help="Text: a file, a zip or a folder of them.")
     )
     out: Path = field(metadata=OUT)
     finetune_teacher: float = option(

@@ -184,7 +184,7 @@ def test_a_foreign_output_folder_is_refused_before_the_cache_is_made(room: Path,
 
 def test_an_output_folder_inside_the_corpus_is_refused(room: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
-    with pytest.raises(OptionError, match=r"out is .*: must be outside .*, whose text files are all taken as corpus"):
+    with pytest.raises(OptionError, match=r"out is .*: must be outside .*, whose files are all taken as corpus"):
         build_cache(cache_options(room, corpus=tmp_path, out=tmp_path / "out" / "cache"))
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 

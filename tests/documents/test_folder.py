@@ -31,7 +31,7 @@ def test_of_a_folder_with_splits_the_test_split_is_read(tmp_path: Path) -> None:
 
 def test_a_training_split_is_never_taken_for_a_test_split(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"text": "seen"}')
-    with pytest.raises(CorpusError, match=r"a train\.jsonl but no test\.jsonl; name the file"):
+    with pytest.raises(CorpusError, match=r"it has train\.jsonl but no test split; name the file"):
         read_documents(tmp_path)
 
 

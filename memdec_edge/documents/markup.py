@@ -1,0 +1,151 @@
+"""HTML as text: headings as in Markdown, paragraphs, lists, tables, listings; without menus and other boilerplate.
+
+selectolax parses in linear time. What a page shows around its text is known by tags, roles and usual class names, and
+a list that is almost all links is a menu. Knows nothing of files and of other kinds.
+"""
+
+import re
+from typing import Any
+
+from memdec_edge.documents.plain import mended
+from memdec_edge.errors import MissingExtraError
+
+DROPPED = frozenset(
+    "head script style noscript template svg math nav footer aside form button select textarea input iframe object "
+    "embed audio video canvas dialog map".split()
+)
+DROPPED_ROLES = frozenset("navigation banner contentinfo search complementary menu menubar".split())
+DROPPED_NAMES = frozenset(  # of classes and ids
+    "nav navbar navigation navheader navfooter sidebar sphinxsidebar menu breadcrumb breadcrumbs footer site-footer "
+    "site-header cookie cookies cookie-banner toc tableofcontents table-of-contents related headerlink pagination "
+    "skip-link skip-to-content advert advertisement ads share social newsletter".split()
+)
+PARAGRAPHS = frozenset(
+    "p h1 h2 h3 h4 h5 h6 pre blockquote ul ol dl table figure section article main body html hr address details".split()
+)
+LINES = frozenset("li dt dd tr div br summary figcaption caption thead tbody tfoot header center option".split())
+LISTS = frozenset(("ul", "ol", "dl", "table"))
+MENU_LINKS, MENU_SHARE = 4, 0.8  # a list of so many links, which are so much of its text, is a menu
+MAIN_SHARE = 0.3  # of the page's text: less is no main part
+_CHARSET = re.compile(rb"""<meta[^>]{0,200}charset=["' ]*([\w-]+)""", re.IGNORECASE)
+
+
+def decode_html(data: bytes) -> str:
+    """Return a page as text: UTF-8 where it is that, else the encoding that it names, else Windows-1252 as browsers do."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", "replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        named = _CHARSET.search(data[:4096])
+        try:
+            return data.decode(named[1].decode() if named else "cp1252", "replace")
+        except LookupError:
+            return data.decode("cp1252", "replace")
+
+
+def html_text(page: str) -> str:
+    """Return the text of a page or of a part of one. Raises MissingExtraError without selectolax."""
+    try:
+        from selectolax.lexbor import LexborHTMLParser
+    except ImportError as error:
+        raise MissingExtraError("selectolax", "documents") from error
+    tree = LexborHTMLParser(mended(page))
+    if tree.body is None:
+        return ""
+    writer = _Writer()
+    writer.write(_main_part(tree.body))
+    return writer.text
+
+
+def _main_part(body: Any) -> Any:
+    """The one element that a page calls its main part, where that holds enough of the text; else the body."""
+    for selector in ("main, [role=main]", "article"):
+        found = body.css(selector)
+        if len(found) == 1 and len(found[0].text()) >= MAIN_SHARE * len(body.text()):
+            return found[0]
+    return body
+
+
+class _Writer:
+    """Text in blocks. Nodes are visited with a stack of our own: pages nest deeper than Python recurses."""
+
+    def __init__(self) -> None:
+        self._blocks: list[str] = []
+        self._line: list[str] = []
+        self._gap = 0  # line feeds before the next block
+        self._listing = 0  # depth of <pre>
+        self._prefix = ""
+
+    @property
+    def text(self) -> str:
+        return "".join(self._blocks).strip("\n")
+
+    def write(self, root: Any) -> None:
+        stack: list[tuple[Any, bool]] = [(root, False)]
+        while stack:
+            node, leaving = stack.pop()
+            tag = node.tag
+            if tag == "-text":
+                self._line.append(node.text_content or "")
+            elif leaving:
+                self._leave(tag)
+            elif tag[0] not in "-_!" and not _is_dropped(node, tag):
+                self._enter(tag)
+                stack.append((node, True))
+                children = []
+                child = node.child
+                while child is not None:
+                    children.append((child, False))
+                    child = child.next
+                stack += reversed(children)
+
+    def _enter(self, tag: str) -> None:
+        if tag == "pre":
+            self._break(2)
+            self._listing += 1
+        elif tag in PARAGRAPHS or tag in LINES:
+            self._break(2 if tag in PARAGRAPHS else 1)
+        if len(tag) == 2 and tag[0] == "h" and tag[1].isdigit():
+            self._prefix = "#" * int(tag[1]) + " "
+        elif tag == "li":
+            self._prefix = "- "
+
+    def _leave(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._line.append(" | ")
+        if tag == "pre":
+            self._break(2)
+            self._listing = max(0, self._listing - 1)
+        elif tag in PARAGRAPHS or tag in LINES:
+            self._break(2 if tag in PARAGRAPHS else 1)
+
+    def _break(self, gap: int) -> None:
+        """End a block, and have at least `gap` line feeds before the next one."""
+        text, self._line = "".join(self._line), []
+        text = text.strip("\n").rstrip() if self._listing else " ".join(text.split()).rstrip("| ")
+        if text and not text.isspace():
+            self._blocks.append("\n" * self._gap + ("" if self._listing else self._prefix) + text)
+            self._gap, self._prefix = 0, ""
+        self._gap = max(self._gap, gap)
+
+
+def _is_dropped(node: Any, tag: str) -> bool:
+    if tag in DROPPED:
+        return True
+    named = node.attributes
+    if named:
+        if named.get("role") in DROPPED_ROLES or "hidden" in named or named.get("aria-hidden") == "true":
+            return True
+        words = f"{named.get('class') or ''} {named.get('id') or ''}".lower().split()
+        if tag not in ("body", "main", "article") and not DROPPED_NAMES.isdisjoint(words):
+            return True
+    return tag in LISTS and _is_menu(node)
+
+
+def _is_menu(node: Any) -> bool:
+    links = node.css("a[href]")
+    if len(links) < MENU_LINKS:
+        return False
+    linked = sum(len("".join(link.text().split())) for link in links)
+    return linked >= MENU_SHARE * max(1, len("".join(node.text().split())))

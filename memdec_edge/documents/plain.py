@@ -1,0 +1,39 @@
+"""Text that is stored as text: UTF-8 only, lines end with a line feed. Knows nothing of other kinds of files."""
+
+from pathlib import Path
+
+from memdec_edge.errors import CorpusError, MissingFileError
+
+
+def decode_text(data: bytes, name: Path | str) -> str:
+    """Return UTF-8 text without a byte-order mark, each line end of Windows as a line feed.
+
+    Raises CorpusError, which names `name` and the first byte that is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        raise CorpusError(name, f"not UTF-8: byte 0x{byte:02x} at offset {error.start}; convert it to UTF-8") from error
+
+
+def read_text(path: Path) -> str:
+    """Return a text file whole; a pipe will do. Raises MissingFileError, and CorpusError for what cannot be read."""
+    return decode_text(read_bytes(path), path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a file or pipe. Raises MissingFileError, and CorpusError for what cannot be read."""
+    if path.is_dir():
+        raise CorpusError(path, "is a folder; give a text file")
+    if not path.exists():
+        raise MissingFileError(path, "text file")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CorpusError(path, f"cannot be read ({error.strerror or error})") from error
+
+
+def mended(text: str) -> str:
+    """Return `text` with a question mark for each half of a surrogate pair, which is no character."""
+    return text.encode("utf-8", "replace").decode("utf-8")
