@@ -8,7 +8,8 @@ from collections import Counter
 
 EDGE = 2  # lines at the top and the bottom of a page that may be a header or a footer
 REPEATED = 3  # pages: a line at their edge that stands on so many is no text
-FULL = 0.75  # of the usual length: a line so long goes on in the next one
+FULL = 0.75  # of the usual width: a line so wide goes on in the next one
+NARROW = 35  # characters: no page is set in narrower lines
 HYPHEN = "\x02"  # where PDFium has joined a word that was divided at a line's end
 _NUMBER_ALONE = re.compile(r"(?:page\s*)?[-–—|\s]*(?:\d{1,5}|[ivxlc]{1,7})[-–—|\s]*(?:(?:of|/)\s*\d+)?", re.IGNORECASE)
 _LEADERS = re.compile(r"(?:\.\s?){5,}\s*\d*$|(?:\s\.){4,}")  # of tables of contents
@@ -84,18 +85,23 @@ def _undivided(text: str) -> str:
 def _unwrapped(text: str) -> str:
     """Lines that go on in the next one joined to it."""
     lines = text.split("\n")
-    lengths = sorted(len(line) for line in lines if line)
-    usual = lengths[int(0.9 * (len(lengths) - 1))] if lengths else 0
+    widths = sorted(_width(line) for line in lines if line)
+    usual = max(NARROW, widths[int(0.9 * (len(widths) - 1))] if widths else 0)
     out: list[str] = []
-    length = 0  # of the line of the page that `out` ends with
+    width = 0  # of the line of the page that `out` ends with
     for line in lines:
-        goes_on = length >= FULL * usual or (
-            length >= FULL / 2 * usual and out[-1][-1:] not in ".:;!?" and line[:1].islower()
+        goes_on = width >= FULL * usual or (
+            width >= FULL / 2 * usual and out[-1][-1:] not in ".:;!?" and line[:1].islower()
         )
         if out and out[-1] and line and goes_on and not _BEGINS.match(line):
             wide = _WIDE.match(out[-1][-1]) and _WIDE.match(line[0])
             out[-1] += line if wide else f" {line}"
         else:
             out.append(line)
-        length = len(line)
+        width = _width(line)
     return "\n".join(out)
+
+
+def _width(line: str) -> int:
+    """Columns of a line: a character of a wide script takes two."""
+    return len(line) + len(_WIDE.findall(line))

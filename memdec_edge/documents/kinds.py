@@ -48,7 +48,7 @@ def _whole(text_of: Callable[[bytes, str], str]) -> Callable[[bytes, str], list[
 
 
 def _page(data: bytes, name: str) -> str:
-    return html_text(decode_html(data))
+    return html_text(decode_html(data), name)
 
 
 _TEXT, _HTML = Kind(_whole(decode_text), exact=True), Kind(_whole(_page))

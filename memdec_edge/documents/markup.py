@@ -1,6 +1,6 @@
 """HTML as text: headings as in Markdown, paragraphs, lists, tables, listings; without menus and other boilerplate.
 
-selectolax parses in linear time. What a page shows around its text is known by tags, roles and usual class names, and
+selectolax parses a megabyte in hundredths of a second. What a page shows around its text is known by tags, roles and usual class names, and
 a list that is almost all links is a menu. Knows nothing of files and of other kinds.
 """
 
@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from memdec_edge.documents.plain import mended
-from memdec_edge.errors import MissingExtraError
+from memdec_edge.errors import CorpusError, MissingExtraError
 
 DROPPED = frozenset(
     "head script style noscript template svg math nav footer aside form button select textarea input iframe object "
@@ -27,6 +27,11 @@ LINES = frozenset("li dt dd tr div br summary figcaption caption thead tbody tfo
 LISTS = frozenset(("ul", "ol", "dl", "table"))
 MENU_LINKS, MENU_SHARE = 4, 0.8  # a list of so many links, which are so much of its text, is a menu
 MAIN_SHARE = 0.3  # of the page's text: less is no main part
+DEEPEST = 5_000  # elements open at a time; 20,000 take two seconds to parse, 100,000 a minute
+UNCLOSED = frozenset(  # by HTML's rules
+    "area base br col embed hr img input link meta source track wbr p li dt dd tr td th thead tbody tfoot option".split()
+)
+_TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)")
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}charset=["' ]*([\w-]+)""", re.IGNORECASE)
 
 
@@ -44,18 +49,32 @@ def decode_html(data: bytes) -> str:
             return data.decode("cp1252", "replace")
 
 
-def html_text(page: str) -> str:
-    """Return the text of a page or of a part of one. Raises MissingExtraError without selectolax."""
+def html_text(page: str, name: str) -> str:
+    """Return the text of a page or of a part of one.
+
+    Raises CorpusError for one that nests too deeply, and MissingExtraError without selectolax.
+    """
     try:
         from selectolax.lexbor import LexborHTMLParser
     except ImportError as error:
         raise MissingExtraError("selectolax", "documents") from error
+    if _depth(page) > DEEPEST:
+        raise CorpusError(name, f"nests more than {DEEPEST:,} elements, as no honest page does; give its text alone")
     tree = LexborHTMLParser(mended(page))
     if tree.body is None:
         return ""
     writer = _Writer()
     writer.write(_main_part(tree.body))
     return writer.text
+
+
+def _depth(page: str) -> int:
+    """The most elements that are open at a time, about; parsing takes a time that grows with its square."""
+    depth = deepest = 0
+    for found in _TAG.finditer(page):
+        depth = max(0, depth - 1) if found[1] else depth + (found[2].lower() not in UNCLOSED)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _main_part(body: Any) -> Any:

@@ -34,7 +34,7 @@ def docx_text(data: bytes, name: str) -> str:
         raise
     except Exception as error:  # of many kinds: mammoth passes on whatever a damaged file runs into
         raise CorpusError(name, f"is no readable Word document ({_reason(error)}); save it as .docx again") from error
-    return html_text(_NO_TEXT.sub("", page))
+    return html_text(_NO_TEXT.sub("", page), name)
 
 
 def epub_text(data: bytes, name: str) -> str:
@@ -52,7 +52,7 @@ def epub_text(data: bytes, name: str) -> str:
     for item in order:
         path = posixpath.normpath(posixpath.join(folder, unquote(item.get("href", ""))))
         if "nav" not in item.get("properties", "").split() and path in files:
-            pages.append(html_text(decode_html(files[path])))
+            pages.append(html_text(decode_html(files[path]), f"{name}/{path}"))
     return "\n\n".join(page for page in pages if page)
 
 

@@ -51,7 +51,7 @@ def rows_of(kind: str, rows: list[dict[str, Any]]) -> bytes:
         ("a.csv", b"id;text\n1;half; a row\n".replace(b"half; a row", b'"half; a row"'), ["half; a row"]),
         ("a.tsv", b"id\ttext\n1\tone, two\n", ["one, two"]),
         ("a.parquet", rows_of("parquet", [{"n": 1, "text": "one"}, {"n": 2, "text": None}]), ["one"]),
-        ("a.html", html_page("<p>One<br>two</p>"), ["One two"]),
+        ("a.html", html_page("<p>One<br>two</p>"), ["One\ntwo"]),
         ("a.pdf", pdf(["A page of text."]), ["A page of text."]),
         ("a.docx", docx("Heading", "A paragraph."), ["# Heading\n\nA paragraph."]),
         ("a.epub", epub({"1": "<h1>One</h1><p>First.</p>", "2": "<p>Second.</p>"}), ["# One\n\nFirst.\n\nSecond."]),

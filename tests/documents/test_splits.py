@@ -85,6 +85,7 @@ def test_stderr_says_which_files_serve_which_split_and_which_none(
         "text: left out, hidden: .hidden.txt",
         "text: left out, .png files are not read: logo.png",
         "text: left out, other files name the splits: notes.md",
+        "text: 2 documents become train 1, valid 1",
     ]
     read_documents(tmp_path)
     assert capsys.readouterr().err.splitlines()[0] == "text: the test split, test.jsonl; not train.jsonl, train2.jsonl"

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape
 
+ESCAPED = str.maketrans({"(": r"\(", ")": r"\)"})
 W = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
 
 
@@ -21,7 +22,7 @@ def pdf(pages: Sequence[str], encrypt: str = "") -> bytes:
     kids = []
     font = "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>"
     for text in pages:
-        lines = "".join(f"({line.translate({40: '\\(', 41: '\\)'})}) Tj 0 -14 Td " for line in text.split("\n") if line)
+        lines = "".join(f"({line.translate(ESCAPED)}) Tj 0 -14 Td " for line in text.split("\n") if line)
         stream = f"BT /F1 12 Tf 72 720 Td {lines} ET"
         objects += [f"<</Length {len(stream)}>>stream\n{stream}\nendstream"]
         objects += [
