@@ -1,10 +1,10 @@
 """Token ids of long texts in bounded memory: piece by piece, the same ids as of the whole.
 
-A tokenizer takes 40 to 190 bytes of memory a byte of text, so a text is given to it in pieces of PIECE characters. A cut
-is made only where tokens end in any case: after a word and before what follows it. Whether they do is not believed but
-tried, on CONTEXT characters on both sides: the ids of the left side must begin those of both sides together. Each piece
-is then read behind the same left side, whose ids are dropped, so that what a tokenizer does at the beginning of a text
-(SentencePiece puts a blank there) does not happen at a cut.
+A tokenizer takes 40 to 190 bytes of memory a byte of text, so it gets a text in pieces of PIECE characters. A piece
+ends where a token ends in any case: after a word. A trial proves that on CONTEXT characters on both sides: the ids of
+the left side must begin the ids of both sides together. The tokenizer then reads the next piece behind the same left
+side, whose ids are dropped. So what it does at the beginning of a text happens at no cut (SentencePiece puts a blank
+there).
 
 What holds for a context holds for the text where a tokenizer looks no further than to the next gaps between words.
 Pre-tokenizers and merges do so; therefore a context has GAPS of them on each side, and a text without gaps is not cut.
@@ -81,7 +81,9 @@ def _is_gap(text: str, at: int) -> bool:
     All pre-tokenizers of GPT-2's family end a token there, for none joins words with what follows them.
     """
     after = text[at]
-    return text[at - 1].isalnum() and (after.isspace() or (unicodedata.category(after)[0] in "PS" and after not in "'’"))
+    return text[at - 1].isalnum() and (
+        after.isspace() or (unicodedata.category(after)[0] in "PS" and after not in "'’")
+    )
 
 
 def _gaps(text: str) -> int:

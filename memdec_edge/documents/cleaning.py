@@ -16,7 +16,9 @@ _LEADERS = re.compile(r"(?:\.\s?){5,}\s*\d*$|(?:\s\.){4,}")  # of tables of cont
 _DIVIDED = re.compile(r"([^\W\d_]{2,})[-\u2010\u00ad]\n([a-zß-öø-ÿ]{2,})")
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ufffe\uffff\u00ad]")
 _LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st", "\xa0": " "})
-_BEGINS = re.compile(r"[•◦▪‣∙–*>$-]\s|\(?\d{1,3}[.)]\s|\(?[a-z][.)]\s|\d+(?:\.\d+)+\.?\s+[^\W\d_]")  # an item, a heading
+_BEGINS = re.compile(
+    r"[•◦▪‣∙–*>$-]\s|\(?\d{1,3}[.)]\s|\(?[a-z][.)]\s|\d+(?:\.\d+)+\.?\s+[^\W\d_]"
+)  # an item, a heading
 _WIDE = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")  # scripts without blanks between words
 
 

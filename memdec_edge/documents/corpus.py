@@ -64,7 +64,9 @@ def split_documents(path: Path, valid: float, test: float, seed: int) -> dict[st
     """
     corpus = find_files(path)
     if corpus.named and "train" not in corpus.files:
-        raise CorpusError(path, f"it has {_names(corpus.all)} but no training text; name the files train, or rename them")
+        raise CorpusError(
+            path, f"it has {_names(corpus.all)} but no training text; name the files train, or rename them"
+        )
     named = corpus.files if corpus.named else {}
     shares = {split: share for split, share in (("valid", valid), ("test", test)) if share and split not in named}
     _say_files(corpus, list(shares))
@@ -140,7 +142,9 @@ def _say_files(corpus: Corpus, taken: Sequence[str]) -> None:
         note(f"text: {serve}" + (f"; {' and '.join(taken)} {verb} taken from train" if taken else ""))
     elif not corpus.is_one_file:
         kinds = Counter(suffix_of(file.inside) for file in corpus.all)
-        note(f"text: {len(corpus.all):,} files ({', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common())})")
+        note(
+            f"text: {len(corpus.all):,} files ({', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common())})"
+        )
     _say_left_out(corpus)
 
 

@@ -24,8 +24,8 @@ def divide(texts: Sequence[str], family: Sequence[int], shares: Mapping[str, flo
     family  a number for each text: texts with one number stay together
     shares  part -> fraction of all characters
 
-    A part takes families in random order, as near to its share as they come. Where those
-    that are small enough make less than half of it, tails of the largest family are cut off. A document is left for each part, and for training.
+    A part takes families in random order, as near to its share as they come. Where those that are small enough make
+    less than half of it, tails of the largest family are cut off. A document is left for each part, and for training.
     """
     order = np.random.default_rng(seed).permutation(len(texts))
     groups: dict[int, dict[int, str]] = defaultdict(dict)
@@ -63,7 +63,8 @@ def _size(group: Mapping[int, str]) -> int:
 
 def _families(groups: Mapping[int, Mapping[int, str]], wanted: float, left: int) -> list[int]:
     """Families that are about `wanted` characters together; `left` families at least are not taken."""
-    taken, chars = [], 0
+    taken: list[int] = []
+    chars = 0
     for number, group in groups.items():
         size = _size(group)
         if len(groups) - len(taken) > left and chars + size / 2 <= wanted:

@@ -7,6 +7,7 @@ that time and memory do not grow without end. Knows nothing of files and of spli
 
 import re
 from collections.abc import Sequence
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ SHINGLE_WORDS = 8
 FAMILY_OVERLAP = 0.3  # of the smaller document's word 8-grams: two documents with that much in common are one family
 SAMPLE = 4_000_000  # 8-grams that are looked at, of all documents together; 32 bytes each on the way
 LEAST = 16  # 8-grams of a document that are looked at however large the corpus is
+STRETCH = 1_000_000  # characters whose words are held at a time
 MOST_HOLDERS = 1000  # documents of an 8-gram that others are compared with: what more hold is everywhere
 _WORD = re.compile(  # scripts without blanks between words: each character is a word
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]"
@@ -22,6 +24,7 @@ _WORD = re.compile(  # scripts without blanks between words: each character is a
 )
 _FACTORS = np.array([pow(0x9E3779B97F4A7C15, i, 1 << 64) for i in range(1, SHINGLE_WORDS + 1)], np.uint64)
 Hashes = npt.NDArray[np.uint64]
+Indices = npt.NDArray[np.int64]
 
 
 def families(texts: Sequence[str], alike: Sequence[Sequence[str]] = ()) -> list[int]:
@@ -34,12 +37,11 @@ def families(texts: Sequence[str], alike: Sequence[Sequence[str]] = ()) -> list[
     for i, names in enumerate(alike):
         for name in names:
             joined.join(i, first.setdefault(name, i))
+    if len(texts) < 2:
+        return list(range(len(texts)))
     part = max(1, -(-sum(map(len, texts)) // (6 * SAMPLE)))  # a word and its blank are about six characters
-    numbers: dict[str, int] = {}
-    shingles = [_shingles(text, numbers, part) for text in texts]
+    shingles = [_shingles(text, part) for text in texts]
     sizes = np.array([len(each) for each in shingles])
-    if len(texts) < 2 or not sizes.any():
-        return [joined.root(i) for i in range(len(texts))]
     owner = np.repeat(np.arange(len(texts)), sizes)
     _, ids, holders = np.unique(np.concatenate(shingles), return_inverse=True, return_counts=True)
     # an inverted index: postings[starts[s]:starts[s + 1]] are the documents that hold shingle s
@@ -47,10 +49,19 @@ def families(texts: Sequence[str], alike: Sequence[Sequence[str]] = ()) -> list[
     for i, mine in enumerate(np.split(ids, np.cumsum(sizes)[:-1])):
         shared = [postings[starts[s] : starts[s] + min(holders[s], MOST_HOLDERS)] for s in mine[holders[mine] > 1]]
         if shared:
-            others, counts = np.unique(np.concatenate(shared), return_counts=True)
+            others, counts = _counted(np.concatenate(shared), len(texts))
             for j in others[counts >= FAMILY_OVERLAP * np.minimum(sizes[others], sizes[i])]:
                 joined.join(i, int(j))
     return [joined.root(i) for i in range(len(texts))]
+
+
+def _counted(indices: Indices, n: int) -> tuple[Indices, Indices]:
+    """The distinct of some indices below n, and how often each occurs: sorted where they are few, else counted."""
+    if 16 * len(indices) < n:
+        return np.unique(indices, return_counts=True)
+    counts = np.bincount(indices, minlength=n)
+    others = np.flatnonzero(counts)
+    return others, counts[others]
 
 
 class _Joined:
@@ -69,20 +80,28 @@ class _Joined:
         self._parent[max(i, j)] = min(i, j)
 
 
-def _shingles(text: str, numbers: dict[str, int], part: int) -> Hashes:
+def _shingles(text: str, part: int) -> Hashes:
     """The distinct word 8-grams of a text as hashes, one in `part` of them and LEAST at least, sorted.
 
-    A text of fewer words is one shingle. `numbers` numbers the words of all texts: hashes are the same in every process.
+    A text of fewer words is one shingle. Every process computes the same hashes.
     """
-    words = np.array([numbers.setdefault(found, len(numbers) + 1) for found in _WORD.findall(text.lower())], np.uint64)
+    bound = np.uint64((1 << 64) // part) if part > 1 else np.uint64((1 << 64) - 1)
+    found = np.empty(0, np.uint64)
+    for start in range(0, max(1, len(text)), STRETCH):
+        some = _hashes(text[start : start + STRETCH])
+        found = np.union1d(found, some if part == 1 else some[: max(LEAST, int(np.searchsorted(some, bound)))])
+    return found[: max(LEAST, int(np.searchsorted(found, bound, side="right")))]
+
+
+def _hashes(text: str) -> Hashes:
+    """The distinct word 8-grams of a text as hashes, sorted."""
+    words = np.fromiter(
+        (crc32(found[0].encode("utf-8", "replace")) for found in _WORD.finditer(text.lower())), np.uint64
+    )
     last = max(1, len(words) - SHINGLE_WORDS + 1)
     found = np.zeros(last, np.uint64)
     for i, factor in enumerate(_FACTORS[: len(words)]):
-        found += words[i : i + last] * factor
+        found += (words[i : i + last] + np.uint64(1)) * factor
     found ^= found >> np.uint64(31)  # the low digits of a sum of products follow those of the words
     found *= _FACTORS[0]
-    found = np.unique(found ^ (found >> np.uint64(29)))
-    if part == 1 or len(found) <= LEAST:
-        return found
-    chosen = found[found < np.uint64((1 << 64) // part)]
-    return chosen if len(chosen) >= LEAST else found[:LEAST]
+    return np.unique(found ^ (found >> np.uint64(29)))

@@ -16,11 +16,12 @@ from memdec_edge.documents.rows import csv_rows, json_rows, jsonl_rows, parquet_
 from memdec_edge.errors import CorpusError
 
 PROSE = (".txt", ".text", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex")
-CODE = tuple(
-    ".py .pyi .c .h .cc .cpp .cxx .hpp .cu .rs .go .java .kt .scala .cs .js .jsx .mjs .ts .tsx .vue .rb .php .pl .pm "
-    ".lua .r .jl .swift .m .mm .sh .bash .zsh .ps1 .sql .hs .ml .fs .el .lisp .clj .ex .exs .erl .f90 .f95 .dart .nim "
-    ".zig .v .sv .vhd .asm .proto".split()
-)
+CODE = (
+    ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".cxx", ".hpp", ".cu", ".rs", ".go", ".java", ".kt", ".scala", ".cs",
+    ".js", ".jsx", ".mjs", ".ts", ".tsx", ".vue", ".rb", ".php", ".pl", ".pm", ".lua", ".r", ".jl", ".swift", ".m",
+    ".mm", ".sh", ".bash", ".zsh", ".ps1", ".sql", ".hs", ".ml", ".fs", ".el", ".lisp", ".clj", ".ex", ".exs",
+    ".erl", ".f90", ".f95", ".dart", ".nim", ".zig", ".v", ".sv", ".vhd", ".asm", ".proto",
+)  # fmt: skip
 OTHER_WAYS = {  # suffixes that people give, and what makes text of them
     ".doc": "save it as .docx", ".odt": "save it as .docx", ".rtf": "save it as .docx", ".pages": "save it as .docx",
     ".mobi": "convert it to .epub", ".azw3": "convert it to .epub", ".djvu": "convert it to .pdf",
@@ -44,7 +45,7 @@ class Kind:
 
 def _whole(text_of: Callable[[bytes, str], str]) -> Callable[[bytes, str], list[str]]:
     """A reader of files that are one document each."""
-    return lambda data, name: [mended(text) for text in [text_of(data, name)] if text and not text.isspace()]
+    return lambda data, name: [text for text in [text_of(data, name)] if text and not text.isspace()]
 
 
 def _page(data: bytes, name: str) -> str:
@@ -67,7 +68,9 @@ KINDS: dict[str, Kind] = {
     ".docx": Kind(_whole(docx_text)),
     ".epub": Kind(_whole(epub_text)),
 }
-KNOWN = ".txt .md .rst .html .pdf .docx .epub .json .jsonl .csv .parquet .zip, source code such as .py, and .gz of these"
+KNOWN = (
+    ".txt .md .rst .html .pdf .docx .epub .json .jsonl .csv .parquet .zip, source code such as .py, and .gz of these"
+)
 
 
 def suffix_of(name: str | PurePath) -> str:
@@ -91,4 +94,4 @@ def read_file(file: File) -> list[str]:
     kind = KINDS.get(suffix) if suffix else _TEXT
     if kind is None:
         raise CorpusError(file.name, f"{suffix} files are not read; {OTHER_WAYS.get(suffix, f'give {KNOWN}')}")
-    return kind.read(file.read(), file.name)
+    return [text if kind is _TEXT else mended(text) for text in kind.read(file.read(), file.name)]

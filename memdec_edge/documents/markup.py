@@ -1,7 +1,7 @@
 """HTML as text: headings as in Markdown, paragraphs, lists, tables, listings; without menus and other boilerplate.
 
-selectolax parses a megabyte in hundredths of a second. What a page shows around its text is known by tags, roles and usual class names, and
-a list that is almost all links is a menu. Knows nothing of files and of other kinds.
+selectolax parses a megabyte in hundredths of a second. What a page shows around its text is known by tags, roles and
+usual class names, and a list that is almost all links is a menu. Knows nothing of files and of other kinds.
 """
 
 import re
@@ -10,33 +10,41 @@ from typing import Any
 from memdec_edge.documents.plain import mended
 from memdec_edge.errors import CorpusError, MissingExtraError
 
-DROPPED = frozenset(
-    "head script style noscript template svg math nav footer aside form button select textarea input iframe object "
-    "embed audio video canvas dialog map".split()
-)
-DROPPED_ROLES = frozenset("navigation banner contentinfo search complementary menu menubar".split())
-DROPPED_NAMES = frozenset(  # of classes and ids
-    "nav navbar navigation navheader navfooter sidebar sphinxsidebar menu breadcrumb breadcrumbs footer site-footer "
-    "site-header cookie cookies cookie-banner toc tableofcontents table-of-contents related headerlink pagination "
-    "skip-link skip-to-content advert advertisement ads share social newsletter".split()
-)
-PARAGRAPHS = frozenset(
-    "p h1 h2 h3 h4 h5 h6 pre blockquote ul ol dl table figure section article main body html hr address details".split()
-)
-LINES = frozenset("li dt dd tr div br summary figcaption caption thead tbody tfoot header center option".split())
-LISTS = frozenset(("ul", "ol", "dl", "table"))
+DROPPED = {
+    "head", "script", "style", "noscript", "template", "svg", "math", "nav", "footer", "aside", "form", "button",
+    "select", "textarea", "input", "iframe", "object", "embed", "audio", "video", "canvas", "dialog", "map",
+}  # fmt: skip
+DROPPED_ROLES = {
+    "navigation", "banner", "contentinfo", "search", "complementary", "menu", "menubar",
+}  # fmt: skip
+DROPPED_NAMES = {  # of classes and ids
+    "nav", "navbar", "navigation", "navheader", "navfooter", "sidebar", "sphinxsidebar", "menu", "breadcrumb",
+    "breadcrumbs", "footer", "site-footer", "site-header", "cookie", "cookies", "cookie-banner", "toc",
+    "tableofcontents", "table-of-contents", "related", "headerlink", "pagination", "skip-link", "skip-to-content",
+    "advert", "advertisement", "ads", "share", "social", "newsletter",
+}  # fmt: skip
+PARAGRAPHS = {
+    "p", "h1", "h2", "h3", "h4", "h5", "h6", "pre", "blockquote", "ul", "ol", "dl", "table", "figure", "section",
+    "article", "main", "body", "html", "hr", "address", "details",
+}  # fmt: skip
+LINES = {
+    "li", "dt", "dd", "tr", "div", "br", "summary", "figcaption", "caption", "thead", "tbody", "tfoot", "header",
+    "center", "option",
+}  # fmt: skip
+LISTS = {"ul", "ol", "dl", "table"}
 MENU_LINKS, MENU_SHARE = 4, 0.8  # a list of so many links, which are so much of its text, is a menu
 MAIN_SHARE = 0.3  # of the page's text: less is no main part
 DEEPEST = 5_000  # elements open at a time; 20,000 take two seconds to parse, 100,000 a minute
-UNCLOSED = frozenset(  # by HTML's rules
-    "area base br col embed hr img input link meta source track wbr p li dt dd tr td th thead tbody tfoot option".split()
-)
+UNCLOSED = {  # by HTML's rules
+    "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr", "p", "li",
+    "dt", "dd", "tr", "td", "th", "thead", "tbody", "tfoot", "option",
+}  # fmt: skip
 _TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)")
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}charset=["' ]*([\w-]+)""", re.IGNORECASE)
 
 
 def decode_html(data: bytes) -> str:
-    """Return a page as text: UTF-8 where it is that, else the encoding that it names, else Windows-1252 as browsers do."""
+    """Return a page as text: UTF-8 where it is that, else in the encoding that it names, else in Windows-1252."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data.decode("utf-16", "replace")
     try:

@@ -5,8 +5,10 @@ from pathlib import Path
 from memdec_edge.errors import CorpusError, MissingFileError
 
 
-def decode_text(data: bytes, name: Path | str) -> str:
+def decode_text(data: bytes, name: Path | str, begin: int = 0) -> str:
     """Return UTF-8 text without a byte-order mark, each line end of Windows as a line feed.
+
+    begin: where `data` stands in the file
 
     Raises CorpusError, which names `name` and the first byte that is not UTF-8.
     """
@@ -14,7 +16,8 @@ def decode_text(data: bytes, name: Path | str) -> str:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         byte = data[error.start]
-        raise CorpusError(name, f"not UTF-8: byte 0x{byte:02x} at offset {error.start}; convert it to UTF-8") from error
+        where = f"byte 0x{byte:02x} at offset {begin + error.start}"
+        raise CorpusError(name, f"not UTF-8: {where}; convert it to UTF-8") from error
 
 
 def read_text(path: Path) -> str:

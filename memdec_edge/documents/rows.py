@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from memdec_edge.documents.plain import decode_text, mended
+from memdec_edge.documents.plain import decode_text
 from memdec_edge.errors import CorpusError, MissingExtraError
 
 TEXT_NAMES = ("text", "content")
@@ -87,11 +87,11 @@ def _text_of(value: Any) -> str | None:
 def jsonl_rows(data: bytes, name: str) -> list[str]:
     """Documents of JSON Lines. Raises CorpusError for a line that is no row with text."""
     texts: list[str] = []
-    start, number, text = 0, 0, decode_text(data, name)
-    while start < len(text):  # line by line: split() would hold the text twice
-        end = text.find("\n", start)
-        line, start = (text[start:], len(text)) if end < 0 else (text[start:end], end + 1)
-        number += 1
+    start = number = 0
+    while start < len(data):  # line by line: the whole text beside the documents would double the memory
+        end = data.find(b"\n", start) + 1 or len(data)
+        line, number = decode_text(data[start:end], name, start), number + 1
+        start = end
         if line.strip():
             try:
                 row = json.loads(line)
@@ -110,7 +110,9 @@ def json_rows(data: bytes, name: str) -> list[str]:
         found = json.loads(decode_text(data, name))
     except (ValueError, RecursionError) as error:
         reason = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise CorpusError(name, f"is no JSON ({reason}); mend it, or name it .jsonl if each line is an object") from error
+        raise CorpusError(
+            name, f"is no JSON ({reason}); mend it, or name it .jsonl if each line is an object"
+        ) from error
     if isinstance(found, dict) and row_text(found) is None:
         lists = [value for value in found.values() if isinstance(value, list)]
         found = found["data"] if isinstance(found.get("data"), list) else lists[0] if len(lists) == 1 else found
@@ -166,4 +168,4 @@ def _texts(rows: Iterable[Any], name: str, kind: str) -> Iterator[str]:
 
 
 def _kept(texts: Iterable[str]) -> list[str]:
-    return [mended(text) for text in texts if text and not text.isspace()]
+    return [text for text in texts if text and not text.isspace()]

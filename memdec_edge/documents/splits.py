@@ -1,8 +1,8 @@
 """Which files of a corpus serve which split, by their names. Knows nothing of what is in them.
 
 Names are those of Hugging Face: train, validation, test and their kin, with a number (train2, train-00000-of-00004) or
-after the name of a data set (law_train.jsonl beside law_test.jsonl); in the folder, in its `data`, or as folders. Tables
-of rows and .txt files name splits; a train.py is a program.
+after the name of a data set (law_train.jsonl beside law_test.jsonl). They count in the folder, in its `data`, or as
+names of folders. Tables of rows and .txt files name splits; a train.py is a program.
 """
 
 import json
@@ -73,7 +73,9 @@ def find_files(path: Path) -> Corpus:
         if kind_of(file):
             known.append(file)
         else:
-            left_out[file.name] = f"{suffix_of(file.inside)} files are not read" if suffix_of(file.inside) else "no suffix"
+            left_out[file.name] = (
+                f"{suffix_of(file.inside)} files are not read" if suffix_of(file.inside) else "no suffix"
+            )
     if not known:
         raise CorpusError(path, NO_TEXT + _what_there_is(left_out))
     splits = _named(path, known)

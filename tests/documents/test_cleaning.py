@@ -18,7 +18,9 @@ def test_headers_footers_and_page_numbers_are_left_out() -> None:
 
 
 def test_a_running_title_with_the_number_of_its_page_is_left_out() -> None:
-    pages = [f"{i + 11} Chapter {name}\nFirst {name}.\nLater {name}.\nLast {name}." for i, name in enumerate("abcdefgh")]
+    pages = [
+        f"{i + 11} Chapter {name}\nFirst {name}.\nLater {name}.\nLast {name}." for i, name in enumerate("abcdefgh")
+    ]
     text = clean_pages(pages)
     assert "Chapter" not in text
     assert all(f"{word} {name}." in text for name in "abcdefgh" for word in ("First", "Later", "Last"))
@@ -56,6 +58,6 @@ def test_a_paragraph_becomes_one_line_and_short_lines_stay() -> None:
 
 
 def test_lines_of_japanese_are_joined_without_a_blank() -> None:
-    assert clean_pages(["吾輩は猫である。名前はまだ無い。どこで生れ\nたかとんと見当がつかぬ。何でも薄暗いじめじ\nめした所で。"]) == (
-        "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。何でも薄暗いじめじめした所で。"
-    )
+    assert clean_pages(
+        ["吾輩は猫である。名前はまだ無い。どこで生れ\nたかとんと見当がつかぬ。何でも薄暗いじめじ\nめした所で。"]
+    ) == ("吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。何でも薄暗いじめじめした所で。")

@@ -21,8 +21,7 @@ def write_jsonl(path: Path, texts: list[str]) -> Path:
 
 def texts_of(path: Path, valid: float, test: float, seed: int = 0) -> dict[str, list[str]]:
     return {
-        split: [document.text for document in some]
-        for split, some in split_documents(path, valid, test, seed).items()
+        split: [document.text for document in some] for split, some in split_documents(path, valid, test, seed).items()
     }
 
 
@@ -71,7 +70,13 @@ def test_a_single_document_gives_its_tail_to_the_other_splits(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "text",
-    ["日本語の文章は空白なしで書かれる。" * 4000, "x " * 20 + "漢" * 70_000, "ไทย" * 20_000, "word " * 15_000, "a" * 60_000],
+    [
+        "日本語の文章は空白なしで書かれる。" * 4000,
+        "x " * 20 + "漢" * 70_000,
+        "ไทย" * 20_000,
+        "word " * 15_000,
+        "a" * 60_000,
+    ],
     ids=["Japanese", "blanks only at the beginning", "Thai", "English", "one run"],
 )
 def test_a_single_document_of_any_script_is_divided_about_90_5_5(text: str) -> None:

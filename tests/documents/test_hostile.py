@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from memdec_edge.documents import find_files, read_documents
 from memdec_edge.documents import files as documents_files
+from memdec_edge.documents import find_files, read_documents
 from memdec_edge.errors import CorpusError
-from tests.support.documents import W, docx, epub, html_page, pdf, zipped
 from tests.documents.test_kinds import rows_of
+from tests.support.documents import W, docx, epub, html_page, pdf, zipped
 
-PASSWORD = "/Encrypt<</Filter/Standard/V 1/R 2/Length 40/P -44/O<%s>/U<%s>>>/ID[<00><00>]" % ("11" * 32, "22" * 32)
+PASSWORD = f"/Encrypt<</Filter/Standard/V 1/R 2/Length 40/P -44/O<{'11' * 32}>/U<{'22' * 32}>>>/ID[<00><00>]"
 LAUGHS = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10 if i else "ha"}">' for i in range(12))
 BOMB = gzip.compress(b"\0" * (20 << 20))
 DAMAGED: dict[str, tuple[Callable[[], bytes], str]] = {

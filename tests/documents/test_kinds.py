@@ -47,7 +47,7 @@ def rows_of(kind: str, rows: list[dict[str, Any]]) -> bytes:
         ("a.json", json.dumps({"version": 1, "rows": ["one", "two"]}).encode(), ["one", "two"]),
         ("a.jsonl.gz", gzip.compress(b'{"text": "packed"}\n'), ["packed"]),
         ("a.txt.gz", gzip.compress(b"packed"), ["packed"]),
-        ("a.csv", "Text,n\n\"two\nlines, one row\",1\nzwölf,2\n".encode(), ["two\nlines, one row", "zwölf"]),
+        ("a.csv", 'Text,n\n"two\nlines, one row",1\nzwölf,2\n'.encode(), ["two\nlines, one row", "zwölf"]),
         ("a.csv", b"id;text\n1;half; a row\n".replace(b"half; a row", b'"half; a row"'), ["half; a row"]),
         ("a.tsv", b"id\ttext\n1\tone, two\n", ["one, two"]),
         ("a.parquet", rows_of("parquet", [{"n": 1, "text": "one"}, {"n": 2, "text": None}]), ["one"]),
@@ -136,7 +136,8 @@ def test_members_of_a_zip_are_read_as_in_a_folder(tmp_path: Path, capsys: pytest
     ("name", "module", "make"),
     [
         ("a.pdf", "pypdfium2", lambda: pdf(["text"])), ("a.html", "selectolax", lambda: html_page("<p>text</p>")),
-        ("a.docx", "mammoth", lambda: docx("", "text")), ("a.parquet", "pyarrow", lambda: rows_of("parquet", [{"text": "a"}])),
+        ("a.docx", "mammoth", lambda: docx("", "text")),
+        ("a.parquet", "pyarrow", lambda: rows_of("parquet", [{"text": "a"}])),
     ],
 )  # fmt: skip
 def test_a_missing_library_names_the_extra(
@@ -146,7 +147,7 @@ def test_a_missing_library_names_the_extra(
     (tmp_path / "b.txt").write_text("text that alone would do")
     for loaded in [each for each in sys.modules if each.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, loaded)
-    monkeypatch.setitem(sys.modules, module, None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"{module} is not installed; pip install 'memdec-edge\[documents\]'"):
         read_documents(tmp_path)
 

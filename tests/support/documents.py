@@ -67,7 +67,8 @@ def docx(heading: str, *paragraphs: str, document: str = "") -> bytes:
             "word/_rels/document.xml.rels": f'<Relationships xmlns="{relations}"><Relationship Id="1" '
             f'Type="{office}/styles" Target="styles.xml"/></Relationships>',
             "word/styles.xml": f"<w:styles {W}>{style}</w:styles>",
-            "word/document.xml": document or f"<w:document {W}><w:body>{head if heading else ''}{body}</w:body></w:document>",
+            "word/document.xml": document
+            or f"<w:document {W}><w:body>{head if heading else ''}{body}</w:body></w:document>",
         }
     )
 
