@@ -32,6 +32,8 @@ LINES = {
     "center", "option",
 }  # fmt: skip
 LISTS = {"ul", "ol", "dl", "table"}
+LISTS_DEEP = 8  # lists in lists that are looked at: each look takes the time of all that is in it
+TITLED = {"section", "h1", "h2", "h3", "h4", "h5", "h6", "a", "span", "dt"}
 MENU_LINKS, MENU_SHARE = 4, 0.8  # a list of so many links, which are so much of its text, is a menu
 MAIN_SHARE = 0.3  # of the page's text: less is no main part
 DEEPEST = 5_000  # elements open at a time; 20,000 take two seconds to parse, 100,000 a minute
@@ -103,6 +105,7 @@ class _Writer:
         self._gap = 0  # line feeds before the next block
         self._listing = 0  # depth of <pre>
         self._prefix = ""
+        self._lists = 0  # open ones
 
     @property
     def text(self) -> str:
@@ -117,7 +120,7 @@ class _Writer:
                 self._line.append(node.text_content or "")
             elif leaving:
                 self._leave(tag)
-            elif tag[0] not in "-_!" and not _is_dropped(node, tag):
+            elif tag[0] not in "-_!" and not _is_dropped(node, tag) and not self._is_menu(node, tag):
                 self._enter(tag)
                 stack.append((node, True))
                 children = []
@@ -128,6 +131,7 @@ class _Writer:
                 stack += reversed(children)
 
     def _enter(self, tag: str) -> None:
+        self._lists += tag in LISTS
         if tag == "pre":
             self._break(2)
             self._listing += 1
@@ -141,11 +145,19 @@ class _Writer:
     def _leave(self, tag: str) -> None:
         if tag in ("td", "th"):
             self._line.append(" | ")
+        self._lists -= tag in LISTS
         if tag == "pre":
             self._break(2)
             self._listing = max(0, self._listing - 1)
         elif tag in PARAGRAPHS or tag in LINES:
             self._break(2 if tag in PARAGRAPHS else 1)
+
+    def _is_menu(self, node: Any, tag: str) -> bool:
+        """Whether a list is almost all links."""
+        if tag not in LISTS or self._lists >= LISTS_DEEP or len(links := node.css("a[href]")) < MENU_LINKS:
+            return False
+        linked = sum(len("".join(link.text().split())) for link in links)
+        return linked >= MENU_SHARE * max(1, len("".join(node.text().split())))
 
     def _break(self, gap: int) -> None:
         """End a block, and have at least `gap` line feeds before the next one."""
@@ -164,15 +176,8 @@ def _is_dropped(node: Any, tag: str) -> bool:
     if named:
         if named.get("role") in DROPPED_ROLES or "hidden" in named or named.get("aria-hidden") == "true":
             return True
-        words = f"{named.get('class') or ''} {named.get('id') or ''}".lower().split()
-        if tag not in ("body", "main", "article") and not DROPPED_NAMES.isdisjoint(words):
-            return True
-    return tag in LISTS and _is_menu(node)
-
-
-def _is_menu(node: Any) -> bool:
-    links = node.css("a[href]")
-    if len(links) < MENU_LINKS:
-        return False
-    linked = sum(len("".join(link.text().split())) for link in links)
-    return linked >= MENU_SHARE * max(1, len("".join(node.text().split())))
+        words = (named.get("class") or "").lower().split()
+        if tag not in TITLED and "section" not in words:  # the id of a section is its title: "Menu", "Share"
+            words.append((named.get("id") or "").lower())
+        return tag not in ("body", "main", "article") and not DROPPED_NAMES.isdisjoint(words)
+    return False

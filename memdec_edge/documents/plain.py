@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from memdec_edge.errors import CorpusError, MissingFileError
+from memdec_edge.errors import CorpusError, MemoryLimitError, MissingFileError
 
 
 def decode_text(data: bytes, name: Path | str, begin: int = 0) -> str:
@@ -26,13 +26,18 @@ def read_text(path: Path) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the bytes of a file or pipe. Raises MissingFileError, and CorpusError for what cannot be read."""
+    """Return the bytes of a file or pipe.
+
+    Raises MissingFileError, CorpusError for what cannot be read, and MemoryLimitError for what is too large.
+    """
     if path.is_dir():
         raise CorpusError(path, "is a folder; give a text file")
     if not path.exists():
         raise MissingFileError(path, "text file")
     try:
         return path.read_bytes()
+    except MemoryError as error:
+        raise MemoryLimitError(f"reading {path}, {path.stat().st_size:,} bytes", "divide the file") from error
     except OSError as error:
         raise CorpusError(path, f"cannot be read ({error.strerror or error})") from error
 

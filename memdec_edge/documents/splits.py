@@ -8,8 +8,8 @@ names of folders. Tables of rows and .txt files name splits; a train.py is a pro
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath, PurePosixPath
 
 from memdec_edge.documents.files import File, members, walk
@@ -59,13 +59,15 @@ def find_files(path: Path) -> Corpus:
     left_out: dict[str, str] = {}
     if path.is_dir():
         if is_result(path):
+            if (kept := path / Path(HELD_OUT).name).is_file():
+                return Corpus(path, {"test": [File(kept, PurePosixPath(kept.name))]}, True)
             held_out = f", such as {path / HELD_OUT}" if (path / HELD_OUT).is_file() else ""
             raise CorpusError(path, f"holds what training made, not documents; give text{held_out}")
         files = _without_results(walk(path, left_out), path, left_out)
     elif not path.exists():
         raise MissingFileError(path, "text file or folder")
     elif path.suffix.lower() == ".zip":
-        files = members(path, left_out)
+        files = _unfolded(members(path, left_out))
     else:
         return Corpus(path, {"train": [File(path, PurePosixPath(path.name))]})
     known = []
@@ -80,7 +82,9 @@ def find_files(path: Path) -> Corpus:
         raise CorpusError(path, NO_TEXT + _what_there_is(left_out))
     splits = _named(path, known)
     if not splits:
-        return Corpus(path, {"train": known}, left_out=left_out)
+        held_out = set(_held_out_below(known))
+        left_out |= {file.name: "the name of a test or validation file, beside a training file" for file in held_out}
+        return Corpus(path, {"train": [file for file in known if file not in held_out]}, left_out=left_out)
     chosen = {file for each in splits.values() for file in each}
     left_out |= {file.name: "other files name the splits" for file in known if file not in chosen}
     return Corpus(path, splits, True, left_out)
@@ -106,6 +110,26 @@ def _named(path: Path, files: list[File]) -> dict[str, list[File]]:
     return _ordered(inside) if "train" in inside and len(inside) > 1 else {}
 
 
+def _held_out_below(files: list[File]) -> Iterator[File]:
+    """Files in deeper folders that name a held-out split beside a training file: no training text, whatever else is."""
+    folders = defaultdict(list)
+    for file in files:
+        if _may_name(file) and (found := split_of(file.inside.name)):
+            folders[file.inside.parent, found[0]].append((found[1], file))
+    for some in folders.values():
+        if any(split == "train" for split, _ in some):
+            yield from (file for split, file in some if split != "train")
+
+
+def _unfolded(files: list[File]) -> list[File]:
+    """The members of a zip as they stand below the one folder that holds them all, if one does."""
+    while files and all(len(file.inside.parts) > 1 for file in files):
+        if len({file.inside.parts[0] for file in files}) > 1:
+            break
+        files = [replace(file, inside=PurePosixPath(*file.inside.parts[1:])) for file in files]
+    return files
+
+
 def _may_name(file: File) -> bool:
     return KINDS[suffix_of(file.inside)].rows or suffix_of(file.inside) == ".txt"
 
@@ -126,11 +150,11 @@ def _by_name(path: Path, here: Iterable[File], files: list[File]) -> dict[str, l
         alone = len(splits) == 1 and not any(kind.rows for file in splits["train"] if (kind := kind_of(file)))
         return {} if alone else _ordered(splits)
     names = ", ".join(file.inside.name for some in splits.values() for file in some)
-    others = [file for file in files if file not in [one for some in splits.values() for one in some]]
+    others = set(files).difference(*splits.values())
     held_out = [file for file in splits["test"] if KINDS[suffix_of(file.inside)].rows]
     if held_out and "valid" not in splits:
         return {"test": held_out}  # what a cache folder holds
-    if len(others) == 0 and "valid" not in splits:
+    if not others and "valid" not in splits:
         return _ordered(splits)
     raise CorpusError(path, f"{names}: the name of a split, but no file is named train; rename it, or the others")
 

@@ -95,7 +95,7 @@ def test_a_zip_that_lies_about_its_size_gives_no_more_than_it_claims(tmp_path: P
 
 def test_a_zip_whose_names_lead_out_of_it_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.zip").write_bytes(archive_with(("../../evil.txt", b"evil"), ("/tmp/evil.txt", b"evil too")))
+    (tmp_path / "in" / "a.zip").write_bytes(archive_with(("../../evil.txt", b"evil"), ("/evil.txt", b"evil too")))
     assert sorted(read_documents(tmp_path / "in" / "a.zip")) == ["evil too"]
     assert [path.name for path in tmp_path.rglob("*")] == ["in", "a.zip"]
 

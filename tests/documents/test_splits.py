@@ -56,6 +56,7 @@ def test_names_of_splits_are_those_of_data_sets(name: str, split: tuple[str, str
         (["train.txt", "plane.txt"], {"train": ["plane.txt", "train.txt"]}),
         (["blood-test.jsonl", "heart.jsonl"], {"train": ["blood-test.jsonl", "heart.jsonl"]}),
         (["test.jsonl", "notes.md"], {"test": ["test.jsonl"]}),
+        (["a.md", "deep/train.csv", "deep/test.csv"], {"train": ["a.md", "deep/train.csv"]}),
     ],
 )  # fmt: skip
 def test_files_serve_the_split_of_their_name(tmp_path: Path, names: list[str], expected: dict[str, list[str]]) -> None:
@@ -74,7 +75,7 @@ def test_a_zip_names_splits_as_a_folder_does(tmp_path: Path) -> None:
     make(tmp_path / "made", "train.jsonl", "test.jsonl", "notes.md")
     with zipfile.ZipFile(tmp_path / "corpus.zip", "w") as archive:
         for path in (tmp_path / "made").iterdir():
-            archive.write(path, path.name)
+            archive.write(path, f"corpus/{path.name}")  # as a folder is usually zipped
     assert found(tmp_path / "corpus.zip") == {"train": ["train.jsonl"], "test": ["test.jsonl"]}
     assert read_documents(tmp_path / "corpus.zip") == ["test.jsonl"]
 
