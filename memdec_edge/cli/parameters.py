@@ -8,7 +8,6 @@ import typer
 
 from memdec_edge.cli.flags import of
 from memdec_edge.errors import OptionError
-from memdec_edge.files import refuse_existing
 from memdec_edge.options import CacheOptions, MemoryOptions
 from memdec_edge.options.fields import check_text
 
@@ -44,14 +43,13 @@ def memory_options(memories: list[Path] | None, scaled: list[str] | None) -> lis
 def shows_text(file: Path | None, options: CacheOptions) -> bool:
     """Write the documents of a corpus as training reads them, where a file was given for that; return whether it was.
 
-    Raises as split_documents() and show_text() do.
+    Raises as show_text() does.
     """
     if file is None:
         return False
-    from memdec_edge.documents import show_text, split_documents
+    from memdec_edge.documents import show_text
 
-    refuse_existing(file)
-    show_text(file, split_documents(options.corpus, options.valid_fraction, options.test_fraction, options.seed))
+    show_text(options.corpus, options.valid_fraction, options.test_fraction, options.seed, file)
     print(f"text {file}")
     return True
 

@@ -13,8 +13,8 @@ from memdec_edge.documents.duplicates import families
 from memdec_edge.documents.files import File
 from memdec_edge.documents.kinds import kind_of, read_file, suffix_of
 from memdec_edge.documents.splits import NO_TEXT, SPLITS, Corpus, find_files
-from memdec_edge.errors import CorpusError
-from memdec_edge.files import atomic_path, refuse_existing
+from memdec_edge.errors import CorpusError, ExistingOutputError
+from memdec_edge.files import atomic_path
 from memdec_edge.notes import note, printable, warn
 
 SHOWN = 5  # names of files in a line
@@ -87,13 +87,16 @@ def split_documents(path: Path, valid: float, test: float, seed: int) -> dict[st
     return {split: taken[split] if split in taken else shuffled(read[split], seed) for split in SPLITS}
 
 
-def show_text(path: Path, splits: dict[str, list[Document]]) -> None:
-    """Write documents for a person to look at: each under a line with its split, its file and its length.
+def show_text(path: Path, valid: float, test: float, seed: int, out: Path) -> None:
+    """Write what split_documents() returns, for a person to look at, to the file `out`.
 
-    Raises ExistingOutputError for a file that exists, and OutputError.
+    Each document stands below a line with its split, its file and its length. Raises as split_documents() does,
+    ExistingOutputError for a file that exists, and OutputError.
     """
-    refuse_existing(path)
-    with atomic_path(path) as part, part.open("w", encoding="utf-8") as file:
+    if out.exists():
+        raise ExistingOutputError(out)
+    splits = split_documents(path, valid, test, seed)
+    with atomic_path(out) as part, part.open("w", encoding="utf-8") as file:
         for split, documents in splits.items():
             for document in documents:
                 title = printable(f"{split}: {document.source} ({len(document.text):,} characters)")

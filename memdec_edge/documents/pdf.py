@@ -36,6 +36,6 @@ def pdf_text(data: bytes, name: str) -> str:
     finally:
         document.close()
     if not any(page.strip() for page in pages):
-        what = f"{unread} of its pages are damaged" if unread else f"its {len(pages)} pages are pictures without text"
+        what = f"{unread} of its pages are damaged" if unread else f"its pages ({len(pages)}) are pictures without text"
         raise CorpusError(name, f"{what}; {SCANNED}")
     return clean_pages(pages)

@@ -20,7 +20,7 @@ PASSWORD = f"/Encrypt<</Filter/Standard/V 1/R 2/Length 40/P -44/O<{'11' * 32}>/U
 LAUGHS = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10 if i else "ha"}">' for i in range(12))
 BOMB = gzip.compress(b"\0" * (20 << 20))
 DAMAGED: dict[str, tuple[Callable[[], bytes], str]] = {
-    "scan.pdf": (lambda: pdf(["", ""]), r"its 2 pages are pictures without text; use OCR first, such as ocrmypdf"),
+    "scan.pdf": (lambda: pdf(["", ""]), r"its pages \(2\) are pictures without text; use OCR first, such as ocrmypdf"),
     "locked.pdf": (lambda: pdf(["text"], PASSWORD), "is encrypted; remove its password first"),
     "torn.pdf": (lambda: pdf(["text"])[:200], "is no readable PDF"),
     "empty.pdf": (lambda: b"", "is no readable PDF"),
