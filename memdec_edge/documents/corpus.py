@@ -83,7 +83,8 @@ def split_documents(path: Path, valid: float, test: float, seed: int) -> dict[st
     if alike := sum(count for count in Counter(family).values() if count > 1):
         note(f"text: {alike:,} of {len(train):,} documents are like others, exactly or nearly; these stay together")
     counts = ", ".join(f"{split} {len(some):,}" for split, some in taken.items())
-    note(f"text: {len(train):,} documents become {counts}")
+    many = f"{len(train):,} documents become {counts}"
+    note(f"text: {many}" if len(train) > 1 else f"text: one document, cut into {', '.join(taken)}")
     return {split: taken[split] if split in taken else shuffled(read[split], seed) for split in SPLITS}
 
 

@@ -5,7 +5,9 @@ Knows nothing of what a page's text is cleaned of.
 
 from memdec_edge.documents.cleaning import clean_pages
 from memdec_edge.errors import CorpusError, MissingExtraError
+from memdec_edge.notes import warn
 
+EMPTY = 0.2  # of the pages: more of them without text are worth a warning
 SCANNED = "use OCR first, such as ocrmypdf"
 
 
@@ -31,11 +33,16 @@ def pdf_text(data: bytes, name: str) -> str:
                 pages.append(text.get_text_bounded())
                 text.close()
                 page.close()
-            except pypdfium2.PdfiumError:
+            except (pypdfium2.PdfiumError, ValueError):
                 unread += 1
     finally:
         document.close()
     if not any(page.strip() for page in pages):
         what = f"{unread} of its pages are damaged" if unread else f"its pages ({len(pages)}) are pictures without text"
         raise CorpusError(name, f"{what}; {SCANNED}")
+    if unread:
+        warn([f"{name}: {unread} of {unread + len(pages)} pages are damaged, and left out"])
+    empty = sum(not page.strip() for page in pages)
+    if empty > EMPTY * len(pages):
+        warn([f"{name}: {empty} of {len(pages)} pages have no text; if they are pictures, {SCANNED}"])
     return clean_pages(pages)

@@ -82,9 +82,9 @@ def find_files(path: Path) -> Corpus:
         raise CorpusError(path, NO_TEXT + _what_there_is(left_out))
     splits = _named(path, known)
     if not splits:
-        held_out = set(_held_out_below(known))
-        left_out |= {file.name: "the name of a test or validation file, beside a training file" for file in held_out}
-        return Corpus(path, {"train": [file for file in known if file not in held_out]}, left_out=left_out)
+        others = set(_held_out_below(known))
+        left_out |= {file.name: "the name of a test or validation file, beside a training file" for file in others}
+        return Corpus(path, {"train": [file for file in known if file not in others]}, left_out=left_out)
     chosen = {file for each in splits.values() for file in each}
     left_out |= {file.name: "other files name the splits" for file in known if file not in chosen}
     return Corpus(path, splits, True, left_out)

@@ -65,6 +65,12 @@ def test_a_damaged_file_is_an_error_by_itself_and_a_warning_in_a_folder(
     assert warning == f"Warning: {caught.value}; it is left out"
 
 
+def test_a_pdf_that_is_half_pictures_is_read_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "half.pdf").write_bytes(pdf(["A page of text.", ""]))
+    assert read_documents(tmp_path / "half.pdf") == ["A page of text."]
+    assert "half.pdf: 1 of 2 pages have no text; if they are pictures, use OCR first" in capsys.readouterr().err
+
+
 def archive_with(*infos: tuple[str, bytes]) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
