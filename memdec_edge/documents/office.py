@@ -15,7 +15,7 @@ from memdec_edge.documents.markup import decode_html, html_text
 from memdec_edge.errors import CorpusError, MissingExtraError
 
 _CONTAINER = "META-INF/container.xml"
-_NO_TEXT = re.compile(r'<img[^>]*>|<a href="#(?:foot|end)note-ref-[^"]*">[^<]*</a>')  # pictures, whole; ways back
+_WAY_BACK = re.compile(r'<a href="#(?:foot|end)note-ref-[^"]*">[^<]*</a>')  # from a note
 
 
 def docx_text(data: bytes, name: str) -> str:
@@ -29,12 +29,13 @@ def docx_text(data: bytes, name: str) -> str:
     if "word/document.xml" not in unzip(data, name):
         raise CorpusError(name, "is no Word document: it has no word/document.xml; save it as .docx again")
     try:
-        page = mammoth.convert_to_html(io.BytesIO(data)).value
+        no_pictures = mammoth.images.img_element(lambda picture: {})  # they would stand in the page whole
+        page = mammoth.convert_to_html(io.BytesIO(data), convert_image=no_pictures).value
     except MemoryError:
         raise
     except Exception as error:  # of many kinds: mammoth passes on whatever a damaged file runs into
         raise CorpusError(name, f"is no readable Word document ({_reason(error)}); save it as .docx again") from error
-    return html_text(_NO_TEXT.sub("", page), name)
+    return html_text(_WAY_BACK.sub("", page), name)
 
 
 def epub_text(data: bytes, name: str) -> str:
