@@ -32,7 +32,8 @@ LINES = {
     "center", "option",
 }  # fmt: skip
 LISTS = {"ul", "ol", "dl", "table"}
-LISTS_DEEP = 8  # lists in lists that are looked at: each look takes the time of all that is in it
+CELLS = ("td", "th")
+LISTS_DEEP = 8  # lists in lists, cells in cells, that are looked at: each look takes the time of all that is in it
 TITLED = {"section", "h1", "h2", "h3", "h4", "h5", "h6", "a", "span", "dt"}
 MENU_LINKS, MENU_SHARE = 4, 0.8  # a list of so many links, which are so much of its text, is a menu
 MAIN_SHARE = 0.3  # of the page's text: less is no main part
@@ -106,6 +107,7 @@ class _Writer:
         self._listing = 0  # depth of <pre>
         self._prefix = ""
         self._lists = 0  # open ones
+        self._cells: list[bool] = []  # of tables, open ones: whether each is one paragraph
 
     @property
     def text(self) -> str:
@@ -121,7 +123,7 @@ class _Writer:
             elif leaving:
                 self._leave(tag)
             elif tag[0] not in "-_!" and not _is_dropped(node, tag) and not self._is_menu(node, tag):
-                self._enter(tag)
+                self._enter(node, tag)
                 stack.append((node, True))
                 children = []
                 child = node.child
@@ -130,25 +132,35 @@ class _Writer:
                     child = child.next
                 stack += reversed(children)
 
-    def _enter(self, tag: str) -> None:
+    def _enter(self, node: Any, tag: str) -> None:
         self._lists += tag in LISTS
         if tag == "pre":
             self._break(2)
             self._listing += 1
-        elif tag in PARAGRAPHS or tag in LINES:
-            self._break(2 if tag in PARAGRAPHS else 1)
+        elif tag in CELLS:
+            self._cells.append(len(self._cells) < LISTS_DEEP and len(node.css("p, div")) <= 1)
+        else:
+            self._leave_line(tag)
         if len(tag) == 2 and tag[0] == "h" and tag[1].isdigit():
             self._prefix = "#" * int(tag[1]) + " "
         elif tag == "li":
             self._prefix = "- "
 
     def _leave(self, tag: str) -> None:
-        if tag in ("td", "th"):
+        if tag in CELLS:
             self._line.append(" | ")
+            self._cells.pop()
         self._lists -= tag in LISTS
         if tag == "pre":
             self._break(2)
             self._listing = max(0, self._listing - 1)
+        else:
+            self._leave_line(tag)
+
+    def _leave_line(self, tag: str) -> None:
+        """Break where an element begins or ends; the one paragraph of a table's cell stays in the row."""
+        if tag in ("p", "div") and self._cells and self._cells[-1]:
+            self._line.append(" ")
         elif tag in PARAGRAPHS or tag in LINES:
             self._break(2 if tag in PARAGRAPHS else 1)
 

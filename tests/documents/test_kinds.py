@@ -54,6 +54,7 @@ def rows_of(kind: str, rows: list[dict[str, Any]]) -> bytes:
         ("a.html", html_page("<p>One<br>two</p>"), ["One\ntwo"]),
         ("a.pdf", pdf(["A page of text."]), ["A page of text."]),
         ("a.docx", docx("Heading", "A paragraph."), ["# Heading\n\nA paragraph."]),
+        ("a.htm", html_page("<table><tr><td><p>one</p><td><p>two</p></table><p>end"), ["one | two\n\nend"]),
         ("a.epub", epub({"1": "<h1>One</h1><p>First.</p>", "2": "<p>Second.</p>"}), ["# One\n\nFirst.\n\nSecond."]),
     ],
 )
