@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.provenance import made_by
-from memdec_edge.documents import read_file
+from memdec_edge.documents import read_documents
 from memdec_edge.gguf.index_file import IndexFile, Tokens, token_type, tokenizer_of, write_index
 from memdec_edge.indexing.sort import sorted_prefixes
 from memdec_edge.llama.model import Model
@@ -83,7 +83,7 @@ def main() -> None:
 def tokenized(base: Model, paths: list[Path]) -> list[list[int]]:
     """The documents of files as token ids."""
     tail = [base.eos] * (base.eos >= 0)
-    texts = (text for path in paths for text in read_file(path))
+    texts = (text for path in paths for text in read_documents(path))
     return [[*base.tokenize(text, add_special=False, parse_special=False), *tail] for text in texts]
 
 

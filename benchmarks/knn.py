@@ -20,7 +20,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from memdec_edge.documents import read_file
+from memdec_edge.documents import read_documents
 from memdec_edge.train.corpus import pack
 from memdec_edge.train.knn.approximate import Index, build, share_of_mass
 from memdec_edge.train.knn.exact import KEY_TILE, ROWS, Exact, Neighbours, gather
@@ -54,7 +54,7 @@ def write_hidden_states(folder: Path, teacher: Path, texts: list[Path], n: int) 
     source, share = load_source(teacher), -(-n // len(texts))
     packed = []
     for text in texts:
-        documents = list(read_file(text))
+        documents = list(read_documents(text))
         order = np.random.default_rng(0).permutation(len(documents))
         packed.append(pack([documents[i] for i in order], source.encode, source.bos, source.eos, share))
     tokens = torch.from_numpy(np.concatenate(packed).astype(np.int64))

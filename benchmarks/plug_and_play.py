@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from memdec_edge.convert import convert
-from memdec_edge.documents import read_file
+from memdec_edge.documents import read_documents
 from memdec_edge.engine import Engine
 from memdec_edge.evaluation.perplexity import TokenScores, score_tokens
 from memdec_edge.mixture.weights import Mixture
@@ -35,7 +35,7 @@ def scores(base: Path, memory: Path, text: Path, tokens: int) -> TokenScores:
     """Log-probs of base and memory on `tokens` of a text."""
     load = LoadOptions(n_ctx=EvalOptions.window)
     with closing(Engine(base, [MemoryOptions(memory, 0.0)], load)) as engine:
-        return score_tokens(engine, read_file(text), EvalOptions(max_tokens=tokens))
+        return score_tokens(engine, read_documents(text), EvalOptions(max_tokens=tokens))
 
 
 def main() -> None:

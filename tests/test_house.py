@@ -24,8 +24,8 @@ MAKERS = ("train", "convert")
 # From the ground up: a shelf imports from the floors below its own, and from itself.
 FLOORS = (
     ("errors", "_native"),
-    ("options", "files", "progress", "machine", "child"),
-    ("gguf", "mixture", "documents", "text"),
+    ("options", "files", "notes", "progress", "machine", "child"),
+    ("gguf", "mixture", "documents", "text", "long_text"),
     ("llama", "hf_folder"),
     ("engine", "indexing", "chat"),
     ("results",),
@@ -38,7 +38,8 @@ FLOORS = (
     ("cli", "__main__"),
 )
 OF_MAKERS = {  # what train and convert import
-    "errors", "options", "files", "progress", "machine", "child", "documents", "gguf", "mixture", "llama", "hf_folder",
+    "errors", "options", "files", "notes", "progress", "machine", "child", "documents", "long_text", "gguf", "mixture",
+    "llama", "hf_folder",
 }  # fmt: skip
 LONGEST = 400  # lines of a file
 

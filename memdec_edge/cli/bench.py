@@ -39,7 +39,7 @@ def bench(
         str | None, typer.Option("-p", "--prompt", help="Text that prompts are cut from; else -f, else a built-in one.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("-f", "--file", metavar="PATH", help="The same: .txt, .md, .jsonl, or a folder.")
+        Path | None, typer.Option("-f", "--file", metavar="PATH", help="The same: a file, a zip or a folder.")
     ] = None,
     measure: Given[BenchOptions],
     sampling: Annotated[Callable[..., SamplingOptions], LEFT_OUT],

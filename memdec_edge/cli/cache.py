@@ -4,19 +4,21 @@ from dataclasses import asdict
 
 from memdec_edge.cli.flags import Given, spread
 from memdec_edge.cli.output import print_json
-from memdec_edge.cli.parameters import Json
+from memdec_edge.cli.parameters import Json, ShowText, shows_text
 from memdec_edge.options import CacheOptions
 from memdec_edge.progress import is_first_process
 
 
 @spread
-def cache(*, caching: Given[CacheOptions], json_: Json = False) -> None:
+def cache(*, caching: Given[CacheOptions], show_text: ShowText = None, json_: Json = False) -> None:
     """Build the kNN cache of a corpus.
 
     A teacher runs over the text; what the nearest neighbours of each position predict is kept. The command train does
     this by itself. Run again to go on after a stop.
     """
     options = caching()
+    if shows_text(show_text, options):
+        return
     from memdec_edge.train import build_cache_apart
 
     report = build_cache_apart(options)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def eval_(
     *,
     model: Base,
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Text: .txt, .md, .jsonl, or a folder of them.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Text: a file, a zip or a folder of them.")],
     memory: Memories = None,
     scaled: Scaled = None,
     weights: Annotated[Callable[..., MixtureOptions], Flags("evidence")],
@@ -53,15 +53,16 @@ def eval_(
     documents = read_documents(path)
     with closing(Engine(model, chosen, loading)) as engine:
         warn(engine.warnings)
-        _warn_of_seen_text(scored_files(path), [each.path for each in chosen])
+        _warn_of_seen_text({file.path for file in scored_files(path)}, [each.path for each in chosen])
         found = evaluate(engine, documents, options, mixture)
     _print_table(found, options)
     if json_:
         print_json(_report(found, options))
 
 
-def _warn_of_seen_text(files: list[Path], memories: list[Path]) -> None:
+def _warn_of_seen_text(files: set[Path], memories: list[Path]) -> None:
     """Say on stderr that a low perplexity may come from text learned by heart."""
+    from memdec_edge.documents.splits import split_of
     from memdec_edge.gguf.origin import files_seen
 
     seen = {file: memory for memory in memories for file in files_seen(memory, files)}
@@ -70,8 +71,8 @@ def _warn_of_seen_text(files: list[Path], memories: list[Path]) -> None:
         "such as test.jsonl of its cache folder"
         for file, memory in seen.items()
     )
-    if memories and not seen and any(file.name == "train.jsonl" for file in files):
-        warn(["train.jsonl is a training split; a memory that has seen it scores too well, so score a test split"])
+    if memories and not seen and any(split_of(file.name) == ("", "train") for file in files):
+        warn(["this is a training split; a memory that has seen it scores too well, so score a test split"])
 
 
 def _print_table(found: "Evaluation", options: EvalOptions) -> None:

@@ -8,13 +8,17 @@ import typer
 
 from memdec_edge.cli.flags import of
 from memdec_edge.errors import OptionError
-from memdec_edge.options import MemoryOptions
+from memdec_edge.options import CacheOptions, MemoryOptions
 from memdec_edge.options.fields import check_text
 
 Base = Annotated[Path, typer.Option("-m", "--model", metavar="FILE", help="Base model, GGUF.")]
 Memories = Annotated[list[Path] | None, of(MemoryOptions, "path")]
 Scaled = Annotated[list[str] | None, of(MemoryOptions, "weight")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+ShowText = Annotated[
+    Path | None,
+    typer.Option("--show-text", metavar="FILE", help="Write the text as it will be read to FILE, and do nothing else."),
+]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show llama.cpp's log on stderr.")]
 
 
@@ -34,6 +38,20 @@ def memory_options(memories: list[Path] | None, scaled: list[str] | None) -> lis
         if not memory.exists() and re.fullmatch(r"[0-9.]+", number) and Path(file).is_file():
             raise OptionError("memory", memory, "no file has that name; a memory with its weight is given by `weight`")
     return chosen
+
+
+def shows_text(file: Path | None, options: CacheOptions) -> bool:
+    """Write the documents of a corpus as training reads them, where a file was given for that; return whether it was.
+
+    Raises as show_text() does.
+    """
+    if file is None:
+        return False
+    from memdec_edge.documents import show_text
+
+    show_text(options.corpus, options.valid_fraction, options.test_fraction, options.seed, file)
+    print(f"text {file}")
+    return True
 
 
 def check_one(text: str | None, file: Path | None) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from memdec_edge.cli.flags import Flags, Given, spread
 from memdec_edge.cli.output import note, print_json
-from memdec_edge.cli.parameters import Json
+from memdec_edge.cli.parameters import Json, ShowText, shows_text
 from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.progress import is_first_process
 
@@ -17,6 +17,7 @@ def train(
     *,
     caching: Given[CacheOptions],
     training: Annotated[Callable[..., TrainOptions], Flags("out")],
+    show_text: ShowText = None,
     json_: Json = False,
 ) -> None:
     """Train a memory on a corpus.
@@ -25,6 +26,8 @@ def train(
     """
     cache = caching()
     options = training(cache=caching(out=cache.out / "cache"), out=cache.out)
+    if shows_text(show_text, cache):
+        return
     from memdec_edge.train import train_apart
 
     report = train_apart(options)

@@ -9,6 +9,7 @@ of files.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from memdec_edge.engine import Engine, MemoryMixture
 from memdec_edge.errors import CorpusError, OptionError
 from memdec_edge.evaluation.windows import Window, slide, thin
 from memdec_edge.llama.context import Context
+from memdec_edge.long_text import in_pieces
 from memdec_edge.mixture.match import CLASSES, Index, Matcher, class_of
 from memdec_edge.mixture.mixing import row_stats
 from memdec_edge.mixture.online import Learned, hold, learn
@@ -249,11 +251,15 @@ def require_room(engine: Engine, options: EvalOptions) -> None:
 def join_documents(engine: Engine, documents: Sequence[str]) -> list[int]:
     """Token ids of all documents, joined by EOS, with BOS first iff the vocabulary adds it."""
     base = engine.base
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [base.tokenize(text, add_special=False, parse_special=False) for text in texts]
+
     tokens = [base.bos] if base.add_bos and base.bos >= 0 else []
     for index, document in enumerate(documents):
         if index and base.eos >= 0:
             tokens.append(base.eos)
-        tokens += base.tokenize(document, add_special=False, parse_special=False)
+        tokens += chain.from_iterable(in_pieces(document, encode))
     return tokens
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from memdec_edge.documents import find_files, say_left_out
 from memdec_edge.errors import CorpusError
 from memdec_edge.files import refuse_existing
 from memdec_edge.gguf.index_file import Positions, Tokens, tokenizer_of, write_index
 from memdec_edge.indexing.sort import sorted_prefixes
-from memdec_edge.indexing.tokens import Packed, pack, sources_of
+from memdec_edge.indexing.tokens import Packed, pack
 from memdec_edge.indexing.trust import Part, measured_trust
 from memdec_edge.llama.model import Model
 from memdec_edge.options import IndexOptions
@@ -33,7 +34,7 @@ class IndexReport:
     seconds_sorting: float
     trust: tuple[float, ...]  # by class of match length
     trust_from: str  # which documents it was measured on
-    left_out: tuple[Path, ...]  # splits for validation and test, which are not indexed
+    left_out: tuple[str, ...]  # files of validation and test splits, which are not indexed
     warnings: tuple[str, ...]
 
 
@@ -46,10 +47,12 @@ def build_index(options: IndexOptions) -> IndexReport:
     """
     started = time.monotonic()
     refuse_existing(options.out, options.overwrite)
-    sources = sources_of(options.sources)
+    corpora = [find_files(path) for path in options.sources]
+    for corpus in corpora:
+        say_left_out(corpus)
     with closing(Model(options.base, vocab_only=True)) as base:
         digest, n_vocab = tokenizer_of(base.path)
-        packed, valid = pack(options.documents, sources, base, digest, n_vocab)
+        packed, valid = pack(options.documents, corpora, base, digest, n_vocab)
     tokens, starts = packed.tokens, np.array(packed.starts, np.uint64)
     before_sorting = time.monotonic()
     with progress("sorting", len(tokens), "tokens") as advance:
@@ -71,7 +74,13 @@ def build_index(options: IndexOptions) -> IndexReport:
         seconds_sorting=seconds_sorting,
         trust=tuple(trust.tolist()),
         trust_from=trust_from,
-        left_out=tuple(source.path for source in sources if source.split != "train"),
+        left_out=tuple(
+            file.name
+            for corpus in corpora
+            for split, files in corpus.files.items()
+            if split != "train"
+            for file in files
+        ),
         warnings=_warnings(options.out),
     )
 

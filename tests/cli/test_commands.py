@@ -100,7 +100,7 @@ def test_eval_of_a_training_split_is_a_warning(family: Family, tmp_path: Path) -
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps({"text": SENTENCE * 20}))
     arguments = ["eval", "-m", family.base, path, "--window", 64, "--stride", 32]
-    assert "train.jsonl is a training split" in memdec(*arguments, "-M", family.memory).stderr
+    assert "this is a training split" in memdec(*arguments, "-M", family.memory).stderr
     assert "training split" not in memdec(*arguments).stderr  # the base alone has not seen it
 
 

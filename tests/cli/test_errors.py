@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from memdec_edge.documents import NO_TEXT
 from memdec_edge.gguf.header import Header
 from tests.conftest import RENAMED_TOKEN, Family
 from tests.support.command import error_of, memdec
@@ -159,7 +160,7 @@ def test_prompt_files_that_cannot_be_read_are_refused(family: Family, tmp_path: 
 def test_a_corpus_that_cannot_be_used_is_refused(family: Family, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     empty = error_of("eval", "-m", family.base, tmp_path / "empty")
-    assert empty == f"{tmp_path / 'empty'}: no text in it; give .txt, .md or .jsonl files with some"
+    assert empty == f"{tmp_path / 'empty'}: {NO_TEXT}"
     train = ["train", "--teacher", family.base_checkpoint, "--out", tmp_path / "out", "--corpus"]
     assert error_of(*train, tmp_path / "empty") == empty
     latin = tmp_path / "latin.txt"

@@ -14,11 +14,10 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from memdec_edge.documents import read_documents
+from memdec_edge.documents import read_documents, split_documents
 from memdec_edge.errors import StageError
 from memdec_edge.options import KEYS
 from memdec_edge.train import NOTICE, build_cache, train
-from memdec_edge.train.corpus import split_documents
 from memdec_edge.train.knn import cache as train_cache
 from tests.support.tiny import tiny_gguf
 from tests.support.training import BLOCK, K, cache_options, flip, make_room, metrics, train_options, words
@@ -48,8 +47,9 @@ def test_the_disk_needed_is_said_before_work_starts(
     build_cache(cache_options(room, out=tmp_path / "cache"))
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("the kNN cache needs 0 MB for keys and at most 0 MB for targets in ")
-    assert err.count("\n") == 1
+    said = [line for line in err.splitlines() if not line.startswith(("text: ", "Warning: "))]  # of the corpus
+    assert said[0].startswith("the kNN cache needs 0 MB for keys and at most 0 MB for targets in ")
+    assert len(said) == 1
 
 
 def test_keys_are_the_inputs_of_the_last_mlp_at_each_position_of_each_block(room: Path) -> None:
@@ -154,9 +154,13 @@ def test_test_documents_taken_out_of_a_corpus_are_held_out_as_text(
     report = build_cache(options)
     path = tmp_path / "cache" / "test.jsonl"
     assert report.held_out == path
-    assert capsys.readouterr().err.splitlines()[1:] == [f"held-out text, for memdec-edge eval: {path}"]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "text: 40 documents become train 34, valid 4, test 2"
+    assert said[2:] == [f"held-out text, for memdec-edge eval: {path}"]
     held_out = read_documents(path)
-    assert held_out == split_documents(corpus, 0.1, options.test_fraction, options.seed)["test"]
+    parts = split_documents(corpus, 0.1, options.test_fraction, options.seed)
+    assert held_out == [document.text for document in parts["test"]]
+    capsys.readouterr()
     assert len(held_out) == 2
     tokenizer = transformers.AutoTokenizer.from_pretrained(room / "teacher")
     seen = tokenizer.decode(np.load(tmp_path / "cache" / "tokens" / "train.npy"))

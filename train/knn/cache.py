@@ -19,7 +19,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from memdec_edge.documents import SPLITS, split_files
+from memdec_edge.documents import find_files
 from memdec_edge.errors import ExistingOutputError, OptionError
 from memdec_edge.options import DEFAULT_K, CacheOptions
 
@@ -82,17 +82,14 @@ class Cache:
             "max_tokens": options.max_tokens,
             "seed": options.seed,
         }
-        texts = [file for files in split_files(options.corpus).values() for file in files]
+        corpus = find_files(options.corpus)
         root = options.corpus if options.corpus.is_dir() else options.corpus.parent
-        named = {root / f"{split}.jsonl" for split in SPLITS}
-        if (
-            root == options.corpus
-            and not named.issuperset(texts)
-            and options.out.resolve().is_relative_to(root.resolve())
-        ):
-            raise OptionError("out", options.out, f"must be outside {root}, whose text files are all taken as corpus")
+        if not corpus.named and options.corpus.is_dir() and options.out.resolve().is_relative_to(root.resolve()):
+            raise OptionError("out", options.out, f"must be outside {root}, whose files are all taken as corpus")
+        texts = {split: {file.path for file in files} for split, files in corpus.files.items()}
+        self._seen = {f"corpus {path.relative_to(root)}" for split in texts if split != "test" for path in texts[split]}
         inputs = digests(model_files(options.teacher), "teacher")
-        inputs |= digests({str(file.relative_to(root)): file for file in texts}, "corpus")
+        inputs |= digests({str(path.relative_to(root)): path for some in texts.values() for path in some}, "corpus")
         unread = {f"teacher {name}" for name in unread_files(options.teacher)}
         self.stage = open_stage(options.out, "kNN cache", inputs, chosen, LAYOUT, options.fresh, unread=unread)
         teacher = options.out / TEACHER
@@ -102,10 +99,7 @@ class Cache:
     @property
     def texts(self) -> list[str]:
         """SHA-256 of each file of the corpus that is no test split: what a memory has seen of it."""
-        inputs = self.stage.inputs
-        return sorted(
-            {digest for name, digest in inputs.items() if name.startswith("corpus ") and name != "corpus test.jsonl"}
-        )
+        return sorted({digest for name, digest in self.stage.inputs.items() if name in self._seen})
 
     @property
     def teacher(self) -> Path:

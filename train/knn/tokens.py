@@ -8,13 +8,13 @@ import sys
 
 import numpy as np
 
-from memdec_edge.documents import split_files
+from memdec_edge.documents import find_files, split_documents
 from memdec_edge.errors import CorpusError, OptionError
 from memdec_edge.files import atomic_path, sha256, write_text
 from memdec_edge.options import DEFAULT_K, CacheOptions
 
 from ..artifacts import open_stage
-from ..corpus import Tokens, pack, split_documents
+from ..corpus import Tokens, pack
 from ..loop import LAYOUT
 from ..teacher import Teacher, n_blocks
 from .cache import FINETUNED, HELD_OUT, TEACHER, Cache, default_k, shard_blocks
@@ -26,7 +26,8 @@ def write_tokens(cache: Cache, teacher: Teacher, retrieve: bool) -> None:
     Raises as build_cache() does. What is refused leaves no trace.
     """
     options, stage = cache.options, cache.stage
-    splits = split_documents(options.corpus, options.valid_fraction, options.test_fraction, options.seed)
+    documents = split_documents(options.corpus, options.valid_fraction, options.test_fraction, options.seed)
+    splits = {split: [document.text for document in some] for split, some in documents.items()}
     limits = {"train": options.max_tokens, "valid": 0}
     packed = {split: pack(splits[split], teacher.encoder, limits[split]) for split in limits}
     _check_blocks(options, teacher.n_ctx, packed["train"])
@@ -42,7 +43,7 @@ def write_tokens(cache: Cache, teacher: Teacher, retrieve: bool) -> None:
         files.append(f"tokens/{split}.npy")
         with atomic_path(stage.folder / files[-1]) as part, part.open("wb") as file:
             np.save(file, tokens)
-    if splits["test"] and "test" not in split_files(options.corpus):
+    if splits["test"] and "test" not in find_files(options.corpus).files:
         files.append(HELD_OUT)
         stage.claim(HELD_OUT)
         lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in splits["test"])

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memdec_edge import documents
-from memdec_edge.documents import decode_text, read_documents, read_stream, read_text
+from memdec_edge.documents import decode_text, plain, read_documents, read_stream, read_text
 from memdec_edge.errors import CorpusError, MissingFileError
 
 
@@ -33,7 +32,7 @@ def test_of_a_folder_with_splits_the_test_split_is_read(tmp_path: Path) -> None:
 
 def test_a_training_split_is_never_taken_for_a_test_split(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"text": "seen"}')
-    with pytest.raises(CorpusError, match=r"a train\.jsonl but no test\.jsonl; name the file"):
+    with pytest.raises(CorpusError, match=r"it has train\.jsonl but no test split; name the file"):
         read_documents(tmp_path)
 
 
@@ -70,7 +69,7 @@ def test_half_a_surrogate_pair_in_json_becomes_a_question_mark(tmp_path: Path) -
 
 
 def test_a_stream_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "ENDLESS", 1 << 20)
+    monkeypatch.setattr(plain, "ENDLESS", 1 << 20)
     with pytest.raises(CorpusError) as caught:
         read_text(Path("/dev/zero"))
     assert str(caught.value) == "/dev/zero: gives over 1 MiB and may have no end; give a file"

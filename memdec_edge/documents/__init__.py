@@ -1,0 +1,47 @@
+"""Reading what people have: files of many kinds, folders and zips of them, as documents of three splits.
+
+    read_documents(path)                       the texts to evaluate: the test split, or all where no names say which
+    split_documents(path, valid, test, seed)   training, validation and test documents, near-copies in one split
+
+    files -> plain, rows, markup, office, pdf (with cleaning) -> kinds -> splits -> duplicates, divide -> corpus
+
+Libraries of the extra [documents] are imported where a file needs them. Knows nothing of tokens and models.
+"""
+
+from pathlib import Path
+
+from memdec_edge.documents.corpus import (
+    Document,
+    read_documents,
+    read_files,
+    say_left_out,
+    scored_files,
+    show_text,
+    split_documents,
+)
+from memdec_edge.documents.files import File
+from memdec_edge.documents.kinds import kind_of
+from memdec_edge.documents.plain import decode_text, read_stream, read_text
+from memdec_edge.documents.splits import NO_TEXT, SPLITS, Corpus, find_files
+
+GENERAL = Path(__file__).with_name("general.txt")  # a page of general English: what a memory must not spoil
+
+__all__ = [
+    "GENERAL",
+    "NO_TEXT",
+    "SPLITS",
+    "Corpus",
+    "Document",
+    "File",
+    "decode_text",
+    "find_files",
+    "kind_of",
+    "read_documents",
+    "read_files",
+    "read_stream",
+    "read_text",
+    "say_left_out",
+    "scored_files",
+    "show_text",
+    "split_documents",
+]
