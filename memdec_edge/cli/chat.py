@@ -8,7 +8,6 @@ import typer
 from memdec_edge.cli.flags import Flags, Given, spread
 from memdec_edge.cli.output import note, warn
 from memdec_edge.cli.parameters import Memories, Scaled, Verbose, memory_options, set_verbose
-from memdec_edge.documents import read_text
 from memdec_edge.errors import OptionError
 from memdec_edge.options import ChatOptions, GenerationOptions, LoadOptions, MixtureOptions, SamplingOptions
 
@@ -55,6 +54,8 @@ def chat(
     if template_file and chatting.chat_template:
         raise OptionError("template_file", template_file, "given beside `chat_template`; give one of the two")
     if template_file:
+        from memdec_edge.documents import read_text
+
         chatting = templates(chat_template=read_text(template_file))
     set_verbose(verbose)
     from dataclasses import replace
