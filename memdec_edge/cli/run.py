@@ -102,11 +102,13 @@ def run(
             print_json(shown)
             return
         notes = Footnotes()
+        if show_sources and not resolved.indexes:
+            warn(["--sources names passages of indexes, and none is given; index your documents, and add -M INDEX"])
         for chunk in language_model.stream(tokens, sampler, limits, mixing):
             mark = notes.mark(chunk.source)
             print(mark if show_sources else "", chunk.text, sep="", end="", flush=True)
         print()
-        if show_sources:
+        if show_sources and resolved.indexes:
             print("", *notes.lines(language_model), sep="\n")
         _print_timings(chunk.timings, str(chunk.finish_reason))
         _explain_silence(language_model, chunk.timings, str(chunk.finish_reason))

@@ -44,6 +44,9 @@ def test_run_prints_footnotes_of_passages_from_documents(family: Family, index: 
     assert "health.txt" in first["document"]
     nothing = memdec("run", "-m", family.base, "-M", index, "-p", "Zq", "-n", 2, "--temp", 0, "--sources")
     assert "No passage of 8 tokens or more" in nothing.stdout
+    without = memdec("run", "-m", family.base, "-p", "Zq", "-n", 2, "--temp", 0, "--sources")
+    assert "Warning: --sources names passages of indexes, and none is given" in without.stderr
+    assert "No passage" not in without.stdout
 
 
 def test_verbose_shows_the_weights_of_every_length(family: Family, index: Path) -> None:
