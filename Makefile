@@ -19,7 +19,7 @@ demo: .venv/.demo ## train a small memory, convert it, run it beside its base (A
 
 # Two processes at once, a file of tests to each. Threads that wait for work sleep, so that the two do not slow each other.
 test: .venv/.dev ## all tests (ARGS='-k text' for some)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/.dev ## format, lint, types
 	$(BIN)/ruff format --check .
