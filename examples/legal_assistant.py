@@ -8,6 +8,7 @@ Without arguments it takes the demo's files. A line of stdin is a question, from
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from textwrap import shorten
@@ -91,5 +92,7 @@ if __name__ == "__main__":
         main()
     except (KeyboardInterrupt, Cancelled):
         sys.exit(130)
+    except BrokenPipeError:  # the reader of stdout went away: leave Python nothing to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except MemdecError as error:
         sys.exit(f"Error: {error}")

@@ -10,14 +10,13 @@ Without files it takes the demo's. It serves this machine alone, and index.html 
 import argparse
 import json
 import sys
-from collections.abc import AsyncIterator, Generator
-from contextlib import closing
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.concurrency import iterate_in_threadpool, run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -38,7 +37,7 @@ ROOM = GenerationOptions(n_predict=200)  # tokens of an answer
 SOBER = SamplingOptions(temperature=0.3, repeat_penalty=1.1)
 TWO_QUESTIONS = LoadOptions(n_ctx=2048, n_seq=4)  # at a time: each takes two slots
 
-Answers = Generator[tuple[int, Chunk], None, None]
+Answers = AsyncGenerator[tuple[int, Chunk], None]
 
 
 def line(number: int, chunk: Chunk) -> str:
@@ -47,12 +46,12 @@ def line(number: int, chunk: Chunk) -> str:
     return json.dumps({"side": side, "text": chunk.text, "share": chunk.share, "end": chunk.finish_reason}) + "\n"
 
 
-async def lines(first: tuple[int, Chunk], answers: Answers) -> AsyncIterator[str]:
+async def lines(first: tuple[int, Chunk], answers: Answers) -> AsyncGenerator[str, None]:
     """All chunks, one a line. A page that is closed meanwhile stops the work and frees both slots."""
-    with closing(answers):
+    async with aclosing(answers):
         yield line(*first)
         try:
-            async for number, chunk in iterate_in_threadpool(answers):
+            async for number, chunk in answers:
                 yield line(number, chunk)
         except MemdecError as error:  # the response has begun: its status cannot tell
             yield json.dumps({"error": str(error)}) + "\n"
@@ -72,8 +71,8 @@ def make_app(model: LanguageModel) -> FastAPI:
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages:
             raise OptionError("messages", messages, "send a list with one message or more")
-        answers = model.side_by_side([SYSTEM, *messages], sampling=SOBER, generation=ROOM)
-        first = await run_in_threadpool(next, answers)  # what is refused is so before the response begins
+        answers = model.aside_by_side([SYSTEM, *messages], sampling=SOBER, generation=ROOM)
+        first = await anext(answers)  # what is refused is so before the response begins
         return StreamingResponse(lines(first, answers), media_type="application/x-ndjson")
 
     @app.exception_handler(MemdecError)
@@ -94,7 +93,7 @@ def main() -> None:
     base, memories = args.base or demo_base(), args.memories or [demo_memory("medicine")]
     with open_model(base, memories, TWO_QUESTIONS) as model:
         model.template()  # a base without one ends here, not at the first question
-        uvicorn.run(make_app(model), host="127.0.0.1", port=args.port, timeout_graceful_shutdown=1)
+        uvicorn.run(make_app(model), host="127.0.0.1", port=args.port)
 
 
 if __name__ == "__main__":
