@@ -39,6 +39,7 @@ SOBER = SamplingOptions(temperature=0.3, repeat_penalty=1.1)
 
 def questions() -> Iterator[str]:
     """The lines of stdin that are not empty; a terminal shows where to type."""
+    sys.stdin.reconfigure(errors="replace")
     while True:
         if sys.stdin.isatty():
             print("\n> ", end="", file=sys.stderr, flush=True)
@@ -68,7 +69,6 @@ def main() -> None:
     parser.add_argument("base", nargs="?", help="GGUF of the base model; default: the demo's")
     parser.add_argument("memories", nargs="*", help="GGUF files of memories and indexes; default: the demo's memory")
     args = parser.parse_args()
-    sys.stdin.reconfigure(errors="replace")
     base, memories = args.base or demo_base(), args.memories or [demo_memory("licences")]
     with open_model(base, memories, LoadOptions(n_ctx=2048)) as model:
         model.template()  # a base without one ends here, not at the first question
