@@ -55,7 +55,7 @@ def in_thread(name: str, stream: Callable[P, Generator[Item, None, None]]) -> Ca
     return _told(
         method,
         name,
-        AsyncGenerator[item, None],
+        AsyncGenerator[item, None],  # type: ignore[valid-type]  # known at run time alone
         f"{stream.__name__}() for asyncio, with the same arguments and errors; it works in another thread.\n\n"
         "Cancelling the task stops the work before its next step and gives the slot back.",
     )
