@@ -154,6 +154,8 @@ class LanguageModel:
         _, request = self._chat(messages, sampling, generation, mixture, memories, chat)
         yield from side_by_side(self.engine, request)
 
+    aside_by_side = in_thread("aside_by_side", side_by_side)
+
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer(self.engine.base)

@@ -12,16 +12,17 @@ on: what it held is free by then. Knows nothing of what is streamed.
 import asyncio
 import inspect
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_args
 
 from memdec_edge.errors import Cancelled
 from memdec_edge.results import Chunk, Completion
 
 P = ParamSpec("P")
+Item = TypeVar("Item")  # a chunk, or one with the number of its answer
 Method = TypeVar("Method", bound=Callable[..., Any])
 _stopped: ContextVar[threading.Event | None] = ContextVar("stopped", default=None)
 
@@ -43,17 +44,18 @@ def whole(name: str, stream: Callable[P, Iterator[Chunk]]) -> Callable[P, Comple
     return _told(method, name, Completion, f"The whole of {stream.__name__}(), with the same arguments and errors.")
 
 
-def in_thread(name: str, stream: Callable[P, Iterator[Chunk]]) -> Callable[P, AsyncGenerator[Chunk, None]]:
+def in_thread(name: str, stream: Callable[P, Generator[Item, None, None]]) -> Callable[P, AsyncGenerator[Item, None]]:
     """The method that yields the same for asyncio, from another thread."""
 
     @wraps(stream)
-    def method(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Chunk, None]:
+    def method(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Item, None]:
         return _items(lambda: stream(*args, **kwargs))
 
+    [item, *_] = get_args(inspect.signature(stream).return_annotation)
     return _told(
         method,
         name,
-        AsyncGenerator[Chunk, None],
+        AsyncGenerator[item, None],  # type: ignore[valid-type]  # known at run time alone
         f"{stream.__name__}() for asyncio, with the same arguments and errors; it works in another thread.\n\n"
         "Cancelling the task stops the work before its next step and gives the slot back.",
     )
@@ -79,12 +81,12 @@ def _told(method: Method, name: str, returns: Any, what: str) -> Method:
     return method
 
 
-async def _items(begin: Callable[[], Iterator[Chunk]]) -> AsyncGenerator[Chunk, None]:
+async def _items(begin: Callable[[], Iterator[Item]]) -> AsyncGenerator[Item, None]:
     """The items of begin(), which a thread of its own asks for one by one."""
     loop, stopped = asyncio.get_running_loop(), threading.Event()
-    iterator: list[Iterator[Chunk]] = []
+    iterator: list[Iterator[Item]] = []
 
-    def following() -> list[Chunk]:
+    def following() -> list[Item]:
         """The next item, none at the end: StopIteration cannot leave a thread."""
         if not iterator:
             _stopped.set(stopped)

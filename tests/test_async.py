@@ -41,6 +41,16 @@ def test_async_calls_give_the_same_texts_side_by_side(model: LanguageModel) -> N
     assert asyncio.run(work()) == (chat, model.generate("river", GREEDY, LIMIT).tokens)
 
 
+def test_async_both_answers_of_side_by_side_are_those_without_asyncio(model: LanguageModel) -> None:
+    async def work() -> list[tuple[int, int | None]]:
+        answers = model.aside_by_side(QUESTION, sampling=GREEDY, generation=LIMIT)
+        return [(number, chunk.token) async for number, chunk in answers]
+
+    plain = [(n, chunk.token) for n, chunk in model.side_by_side(QUESTION, sampling=GREEDY, generation=LIMIT)]
+    assert asyncio.run(work()) == plain
+    assert len(plain) == 2 * (LIMIT.n_predict + 1)
+
+
 def test_errors_come_through(model: LanguageModel) -> None:
     with pytest.raises(OptionError, match="messages is empty"):
         asyncio.run(model.achat([]))

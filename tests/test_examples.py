@@ -6,10 +6,21 @@ import re
 import runpy
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from memdec_edge.api import open_model
+from memdec_edge.gguf.index_file import tokenizer_of
+from memdec_edge.workflow.demo import demo_base
+from tests.support.chatty import chatty
+from tests.support.command import memdec
+from tests.support.indexes import index_file
 from tests.support.tiny import TEXT, tiny_checkpoint, tiny_gguf
 from tests.support.training import make_room
 
@@ -104,6 +115,168 @@ def test_passages_that_share_no_word_with_a_question_are_left_out() -> None:
     assert program["find"](passages, "insulin and iron", 9) == passages[:1]
 
 
+# --- the assistants -------------------------------------------------------------------------------------------------
+
+LEGAL, MEDICAL = "legal_assistant.py", "medical_assistant/app.py"
+ASKED = {"role": "user", "content": "What is the heart?"}
+
+
+@pytest.fixture(scope="module")
+def chat(pair: list[str]) -> list[str]:
+    """The pair, with a chat template."""
+    return [str(chatty(Path(pair[0]), Path(pair[0]).with_name("chat.gguf"))), pair[1]]
+
+
+def run_piped(name: str, *arguments: str, stdin: str = "", home: str = "") -> subprocess.CompletedProcess[str]:
+    """In a process of its own, as a user runs it with a pipe."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"MEMDEC_HOME": home} if home else {})
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    return subprocess.run(command, input=stdin, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_the_legal_assistant_states_its_limits_and_forgets_the_oldest_questions(chat: list[str]) -> None:
+    long = " ".join(TEXT.split("\n\n")[1].split()) + " Is that so?"  # about 300 tokens
+    done = run_piped(LEGAL, *chat, stdin=f"{long * 3}\n" * 3)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("This is a program and no lawyer. It may invent")
+    assert "its oldest question is forgotten" in done.stderr
+    assert len(done.stdout) > 5
+    done = run_piped(LEGAL, *chat, stdin=f"\n{long * 30}\n")
+    assert done.returncode == 1
+    assert re.fullmatch(r"Error: a prompt of \d+ tokens and 300 new ones do not fit .*", done.stderr.splitlines()[-1])
+
+
+def test_the_legal_assistant_names_the_document_that_an_answer_repeats(chat: list[str], tmp_path: Path) -> None:
+    with open_model(chat[0]) as model:
+        law = model.engine.base.tokenize("[assistant]\n" + TEXT.split("\n\n")[1])
+    digest, n_vocab = tokenizer_of(Path(chat[0]))
+    index = index_file(tmp_path / "memdec-law-index.gguf", [law], n_vocab, digest=digest, trust=[1.0] * 8)
+    done = run_piped(LEGAL, chat[0], str(index), stdin="What may I do?\n")
+    assert done.returncode == 0, done.stderr
+    assert "The licence of a program says what you may do with it." in done.stdout
+    assert re.search(r"\[1\] stands in 0\.txt: .*The licence of a program says", done.stderr)
+
+
+class Browser:
+    """What a page does: ask, and read line by line."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def request(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Iterator[bytes]]:
+        """Status and lines of a response. Closing the iterator closes the connection."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        sent = None if body is None else json.dumps(body)
+        connection.request(method, path, sent, {"Content-Type": "application/json"} | headers)
+        response = connection.getresponse()
+
+        def lines() -> Iterator[bytes]:
+            with closing(connection), response:
+                yield from response
+
+        return response.status, lines()
+
+    def ask(self, *messages: Any) -> tuple[int, list[dict[str, Any]]]:
+        status, lines = self.request("POST", "/ask", {"messages": messages})
+        return status, [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def browser(chat: list[str]) -> Iterator[Browser]:
+    """The app behind a port of its own."""
+    command = [sys.executable, str(EXAMPLES / MEDICAL), *chat, "--port", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    ) as app:
+        assert app.stderr
+        told = []
+        for line in app.stderr:
+            told.append(line)
+            if found := re.search(r"running on http://127\.0\.0\.1:(\d+)", line):
+                break
+        assert found, told
+        yield Browser(int(found[1]))
+        app.terminate()
+        assert "Traceback" not in app.stderr.read()
+
+
+def test_the_medical_assistant_streams_both_answers_and_takes_further_questions(browser: Browser) -> None:
+    status, lines = browser.ask(ASKED)
+    assert status == 200
+    for side in ("base", "memory"):
+        own = [line for line in lines if line["side"] == side]
+        assert [line["end"] for line in own[:-1]] == [None] * (len(own) - 1)
+        assert own[-1]["end"] in ("stop", "length")
+        assert all(0 <= line["share"] <= 1 for line in own[:-1])
+        assert any(line["share"] for line in own[:-1]) == (side == "memory")  # it took part in one alone
+    # They come side by side, not one after the other.
+    sides = [line["side"] for line in lines]
+    assert sides.index("memory") < len(sides) - 1 - sides[::-1].index("base")
+    told = "".join(line["text"] for line in lines if line["side"] == "memory")
+    assert browser.ask(ASKED, {"role": "assistant", "content": told}, ASKED)[0] == 200
+
+
+def test_a_page_that_leaves_gives_its_slots_back(browser: Browser) -> None:
+    for _ in range(5):  # two questions at a time have room
+        deadline = time.monotonic() + 30
+        while True:
+            status, lines = browser.request("POST", "/ask", {"messages": [ASKED]})
+            if status == 200:
+                break
+            assert status == 503
+            assert b"slots wanted" in b"".join(lines)
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        next(lines)
+        lines.close()  # type: ignore[attr-defined]  # a generator
+
+
+def test_the_medical_assistant_answers_what_it_refuses_with_one_line(browser: Browser) -> None:
+    assert browser.ask({"role": "king", "content": "x"})[1][0]["error"].startswith("messages[1].role is king")
+    assert browser.ask() == (400, [{"error": "messages is []: send a list with one message or more"}])
+    status, [found] = browser.ask(ASKED | {"content": TEXT * 9})
+    assert status == 400
+    assert "do not fit the context of 2048" in found["error"]
+    status, lines = browser.request("GET", "/", Host="elsewhere.example")  # a name that leads here from another page
+    assert (status, list(lines)) == (400, [b"Invalid host header"])
+
+
+def test_the_page_states_its_limits_and_loads_nothing_else(browser: Browser) -> None:
+    status, lines = browser.request("GET", "/")
+    page = b"".join(lines).decode()
+    assert status == 200
+    assert "This is a program and no doctor. It may invent" in page
+    assert not re.search(r"https?:|//\w+\.|@import|<script src", page)
+
+
+@pytest.mark.parametrize(("name", "domain"), [(LEGAL, "licences"), (MEDICAL, "medicine")])
+def test_an_assistant_says_in_one_line_what_it_lacks(
+    pair: list[str], tmp_path: Path, name: str, domain: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEMDEC_HOME", str(tmp_path))
+    for arguments, told in (
+        ([], f"demo: no such finished demo of {domain}; make it with memdec-edge demo --domain {domain}, or"),
+        ([pair[0], "no-memory.gguf"], r"no-memory\.gguf: no such"),
+        (pair, "has no chat template"),
+    ):
+        with pytest.raises(SystemExit, match=f"^Error: .*{told}"):
+            run_program(monkeypatch, name, *arguments)
+
+
+def test_an_assistant_takes_the_files_of_the_newest_demo(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text(TEXT)
+    for age, name in enumerate(("new", "old")):
+        folder = tmp_path / "demo" / f"licences-{name}"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text("{}")
+        os.utime(folder / "result.json", (1e9 - age, 1e9 - age))
+    made = tmp_path / "demo" / "licences-new" / "memdec-licences.gguf"  # an index fits the demo's base, quickly
+    assert memdec("index", tmp_path / "notes.md", "-m", demo_base(), "--out", made).returncode == 0
+    done = run_piped(LEGAL, home=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 def test_every_example_is_listed_in_the_readme_of_the_examples() -> None:
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    assert all(f"]({path.name})" in text for path in EXAMPLES.glob("*.[sp][hy]"))
+    assert all(f"]({path.relative_to(EXAMPLES)})" in text for path in EXAMPLES.rglob("*.[sp][hy]"))

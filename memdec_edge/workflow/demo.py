@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memdec_edge.documents import GENERAL, read_documents
-from memdec_edge.errors import MissingExtraError
+from memdec_edge.errors import MissingExtraError, MissingFileError
 from memdec_edge.files import cache_home, write_text
 from memdec_edge.gguf import metadata
 from memdec_edge.mixture.weights import Mixture, best_lambda
@@ -98,6 +98,16 @@ def demo_base() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError(package.replace("_", "-"), "demo")
     return Path(spec.submodule_search_locations[0]) / name
+
+
+def demo_memory(domain: str) -> Path:
+    """The memory of the newest demo of a domain that is finished. Raises MissingFileError where none is."""
+    folder = cache_home() / "demo"
+    finished = sorted(folder.glob(f"{domain}-*/result.json"), key=lambda path: path.stat().st_mtime)
+    if not finished:
+        advice = f"make it with memdec-edge demo --domain {domain}, or name the files of a base and a memory"
+        raise MissingFileError(folder, f"finished demo of {domain}", advice)
+    return finished[-1].with_name(f"memdec-{domain}.gguf")
 
 
 def _make(options: DemoOptions, folder: Path) -> dict[str, Any]:
