@@ -49,6 +49,11 @@ class Found(NamedTuple):
     ids: Ids
     probs: Row
 
+    @property
+    def likeliest(self) -> int:
+        """The id of the most probable token, the lowest of several; there must be one."""
+        return int(self.ids[self.probs.argmax() if len(self.ids) > 1 else 0])
+
     def log_prob(self, token: int) -> float:
         """Of a token, nats; -inf where it never followed the match."""
         [at] = np.nonzero(self.ids == token)
