@@ -204,7 +204,9 @@ class DraftPolicy:
                 return plan
         for plan, rate in rates.items():
             cost = self.base[keys[plan]]
-            hope = self._rate(sessions, others, who, plan, max(self._least(plan, keys[plan][0]), cost.seconds / SPOILED))
+            hope = self._rate(
+                sessions, others, who, plan, max(self._least(plan, keys[plan][0]), cost.seconds / SPOILED)
+            )
             contends = rate >= CONTENDER * best
             if hope > best and self.rounds - cost.seen > (STALE if contends else cost.patience):
                 cost.patience *= 1 if contends else 2
