@@ -1,4 +1,4 @@
-/* Arguments of memdec_edge._native that indexes have: a vector of weights for each class, packed matches. */
+/* Arguments of memdec_edge._native that indexes have: a vector of weights for each class, matches. */
 #include "module.h"
 
 #include <math.h>
@@ -64,68 +64,77 @@ int md_get_rule(PyObject *object, Py_ssize_t n_rows, Py_ssize_t n_sparse, md_rul
     return -1;
 }
 
-/* A C-contiguous array of 4-byte numbers, maybe empty. */
-static int get_numbers(PyObject *object, const char *what, const char *formats, int n_dims, Py_buffer *view) {
+int md_get_class_array(PyObject *object, Py_ssize_t rows, Py_ssize_t columns, Py_buffer *view) {
     if (PyObject_GetBuffer(object, view, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS) < 0) return -1;
     const char *format = view->format ? view->format : "B";
-    if (strlen(format) == 1 && strchr(formats, *format) != NULL && view->itemsize == 4 && view->ndim == n_dims &&
-        (uintptr_t)view->buf % 4 == 0)
-        return 0;
-    PyErr_Format(PyExc_TypeError, "%s must hold %s32 in %d dimensions, aligned to 4 bytes", what,
-                 *formats == 'f' ? "float" : "int", n_dims);
-    PyBuffer_Release(view);
-    return -1;
-}
-
-int md_get_class_array(PyObject *object, Py_ssize_t rows, Py_ssize_t columns, Py_buffer *view) {
-    if (get_numbers(object, "classes", "il", 2, view) < 0) return -1;
-    const int32_t *classes = view->buf;
-    int fits = view->shape[0] == rows && view->shape[1] == columns;
-    for (Py_ssize_t i = 0; fits && i < rows * columns; i++) fits = classes[i] >= 0 && classes[i] < MD_CLASSES;
-    if (fits) return 0;
-    PyErr_Format(PyExc_ValueError, "classes must be from 0 to %d, %zd by %zd of them", MD_CLASSES - 1, rows, columns);
-    PyBuffer_Release(view);
-    return -1;
-}
-
-/* Points of[n] at what the arrays hold. */
-static int unpack(md_matches *m, Py_ssize_t n, size_t n_vocab) {
-    const int32_t *classes = m->views[0].buf, *ends = m->views[1].buf, *ids = m->views[2].buf;
-    const float *probs = m->views[3].buf;
-    const Py_ssize_t most = m->views[2].shape[0] < m->views[3].shape[0] ? m->views[2].shape[0] : m->views[3].shape[0];
-    int32_t begin = 0;
-    for (Py_ssize_t k = 0; k < n; k++) {
-        if (ends[k] < begin || ends[k] > most || (ends[k] > begin) != (classes[k] > 0)) return -1;
-        const md_sparse match = {ids + begin, probs + begin, (size_t)(ends[k] - begin), 0.0, classes[k]};
-        for (int32_t i = begin; i < ends[k]; i++)
-            if (ids[i] < 0 || (size_t)ids[i] >= n_vocab || !(probs[i] > 0.0f && probs[i] <= 1.0f)) return -1;
-        m->of[k] = match;
-        begin = ends[k];
+    if (strlen(format) != 1 || strchr("il", *format) == NULL || view->itemsize != 4 || view->ndim != 2 ||
+        (uintptr_t)view->buf % 4 != 0) {
+        PyErr_SetString(PyExc_TypeError, "classes must hold int32 in 2 dimensions, aligned to 4 bytes");
+    } else {
+        const int32_t *classes = view->buf;
+        int fits = view->shape[0] == rows && view->shape[1] == columns;
+        for (Py_ssize_t i = 0; fits && i < rows * columns; i++) fits = classes[i] >= 0 && classes[i] < MD_CLASSES;
+        if (fits) return 0;
+        PyErr_Format(PyExc_ValueError, "classes must be from 0 to %d, %zd by %zd of them", MD_CLASSES - 1, rows,
+                     columns);
     }
-    return 0;
+    PyBuffer_Release(view);
+    return -1;
+}
+
+/* What one index says at one position; its views are held from here on, also where it fails. */
+static int get_match(PyObject *object, size_t n_vocab, md_matches *m, md_sparse *match) {
+    PyObject *ids, *probs;
+    Py_buffer *views = &m->views[m->n_views];
+    if (!PyTuple_Check(object)) {
+        PyErr_SetString(PyExc_TypeError, "a match must be a tuple (class, ids, probs)");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(object, "iOO:match", &match->klass, &ids, &probs)) return -1;
+    if (md_get_numbers(ids, "ids", "int32", 0, &views[0]) < 0) return -1;
+    m->n_views++;
+    if (md_get_numbers(probs, "probs", "float32", 0, &views[1]) < 0) return -1;
+    m->n_views++;
+    match->ids = views[0].buf;
+    match->probs = views[1].buf;
+    match->length = (size_t)views[0].len / sizeof(int32_t);
+    match->weight = 0.0;
+    int fits = views[0].len == views[1].len && match->klass >= 0 && match->klass < MD_CLASSES &&
+               (match->length > 0) == (match->klass > 0);
+    for (size_t i = 0; fits && i < match->length; i++)
+        fits = match->ids[i] >= 0 && (size_t)match->ids[i] < n_vocab && match->probs[i] > 0.0f &&
+               match->probs[i] <= 1.0f;
+    if (fits) return 0;
+    PyErr_SetString(PyExc_ValueError, "a match whose class, ids and probabilities do not fit each other");
+    return -1;
+}
+
+/* Item i of a sequence that must have n; NULL: an exception is set. */
+static PyObject *get_item(PyObject *sequence, Py_ssize_t n, Py_ssize_t i, const char *what) {
+    const Py_ssize_t found = PySequence_Size(sequence);
+    if (found == n) return PySequence_GetItem(sequence, i);
+    if (found >= 0) PyErr_Format(PyExc_ValueError, "matches of %zd %s, not of %zd", found, what, n);
+    return NULL;
 }
 
 int md_get_matches(PyObject *object, Py_ssize_t n_positions, Py_ssize_t n_sparse, size_t n_vocab, md_matches *m) {
-    PyObject *classes, *ends, *ids, *probs;
     m->n_views = 0;
     if (object == Py_None && n_sparse == 0) return 0;
-    if (!PyTuple_Check(object)) {
-        PyErr_Format(PyExc_TypeError, "matches of %zd indexes must be a tuple (classes, ends, ids, probs)", n_sparse);
-        return -1;
+    for (Py_ssize_t j = 0; j < n_positions; j++) {
+        PyObject *position = get_item(object, n_positions, j, "positions");
+        int failed = position == NULL;
+        for (Py_ssize_t k = 0; !failed && k < n_sparse; k++) {
+            PyObject *item = get_item(position, n_sparse, k, "indexes");
+            failed = item == NULL || get_match(item, n_vocab, m, &m->of[j * n_sparse + k]) < 0;
+            Py_XDECREF(item); /* the views hold what they need */
+        }
+        Py_XDECREF(position);
+        if (failed) {
+            md_drop_matches(m);
+            return -1;
+        }
     }
-    if (!PyArg_ParseTuple(object, "OOOO:matches", &classes, &ends, &ids, &probs)) return -1;
-    if (md_get_class_array(classes, n_positions, n_sparse, &m->views[m->n_views]) == 0) m->n_views++;
-    if (m->n_views == 1 && get_numbers(ends, "ends", "il", 2, &m->views[1]) == 0) m->n_views++;
-    if (m->n_views == 2 && get_numbers(ids, "ids", "il", 1, &m->views[2]) == 0) m->n_views++;
-    if (m->n_views == 3 && get_numbers(probs, "probs", "f", 1, &m->views[3]) == 0) m->n_views++;
-    if (m->n_views == 4) {
-        const Py_buffer *at = &m->views[1];
-        if (at->shape[0] == n_positions && at->shape[1] == n_sparse && unpack(m, n_positions * n_sparse, n_vocab) == 0)
-            return 0;
-        PyErr_SetString(PyExc_ValueError, "matches whose classes, ends, ids and probabilities do not fit each other");
-    }
-    md_drop_matches(m);
-    return -1;
+    return 0;
 }
 
 void md_drop_matches(md_matches *m) {

@@ -39,12 +39,11 @@ int md_get_rule(PyObject *object, Py_ssize_t n_rows, Py_ssize_t n_sparse, md_rul
 /* What indexes found; the views are held until md_drop_matches(). */
 typedef struct {
     md_sparse of[MD_MAX_VERIFIED * (MD_MAX_ROWS - 1)]; /* [n_positions, n_sparse], without weights */
-    Py_buffer views[4];
+    Py_buffer views[2 * MD_MAX_VERIFIED * (MD_MAX_ROWS - 1)]; /* ids and probabilities of each */
     int n_views;
 } md_matches;
 
-/* None where no index is, or a tuple (classes, ends, ids, probs), see mixture/rows.py. -1: an exception is set, and no
- * view is held. */
+/* None where no index is, or Matches of mixture/rows.py. -1: an exception is set, and no view is held. */
 int md_get_matches(PyObject *object, Py_ssize_t n_positions, Py_ssize_t n_sparse, size_t n_vocab, md_matches *m);
 void md_drop_matches(md_matches *m);
 

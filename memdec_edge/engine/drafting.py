@@ -160,8 +160,8 @@ class DraftPolicy:
         acceptances: of each session's memories, None where it has none. others: rows of sessions that do not draft.
         lengths: those that memories may draft, 0 among them unless the user asked for one. promises: for each session,
         see promise(); found_lengths: those that indexes may draft.
-        A plan with less than TRIALS visits goes first, if it could win with rows as cheap as the cheapest known. So
-        does a plan whose last measurement is old, if it could win.
+        A plan with less than TRIALS visits goes first, if it could win at the least that its rows may cost. So does a
+        plan whose last measurement is old, if it could win.
         """
         self.rounds += 1
         plans = [
@@ -188,12 +188,11 @@ class DraftPolicy:
             )
             for plan in plans
         }
-        cheapest = min((cost.seconds for cost in self.base.values()), default=0.0)
         best, rates, untried = 0.0, dict[Plan, float](), list[tuple[Plan, float]]()
         for plan in plans:
             cost = self.base.get(keys[plan])
             new = cost is None or cost.visits < TRIALS
-            seconds = cheapest if cost is None or new else cost.seconds
+            seconds = self._least(plan, keys[plan][0]) if cost is None or new else cost.seconds
             rate = self._rate(sessions, others, who, plan, seconds)
             if new:
                 untried.append((plan, rate))
@@ -205,12 +204,23 @@ class DraftPolicy:
                 return plan
         for plan, rate in rates.items():
             cost = self.base[keys[plan]]
-            hope = self._rate(sessions, others, who, plan, max(cheapest, cost.seconds / SPOILED))
+            hope = self._rate(
+                sessions, others, who, plan, max(self._least(plan, keys[plan][0]), cost.seconds / SPOILED)
+            )
             contends = rate >= CONTENDER * best
             if hope > best and self.rounds - cost.seen > (STALE if contends else cost.patience):
                 cost.patience *= 1 if contends else 2
                 return plan
         return max(rates, key=rates.__getitem__)
+
+    def _least(self, plan: Plan, rows: int) -> float:
+        """Seconds that a pass of `plan` takes at least: as the cheapest known.
+
+        Of the long drafts of an index: also as any of a quarter of the rows, or free text would pay for trials.
+        """
+        cheapest = min((cost.seconds for cost in self.base.values()), default=0.0)
+        fewer = (cost.seconds for (n, way, _), cost in self.base.items() if 4 * n <= rows and way == plan.overlap)
+        return max(fewer, default=cheapest) if plan.found else cheapest
 
     def _rate(
         self,

@@ -111,20 +111,19 @@ class Rounds:
         if not drafting:
             return Plan(0)
         most = self.context.n_batch // len(turns) - 1
-        for turn in drafting:
-            turn.promise = self._promise(turn)
         measured = [turn for turn in drafting if turn.session.generation.draft is None and turn.room]
         for turn in drafting:
             asked = turn.session.generation.draft or 0
             turn.length = 0 if turn in measured else min(asked, turn.room, most)
-            turn.by_index = self._prefers_index(turn)
+            turn.promise = self._promise(turn) if turn.length or turn in measured else ()
+            turn.by_index = turn.length > 0 and self._prefers_index(turn)
         chosen = measured or drafting
         who = tuple(memory.number for memory in _memories_of(chosen))
         acceptances = [turn.session.acceptance.value if turn.session.memories else None for turn in chosen]
         others = sum(1 + turn.length for turn in turns if turn not in chosen)
         if not measured:
             longest = max(turn.length for turn in drafting)
-            if any(turn.by_index for turn in drafting):
+            if not who or any(turn.by_index for turn in drafting):
                 return Plan(longest)
             return self.policy.choose(acceptances, others, who, range(longest, longest + 1))
         rows = min((MAX_ROWS - others) // len(measured) - 1, most, *(turn.room for turn in measured))
@@ -276,7 +275,7 @@ class Rounds:
         for found, sample in zip(turn.found, turn.samples, strict=False):
             longest = max(found, key=lambda one: one.klass)
             if longest.klass:
-                right = sample.token == int(longest.ids[longest.probs.argmax()])
+                right = sample.token == longest.likeliest
                 self.policy.add_found(longest.klass, right)
                 counters.matched[longest.klass] += 1
                 counters.matched_right[longest.klass] += right

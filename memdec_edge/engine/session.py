@@ -23,7 +23,7 @@ from memdec_edge.llama.model import Model
 from memdec_edge.llama.sampler import Sampler
 from memdec_edge.mixture.mixing import mix
 from memdec_edge.mixture.online import learn
-from memdec_edge.mixture.rows import Matches, Row, RowStats, Sampled
+from memdec_edge.mixture.rows import Row, RowStats, Sampled
 from memdec_edge.mixture.weights import Mixture, SoftBayes
 from memdec_edge.options import MAX_DRAFT, GenerationOptions, MixtureOptions
 
@@ -264,7 +264,7 @@ class Session:
         Raises Cancelled, DecodeError (also without tokens) and NumericsError; the session then stands where it stood.
         """
         base, *memories = [context.feed(self.tokens, self.slot) for context in self.contexts]
-        matches = Matches.pack([self.lookup.found(self.tokens, len(self.tokens))]) if self.indexes else None
+        matches = [self.lookup.found(self.tokens, len(self.tokens))] if self.indexes else None
         self.stats = mix(base, memories, self.mixture, self.row, matches)
         return self.row
 

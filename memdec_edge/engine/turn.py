@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from memdec_edge.engine.session import Session
 from memdec_edge.errors import MemdecError, NumericsError
 from memdec_edge.mixture.online import learn_from
-from memdec_edge.mixture.rows import Found, Matches, Row, Sampled
+from memdec_edge.mixture.rows import Found, Row, Sampled
 from memdec_edge.mixture.top import with_tops
 from memdec_edge.options import MAX_DRAFT
 
@@ -75,7 +75,7 @@ class Turn:
         try:
             samples, s.stats, last = s.sampler.verify(
                 self.base_rows[first:end], memory_rows, s.mixture, rule, self.start + first, s.suppressed,
-                self.draft[first:end], s.row, s.base.eog_tokens, Matches.pack(found) if s.indexes else None,
+                self.draft[first:end], s.row, s.base.eog_tokens, found if s.indexes else None,
             )  # fmt: skip
         except NumericsError as error:
             self.error, self.over = error, True

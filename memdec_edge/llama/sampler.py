@@ -127,9 +127,9 @@ class Sampler:
         samples, stats = list[Sampled](), list[RowStats]()
         for index, base_row in enumerate(base):
             rows = [base_row, *(each[index] for each in memories)]
-            found = matches.at(index) if matches else []
+            found = matches[index] if matches else []
             classes = [one.klass for one in found]
-            stats = mix(base_row, rows[1:], mixture, out, Matches.pack([found]) if found else None)
+            stats = mix(base_row, rows[1:], mixture, out, [found] if found else None)
             token = self.sample(out, position + index, suppressed)
             shares = mixture.at(classes)
             offset = sum(share * stat.logsumexp for share, stat in zip(shares, stats, strict=False))

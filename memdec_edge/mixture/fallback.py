@@ -39,7 +39,7 @@ def mix(
     if len(out) != len(base) or not out.flags.writeable:
         raise ValueError("out must be writable and as long as the base row")
     _check_matches(matches, 1, mixture.n_indexes, len(out))
-    mixed, stats = reference.mix(base, memories, mixture, matches.at(0) if matches else ())
+    mixed, stats = reference.mix(base, memories, mixture, matches[0] if matches else ())
     out[:] = mixed
     return list(stats)
 
@@ -147,17 +147,15 @@ def _check_matches(matches: Matches | None, n_positions: int, n_indexes: int, n_
         if n_indexes:
             raise TypeError(f"{n_indexes} indexes have no matches")
         return
-    classes, ends, ids, probs = matches
-    _check_classes(classes, n_positions, n_indexes)
-    if ends.dtype != np.int32 or ids.dtype != np.int32 or probs.dtype != np.float32:
-        raise TypeError("ends and ids must hold int32, probs float32")
-    counts = np.diff(ends.reshape(-1), prepend=0)
-    fits = ends.shape == classes.shape and (counts >= 0).all() and ((counts > 0) == (classes.reshape(-1) > 0)).all()
-    if not fits or counts.sum() > min(len(ids), len(probs)):
-        raise ValueError("matches whose classes, ends, ids and probabilities do not fit each other")
-    used = slice(0, int(counts.sum()))
-    if not ((ids[used] >= 0) & (ids[used] < n_vocab) & (probs[used] > 0) & (probs[used] <= 1)).all():
-        raise ValueError("matches with ids beyond the vocabulary, or probabilities that are none")
+    if len(matches) != n_positions or any(len(position) != n_indexes for position in matches):
+        raise ValueError(f"matches of {len(matches)} positions, not of {n_positions} of {n_indexes} indexes")
+    for klass, ids, probs in (found for position in matches for found in position):
+        if ids.dtype != np.int32 or probs.dtype != np.float32:
+            raise TypeError("ids must hold int32, probs float32")
+        if len(ids) != len(probs) or not 0 <= klass < N_CLASSES or (klass > 0) != (len(ids) > 0):
+            raise ValueError("a match whose class, ids and probabilities do not fit each other")
+        if not ((ids >= 0) & (ids < n_vocab) & (probs > 0) & (probs <= 1)).all():
+            raise ValueError("a match with ids beyond the vocabulary, or probabilities that are none")
 
 
 def _check_request(chain: Chain, seed: int, position: int, suppressed: Ids, scratch: Row, n_vocab: int) -> None:

@@ -67,8 +67,9 @@ class Matcher:
         """Forget all but the first `length` tokens."""
         if not 0 <= length <= len(self._read):
             raise ValueError(f"{length} tokens of {len(self._read)}")
-        del self._read[length:]
-        self._match = None
+        if length < len(self._read):
+            del self._read[length:]
+            self._match = None
 
     def fork(self) -> "Matcher":
         """Another one that has read the same."""

@@ -40,7 +40,7 @@ def mix(
     try:
         stats = kernels.mix(base, memories, mixture.vectors, mixture.temperatures, out, matches)
     except FloatingPointError:
-        reference.mix(base, memories, mixture, matches.at(0) if matches else ())  # names the culprit
+        reference.mix(base, memories, mixture, matches[0] if matches else ())  # names the culprit
         raise
     return [RowStats(*row) for row in stats]
 

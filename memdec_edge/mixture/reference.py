@@ -161,7 +161,7 @@ def verify(
     samples: list[Sampled] = []
     for j in range(len(base)):
         rows = [models[j] for models in (base, *memories)]
-        found = matches.at(j) if matches else []
+        found = matches[j] if matches else []
         classes = [one.klass for one in found]
         shares = mixture.at(classes)
         mixed, stats = mix(rows[0], rows[1:], mixture, found)

@@ -49,6 +49,11 @@ class Found(NamedTuple):
     ids: Ids
     probs: Row
 
+    @property
+    def likeliest(self) -> int:
+        """The id of the most probable token, the lowest of several; there must be one."""
+        return int(self.ids[self.probs.argmax() if len(self.ids) > 1 else 0])
+
     def log_prob(self, token: int) -> float:
         """Of a token, nats; -inf where it never followed the match."""
         [at] = np.nonzero(self.ids == token)
@@ -58,40 +63,7 @@ class Found(NamedTuple):
 SILENT = Found(0, np.empty(0, np.int32), np.empty(0, np.float32))
 
 
-class Matches(NamedTuple):
-    """What every index says at some positions, packed."""
-
-    classes: Ids  # [positions, indexes]
-    ends: (
-        Ids  # where the tokens of each end in `ids`, [positions, indexes]; they begin where those of the one before end
-    )
-    ids: Ids
-    probs: Row
-
-    @classmethod
-    def pack(cls, found: Sequence[Sequence[Found]]) -> "Matches":
-        """Of each position and each index, at least one of both."""
-        every = [one for position in found for one in position]
-        shape = (len(found), len(found[0]))
-        return cls(
-            np.array([one.klass for one in every], np.int32).reshape(shape),
-            np.cumsum([len(one.ids) for one in every], dtype=np.int32).reshape(shape),
-            np.concatenate([one.ids for one in every]),
-            np.concatenate([one.probs for one in every]),
-        )
-
-    def at(self, position: int) -> list[Found]:
-        """Of one position, of each index."""
-        flat, n = self.ends.reshape(-1), self.classes.shape[1]
-        begins = [0, *flat.tolist()]
-        return [
-            Found(
-                int(self.classes[position, k]),
-                self.ids[begins[i] : begins[i + 1]],
-                self.probs[begins[i] : begins[i + 1]],
-            )
-            for k, i in enumerate(range(position * n, (position + 1) * n))
-        ]
+Matches = Sequence[Sequence[Found]]  # what every index says at some positions, [positions][indexes]
 
 
 class Chain(NamedTuple):

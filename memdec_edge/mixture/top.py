@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from memdec_edge.mixture.mixing import mix
-from memdec_edge.mixture.rows import N_CLASSES, Found, Ids, Likely, Matches, Row, RowStats, Sampled, Top
+from memdec_edge.mixture.rows import N_CLASSES, Found, Ids, Likely, Row, RowStats, Sampled, Top
 from memdec_edge.mixture.weights import Mixture
 
 BLOCK = 64  # logits whose maximum stands for them
@@ -48,7 +48,7 @@ def with_tops(
         rows = [base[index], *(memory[index] for memory in memories)]
         own, said = sample.weights[1:], found[index] if found else []
         mixture = Mixture(own[: len(memories)], temperatures, (own,) * (N_CLASSES - 1) if said else ())
-        stats = mix(rows[0], rows[1:], mixture, out, Matches.pack([said]) if said else None)
+        stats = mix(rows[0], rows[1:], mixture, out, [said] if said else None)
         offset = sum(share * stat.logsumexp for share, stat in zip(sample.weights, stats, strict=False))
         offset += sum(sample.weights[len(rows) :]) * stats[0].logsumexp
         mixed = tuple(Likely(int(token), float(out[token]) - offset) for token in largest(out, count))

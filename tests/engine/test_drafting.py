@@ -253,7 +253,9 @@ def test_an_index_drafts_as_far_as_its_matches_and_the_cost_of_rows_allow() -> N
     assert played(DraftPolicy(), [0.9, 0.8, 0.1, 0.1], 0.002)[-1].length in (1, 3)
     assert played(DraftPolicy(), [0.4] * 16, 0.008)[-1].length == 0
     assert played(DraftPolicy(), [], 0.0001)[-1].length == 0
-    assert sum(plan.length > 0 for plan in played(DraftPolicy(), [0.4] * 16, 0.008)) < 25  # few trials
+    trials = [plan.length for plan in played(DraftPolicy(), [0.4] * 16, 0.008) if plan.length]
+    assert len(trials) < 12  # few, and none of those that two or four rows show to be too dear
+    assert max(trials) <= 5
 
 
 def test_the_promise_of_a_match_is_what_its_class_has_kept() -> None:

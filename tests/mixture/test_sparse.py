@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from memdec_edge.errors import OptionError
 from memdec_edge.mixture import mixing, sampling
 from memdec_edge.mixture.online import hold, learn, learn_from
-from memdec_edge.mixture.rows import N_CLASSES, SILENT, Found, Matches, Row
+from memdec_edge.mixture.rows import N_CLASSES, SILENT, Found, Row
 from memdec_edge.mixture.weights import LEAST_INITIAL, LEAST_WEIGHT, Mixture, SoftBayes, lift, shares_of
 from tests.mixture.test_mixing import assert_near, each, running
 from tests.mixture.test_sampling import NONE, PLAIN, normal, softmax
@@ -88,7 +88,7 @@ def test_the_mixture_with_indexes_is_that_of_its_definition(
     with running(name):
         for j, one in enumerate(found):
             here = [row[j] for row in rows]
-            stats = mixing.mix(here[0], here[1:], mixture, out, Matches.pack([one]))
+            stats = mixing.mix(here[0], here[1:], mixture, out, [one])
             expected = by_definition(here, one, mixture)
             shares = mixture.at([each.klass for each in one])
             offset = sum(share * stat.logsumexp for share, stat in zip(shares, stats, strict=False))
@@ -106,11 +106,11 @@ def test_where_no_index_speaks_nothing_changes_by_a_bit(name: str) -> None:
         matched = ((0.1, 0.6),) * (N_CLASSES - 1)
         with running(name):
             mixing.mix(base, [memory], Mixture(weights, (1.0,)), outs[0])
-            mixing.mix(base, [memory], Mixture(weights, (1.0,), matched), outs[1], Matches.pack([[SILENT]]))
+            mixing.mix(base, [memory], Mixture(weights, (1.0,), matched), outs[1], [[SILENT]])
         assert outs[0].tobytes() == outs[1].tobytes()
     with running(name):
         free = Mixture((), (), ((0.0,),) * (N_CLASSES - 1))
-        mixing.mix(base, [], free, outs[1], Matches.pack([[said(3, t5=1.0)]]))
+        mixing.mix(base, [], free, outs[1], [[said(3, t5=1.0)]])
     assert outs[1].tobytes() == base.tobytes()
 
 
@@ -157,10 +157,9 @@ def test_verification_is_mixing_sampling_and_learning_position_by_position(
     with running(name):
         tokens, states = [], [mixture]
         for j in range(n):
-            one = Matches.pack(found[j : j + 1])
             [sample], _, after = sampling.verify(
                 rows[0][j : j + 1], [row[j : j + 1] for row in rows[1:]], states[-1], PLAIN, 3, j, NONE, [], out,
-                scratch, rule, one,
+                scratch, rule, found[j : j + 1],
             )  # fmt: skip
             classes = [each.klass for each in found[j]]
             again = learn_from(states[-1], rule, sample, classes)
@@ -169,7 +168,7 @@ def test_verification_is_mixing_sampling_and_learning_position_by_position(
             tokens.append(sample.token)
             states.append(after)
         samples, _, after = sampling.verify(
-            rows[0], rows[1:], mixture, PLAIN, 3, 0, NONE, tokens, out, scratch, rule, Matches.pack(found)
+            rows[0], rows[1:], mixture, PLAIN, 3, 0, NONE, tokens, out, scratch, rule, found
         )
     assert [sample.token for sample in samples] == tokens
     assert after == states[-1]
@@ -189,22 +188,24 @@ def test_held_weights_score_and_stay(name: str) -> None:
 
 
 ONE = Mixture((), (), ((0.5,),) * (N_CLASSES - 1))
-INTS, FLOATS = np.zeros((1, 1), np.int32), np.ones(1, np.float32)
+IDS, PROBS = np.zeros(1, np.int32), np.ones(1, np.float32)
 WRONG: list[tuple[type[Exception], Any]] = [
     (TypeError, None),
-    (TypeError, Matches(INTS.astype(np.int64), INTS, INTS[0], FLOATS)),
-    (TypeError, Matches(INTS + 1, INTS + 1, INTS[0], FLOATS.astype(float))),
-    (ValueError, Matches(INTS + 9, INTS + 1, INTS[0], FLOATS)),
-    (ValueError, Matches(INTS - 1, INTS + 1, INTS[0], FLOATS)),
-    (ValueError, Matches(INTS + 1, INTS, INTS[0], FLOATS)),  # a match without tokens
-    (ValueError, Matches(INTS, INTS + 1, INTS[0], FLOATS)),  # tokens without a match
-    (ValueError, Matches(INTS + 1, INTS + 2, INTS[0], FLOATS)),  # beyond the arrays
-    (ValueError, Matches(INTS + 1, INTS - 1, INTS[0], FLOATS)),
-    (ValueError, Matches(INTS + 1, INTS + 1, INTS[0] + N_VOCAB, FLOATS)),
-    (ValueError, Matches(INTS + 1, INTS + 1, INTS[0] - 1, FLOATS)),
-    (ValueError, Matches(INTS + 1, INTS + 1, INTS[0], FLOATS * np.float32(np.nan))),
-    (ValueError, Matches(INTS + 1, INTS + 1, INTS[0], FLOATS * 2)),
-    (ValueError, Matches(np.zeros((1, 2), np.int32), np.zeros((1, 2), np.int32), INTS[0], FLOATS)),
+    (TypeError, [[Found(1, IDS.astype(np.int64), PROBS)]]),
+    (TypeError, [[Found(1, IDS, PROBS.astype(float))]]),
+    (ValueError, [[Found(N_CLASSES, IDS, PROBS)]]),
+    (ValueError, [[Found(-1, IDS, PROBS)]]),
+    (ValueError, [[Found(1, IDS[:0], PROBS[:0])]]),  # a match without tokens
+    (ValueError, [[Found(0, IDS, PROBS)]]),  # tokens without a match
+    (ValueError, [[Found(1, IDS, np.full(2, 0.5, np.float32))]]),
+    (ValueError, [[Found(1, IDS + N_VOCAB, PROBS)]]),
+    (ValueError, [[Found(1, IDS - 1, PROBS)]]),
+    (ValueError, [[Found(1, IDS, PROBS * np.float32(np.nan))]]),
+    (ValueError, [[Found(1, IDS, PROBS * 2)]]),
+    (ValueError, [[Found(1, IDS, PROBS), SILENT]]),  # of two indexes
+    (ValueError, [[]]),
+    (ValueError, []),
+    (ValueError, [[Found(1, IDS, PROBS)]] * 2),  # of two positions
 ]
 
 
