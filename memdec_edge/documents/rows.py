@@ -146,7 +146,7 @@ def csv_rows(data: bytes, name: str) -> list[str]:
         names = table.fieldnames
         begin = table.line_num + 1
         for row in table:
-            beyond = row.pop(None, [])  # type: ignore[call-overload]  # where DictReader puts values without a name
+            beyond = row.pop(None, [])  # where DictReader puts values without a name
             if any(value.strip() for value in beyond):
                 raise CorpusError(
                     name,

@@ -184,7 +184,8 @@ class IndexFile:
 
 def write_index(
     path: Path, *, tokens: Tokens, prefixes: Positions, starts: npt.NDArray[np.uint64], names: Sequence[str],
-    trust: Sequence[float], digest: str, n_vocab: int, name: str = "", domain: str = "", license: str = "", texts: Sequence[str] = (),
+    trust: Sequence[float], digest: str, n_vocab: int, name: str = "", domain: str = "", license: str = "",
+    texts: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Write an index, atomically; arrays as IndexFile has them, `name` for general.name, `texts` for origin.TEXTS.
 

@@ -1,11 +1,11 @@
-"""Which text is in a memory or an index: digests of the files, which its GGUF carries. Knows nothing of their content."""
+"""Which files a memory was trained on, or an index holds: their digests in its GGUF. Knows nothing of their content."""
 
 from pathlib import Path
 
 from memdec_edge.gguf.header import Header
 from memdec_edge.gguf.metadata import TRAIN
 
-TEXTS = TRAIN + "texts_sha256"  # strings: of each file of the corpus, but of a test split
+TEXTS = TRAIN + "texts_sha256"  # strings: of each file of the corpus, but of a split that was left out
 MAX_TEXTS = 1000  # a corpus of more files goes without
 
 

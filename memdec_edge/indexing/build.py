@@ -52,7 +52,8 @@ def build_index(options: IndexOptions) -> IndexReport:
     corpora = [find_files(path) for path in options.sources]
     for corpus in corpora:
         require_training(corpus)
-        corpus.left_out |= {file.name: HELD_OUT for file in corpus.all if file not in corpus.files["train"]}
+        held_out = (files for split, files in corpus.files.items() if split != "train")
+        corpus.left_out |= {file.name: HELD_OUT for files in held_out for file in files}
         say_left_out(corpus)
     with closing(Model(options.base, vocab_only=True)) as base:
         digest, n_vocab = tokenizer_of(base.path)
