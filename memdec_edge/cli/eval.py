@@ -23,6 +23,7 @@ from memdec_edge.cli.parameters import (
 from memdec_edge.options import EvalOptions, LoadOptions, MixtureOptions
 
 if TYPE_CHECKING:
+    from memdec_edge.documents import File
     from memdec_edge.evaluation.perplexity import Evaluation, Score
 
 
@@ -53,25 +54,27 @@ def eval_(
     documents = read_documents(path)
     with closing(Engine(model, chosen, loading)) as engine:
         warn(engine.warnings)
-        _warn_of_seen_text({file.path for file in scored_files(path)}, [each.path for each in chosen])
+        _warn_of_seen_text(scored_files(path), [each.path for each in chosen], {each.path for each in engine.indexes})
         found = evaluate(engine, documents, options, mixture)
     _print_table(found, options)
     if json_:
         print_json(_report(found, options))
 
 
-def _warn_of_seen_text(files: set[Path], memories: list[Path]) -> None:
-    """Say on stderr that a low perplexity may come from text learned by heart."""
+def _warn_of_seen_text(files: "list[File]", memories: list[Path], indexes: set[Path]) -> None:
+    """Say on stderr that a low perplexity may come from text learned by heart, or held by an index."""
+    from memdec_edge.documents import file_digests
     from memdec_edge.documents.splits import split_of
-    from memdec_edge.gguf.origin import files_seen
+    from memdec_edge.gguf.origin import texts_seen
 
-    seen = {file: memory for memory in memories for file in files_seen(memory, files)}
+    texts = {digest: file.name for file, digest in file_digests(files).items()} if memories else {}
+    seen = {texts[digest]: memory for memory in memories for digest in texts_seen(memory) if digest in texts}
     warn(
-        f"{memory} was trained on {file}, so its perplexity there says little of other text; score held-out text, "
-        "such as test.jsonl of its cache folder"
-        for file, memory in seen.items()
+        f"{memory} {'holds' if memory in indexes else 'was trained on'} {name}, so its perplexity there says little of "
+        f"other text; score held-out text{'' if memory in indexes else ', such as test.jsonl of its cache folder'}"
+        for name, memory in seen.items()
     )
-    if memories and not seen and any(split_of(file.name) == ("", "train") for file in files):
+    if memories and not seen and any(split_of(file.path.name) == ("", "train") for file in files):
         warn(["this is a training split; a memory that has seen it scores too well, so score a test split"])
 
 

@@ -23,8 +23,6 @@ def index(*, indexing: Given[IndexOptions], json_: Json = False) -> None:
           f"{report.n_tokens:,} tokens, {report.seconds:.1f} s")  # fmt: skip
     weights = " ".join(f"{value:.2f}" for value in report.trust)
     print(f"relative weight by the length of a match: {weights}, measured on {report.trust_from}")
-    for path in report.left_out:
-        note(f"{path} is not indexed: its name says that it is for validation or for the test")
     note(f"{report.path} contains the text of the documents")
     if json_:
         print_json(asdict(report))

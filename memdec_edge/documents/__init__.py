@@ -14,12 +14,13 @@ from memdec_edge.documents.corpus import (
     Document,
     read_documents,
     read_files,
+    require_training,
     say_left_out,
     scored_files,
     show_text,
     split_documents,
 )
-from memdec_edge.documents.files import File
+from memdec_edge.documents.files import File, file_digests
 from memdec_edge.documents.kinds import kind_of
 from memdec_edge.documents.plain import decode_text, read_stream, read_text
 from memdec_edge.documents.splits import NO_TEXT, SPLITS, Corpus, find_files
@@ -34,12 +35,14 @@ __all__ = [
     "Document",
     "File",
     "decode_text",
+    "file_digests",
     "find_files",
     "kind_of",
     "read_documents",
     "read_files",
     "read_stream",
     "read_text",
+    "require_training",
     "say_left_out",
     "scored_files",
     "show_text",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from memdec_edge.documents.divide import divide, shuffled
 from memdec_edge.documents.duplicates import families
-from memdec_edge.documents.files import File
+from memdec_edge.documents.files import File, Reader
 from memdec_edge.documents.kinds import kind_of, read_file, suffix_of
 from memdec_edge.documents.splits import NO_TEXT, SPLITS, Corpus, find_files
 from memdec_edge.errors import CorpusError, ExistingOutputError
@@ -63,10 +63,7 @@ def split_documents(path: Path, valid: float, test: float, seed: int) -> dict[st
     training text, and as find_files() and read_file() do.
     """
     corpus = find_files(path)
-    if corpus.named and "train" not in corpus.files:
-        raise CorpusError(
-            path, f"it has {_names(corpus.all)} but no training text; name the files train, or rename them"
-        )
+    require_training(corpus)
     named = corpus.files if corpus.named else {}
     shares = {split: share for split, share in (("valid", valid), ("test", test)) if share and split not in named}
     _say_files(corpus, list(shares))
@@ -86,6 +83,14 @@ def split_documents(path: Path, valid: float, test: float, seed: int) -> dict[st
     many = f"{len(train):,} documents become {counts}"
     note(f"text: {many}" if len(train) > 1 else f"text: one document, cut into {', '.join(taken)}")
     return {split: taken[split] if split in taken else shuffled(read[split], seed) for split in SPLITS}
+
+
+def require_training(corpus: Corpus) -> None:
+    """Raise CorpusError for a corpus whose files name splits, and none of them train."""
+    if corpus.named and "train" not in corpus.files:
+        raise CorpusError(
+            corpus.path, f"it has {_names(corpus.all)} but no training text; name the files train, or rename them"
+        )
 
 
 def show_text(path: Path, valid: float, test: float, seed: int, out: Path) -> None:
@@ -111,25 +116,31 @@ def _scored(corpus: Corpus) -> list[File]:
 
 
 def read_files(corpus: Corpus, files: Iterable[File]) -> Iterator[Document]:
-    """Documents of some files. One of a folder that cannot be read is left out with a warning, text files excepted."""
+    """Documents of some files. One of a folder that cannot be read is left out with a warning, text files excepted.
+
+    `corpus.left_out` gets what is left out, blank files too.
+    """
     failed, blank = 0, []
-    for file in files:
-        try:
-            texts = read_file(file)
-        except CorpusError as error:
-            if corpus.is_one_file or _is_exact(file):
-                raise
-            failed += 1
-            if failed <= WARNED:
-                warn([f"{error}; it is left out"])
-            continue
-        if not texts:
-            blank.append(file)
-        for text in texts:
-            yield Document(text, file.name)
+    with Reader() as reader:
+        for file in files:
+            try:
+                texts = read_file(file, reader)
+            except CorpusError as error:
+                if corpus.is_one_file or _is_exact(file):
+                    raise
+                corpus.left_out[file.name] = error.reason
+                failed += 1
+                if failed <= WARNED:
+                    warn([f"{error}; it is left out"])
+                continue
+            if not texts and not corpus.is_one_file:
+                corpus.left_out[file.name] = "no text in it"
+                blank.append(file)
+            for text in texts:
+                yield Document(text, file.name)
     if failed > WARNED:
         warn([f"{failed - WARNED:,} more files cannot be read, and are left out"])
-    if blank and not corpus.is_one_file:
+    if blank:
         note(f"text: left out, no text in it: {_names(blank)}")
 
 

@@ -5,17 +5,19 @@ more than it could hold honestly is refused. Knows nothing of kinds and splits.
 """
 
 import gzip
+import hashlib
 import io
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from memdec_edge.documents.plain import read_bytes
 from memdec_edge.errors import CorpusError
+from memdec_edge.files import sha256
 
 LARGEST = 1 << 31  # bytes that an archive may unpack to; text of a corpus that is larger comes as files
 SUSPICIOUS = 16 << 20  # bytes; below that no ratio is suspicious
@@ -36,10 +38,59 @@ class File:
         """What messages call it."""
         return f"{self.path}/{self.member}" if self.member else str(self.path)
 
-    def read(self) -> bytes:
-        """Return its bytes, those of a .gz unpacked. Raises CorpusError, and MissingFileError for one that is gone."""
-        data = _read_member(self.path, self.member) if self.member else read_bytes(self.path)
-        return _gunzip(data, self.name) if self.inside.suffix.lower() == ".gz" else data
+
+class Reader:
+    """Reads files, and holds the zip open whose members are being read, so that its directory is read once."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._archive: zipfile.ZipFile | None = None
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._close()
+
+    def read(self, file: File) -> bytes:
+        """Return the bytes of a file, those of a .gz unpacked.
+
+        Raises CorpusError, and MissingFileError for one that is gone.
+        """
+        data = self._stored(file)
+        return _gunzip(data, file.name) if file.inside.suffix.lower() == ".gz" else data
+
+    def sha256(self, file: File) -> str:
+        """Return the hex digest of a file's bytes: the same in a zip and out of it. Raises CorpusError and OSError."""
+        return hashlib.sha256(self._stored(file)).hexdigest() if file.member else sha256(file.path)
+
+    def _stored(self, file: File) -> bytes:
+        if not file.member:
+            return read_bytes(file.path)
+        if self._archive is None or self._path != file.path:
+            self._close()
+            self._path, self._archive = file.path, _zip(file.path, str(file.path))
+        try:
+            info = self._archive.getinfo(file.member)
+        except KeyError as error:
+            raise CorpusError(file.name, "is in the zip no more: something replaced it; run this again") from error
+        return _member(self._archive, info, file.name)
+
+    def _close(self) -> None:
+        if self._archive is not None:
+            self._archive.close()
+        self._path = self._archive = None
+
+
+def file_digests(files: Iterable[File]) -> dict[File, str]:
+    """Return SHA-256 of each file, pipes left out, and what cannot be read: whoever reads it says so."""
+    found: dict[File, str] = {}
+    with Reader() as reader:
+        for file in files:
+            with suppress(CorpusError, OSError):
+                if file.path.is_file():
+                    found[file] = reader.sha256(file)
+    return found
 
 
 def walk(root: Path, left_out: dict[str, str]) -> list[File]:
@@ -127,17 +178,6 @@ def _zip(source: bytes | Path, name: str) -> zipfile.ZipFile:
         archive.close()
         raise CorpusError(name, f"unpacks to {unpacked // max(1, real):,} times its size, as a zip bomb does")
     return archive
-
-
-def _read_member(path: Path, member: str) -> bytes:
-    archive = _open_zip(path)
-    return _member(archive, archive.getinfo(member), f"{path}/{member}")
-
-
-@lru_cache(maxsize=2)
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    """The zip whose members are being read: its directory is read once, and the file is closed when another comes."""
-    return _zip(path, str(path))
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from memdec_edge.documents.files import File
+from memdec_edge.documents.files import File, Reader
 from memdec_edge.documents.markup import decode_html, html_text
 from memdec_edge.documents.office import docx_text, epub_text
 from memdec_edge.documents.pdf import pdf_text
@@ -84,7 +84,7 @@ def kind_of(file: File) -> Kind | None:
     return KINDS.get(suffix_of(file.inside))
 
 
-def read_file(file: File) -> list[str]:
+def read_file(file: File, reader: Reader) -> list[str]:
     """Return the documents of a file, blank ones left out: rows of tables, else the whole file.
 
     A file without a suffix is text: a pipe, a README. Raises MissingFileError, MissingExtraError, and CorpusError for a
@@ -94,4 +94,4 @@ def read_file(file: File) -> list[str]:
     kind = KINDS.get(suffix) if suffix else _TEXT
     if kind is None:
         raise CorpusError(file.name, f"{suffix} files are not read; {OTHER_WAYS.get(suffix, f'give {KNOWN}')}")
-    return [text if kind is _TEXT else mended(text) for text in kind.read(file.read(), file.name)]
+    return [text if kind is _TEXT else mended(text) for text in kind.read(reader.read(file), file.name)]

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 from memdec_edge.documents.files import unzip
 from memdec_edge.documents.markup import decode_html, html_text
 from memdec_edge.errors import CorpusError, MissingExtraError
+from memdec_edge.notes import warn
 
 _CONTAINER = "META-INF/container.xml"
 _WAY_BACK = re.compile(r'<a href="#(?:foot|end)note-ref-[^"]*">[^<]*</a>')  # from a note
@@ -39,7 +40,10 @@ def docx_text(data: bytes, name: str) -> str:
 
 
 def epub_text(data: bytes, name: str) -> str:
-    """Return the text of an e-book, its pages in reading order. Raises CorpusError, and MissingExtraError."""
+    """Return the text of an e-book, its pages in reading order. Raises CorpusError, and MissingExtraError.
+
+    stderr says how many pages the book names but does not hold.
+    """
     files = unzip(data, name)
     if "META-INF/encryption.xml" in files and b"EncryptedKey" in files["META-INF/encryption.xml"]:
         raise CorpusError(name, "is protected against copying (DRM); give one that is not")
@@ -49,11 +53,15 @@ def epub_text(data: bytes, name: str) -> str:
         order = [items[each.get("idref")] for each in _all(files[package], "itemref")]
     except (KeyError, StopIteration, ElementTree.ParseError) as error:
         raise CorpusError(name, f"is no readable EPUB ({_reason(error)}); download or convert it again") from error
-    folder, pages = posixpath.dirname(package), []
+    folder, pages, missing = posixpath.dirname(package), [], 0
     for item in order:
         path = posixpath.normpath(posixpath.join(folder, unquote(item.get("href", ""))))
-        if "nav" not in item.get("properties", "").split() and path in files:
+        if path not in files:
+            missing += 1
+        elif "nav" not in item.get("properties", "").split():
             pages.append(html_text(decode_html(files[path]), f"{name}/{path}"))
+    if missing:
+        warn([f"{name}: {missing} of {len(order)} pages are not in the file, and left out"])
     return "\n\n".join(page for page in pages if page)
 
 

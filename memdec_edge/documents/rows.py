@@ -17,6 +17,7 @@ from typing import Any
 
 from memdec_edge.documents.plain import decode_text
 from memdec_edge.errors import CorpusError, MissingExtraError
+from memdec_edge.notes import printable
 
 TEXT_NAMES = ("text", "content")
 TURN_NAMES = ("messages", "conversations", "conversation", "dialogue", "dialog")
@@ -52,7 +53,7 @@ def turns(named: Mapping[str, Any]) -> list[Turn] | None:
             found = [_turn(message) for message in messages]
             return None if None in found else [turn for turn in found if turn]
     asked = [text for name in ASKED if (text := _text_of(named.get(name))) is not None]
-    answered = [text for name in ANSWERED if (text := _text_of(named.get(name))) is not None]
+    answered = [text for name in ANSWERED if (text := _answer_of(named.get(name))) is not None]
     if not asked or not answered:
         return None
     system, more = (_text_of(named.get(name)) or "" for name in ("system", "input"))
@@ -71,17 +72,25 @@ def _turn(message: Any) -> Turn | None:
 
 
 def _text_of(value: Any) -> str | None:
-    """The text of a value: itself, the text parts of a list of parts, the first answer of SQuAD's; None: no text."""
+    """The text of a value: itself, or the strings and text parts of a list, each in lines of its own; None: no text."""
+    if isinstance(value, Mapping):
+        value = value.get("text")
     if isinstance(value, str):
         return value
-    if isinstance(value, Mapping):
-        return _text_of(value.get("text"))
-    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
-        return str(value[0])
     if isinstance(value, list):
-        parts = [part["text"] for part in value if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+        found = [part.get("text") if isinstance(part, Mapping) else part for part in value]
+        parts = [text for text in found if isinstance(text, str)]
         return "\n".join(parts) if parts else None
     return None
+
+
+def _answer_of(value: Any) -> str | None:
+    """The text of an answer: of several that say the same, as SQuAD has them, the first. Parts of one have a "type"."""
+    if isinstance(value, Mapping):
+        value = value.get("text")
+    if isinstance(value, list) and not any(isinstance(part, Mapping) and "type" in part for part in value):
+        value = value[0] if value else None
+    return _text_of(value)
 
 
 def jsonl_rows(data: bytes, name: str) -> list[str]:
@@ -121,15 +130,34 @@ def json_rows(data: bytes, name: str) -> list[str]:
 
 
 def csv_rows(data: bytes, name: str) -> list[str]:
-    """Documents of a table with names in its first line. Raises CorpusError where no column is text."""
+    """Documents of a table with names in its first line.
+
+    Raises CorpusError where no column is text, and for a row that would lose text: one with more values than names, or
+    with a quote that nothing closes.
+    """
     text = decode_text(data, name)
     first = text.partition("\n")[0]
     delimiter = max("\t;,", key=first.count)  # at equal counts the tab, which hardly stands in a name
+    delimiter = delimiter if delimiter in first else ","
     csv.field_size_limit(1 << 30)
+    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows, begin = [], 1  # of the row that is read, in lines
     try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter if delimiter in first else ","))
+        names = table.fieldnames
+        begin = table.line_num + 1
+        for row in table:
+            beyond = row.pop(None, [])  # where DictReader puts values without a name
+            if any(value.strip() for value in beyond):
+                raise CorpusError(
+                    name,
+                    f"line {begin} has {len(names or ()) + len(beyond)} values for {len(names or ())} columns; "
+                    f'put a value with "{printable(delimiter)}" in it between quotes',
+                )
+            rows.append(row)
+            begin = table.line_num + 1
     except csv.Error as error:
-        raise CorpusError(name, f"is no table of comma-separated values ({error})") from error
+        reason = f"{error}, in the row from line {begin}"
+        raise CorpusError(name, f"is no table of comma-separated values ({reason}); mend its quotes") from error
     return _kept(_texts(rows, name, "row"))
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from memdec_edge.errors import ModelFileError, PairingError, RoleError
 from memdec_edge.files import atomic_path
-from memdec_edge.gguf import metadata
+from memdec_edge.gguf import metadata, origin
 from memdec_edge.gguf.header import DAMAGED, STRING, Header, Scalar
 
 ARCHITECTURE = "memdec-index"  # llama.cpp knows none of this name, and refuses the file
@@ -185,8 +185,9 @@ class IndexFile:
 def write_index(
     path: Path, *, tokens: Tokens, prefixes: Positions, starts: npt.NDArray[np.uint64], names: Sequence[str],
     trust: Sequence[float], digest: str, n_vocab: int, name: str = "", domain: str = "", license: str = "",
+    texts: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Write an index, atomically; arrays as IndexFile has them, `name` for general.name.
+    """Write an index, atomically; arrays as IndexFile has them, `name` for general.name, `texts` for origin.TEXTS.
 
     Raises OutputError, and ExistingOutputError for what is no regular file.
     """
@@ -209,6 +210,8 @@ def write_index(
         file.add(metadata.DOMAIN, domain)
     file.add(metadata.TOKENIZER_SHA256, digest)
     file.add(metadata.TOKENIZER_N_TOKENS, n_vocab)
+    if texts:
+        file.add(origin.TEXTS, list(texts))
     file.add(TRUST, [float(weight) for weight in trust])
     file.add(DOCUMENTS, list(names))
     file.add_tensor(TOKENS_TENSOR, tokens.shape, Kind.I16 if tokens.dtype == np.uint16 else Kind.I32)

@@ -8,18 +8,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from memdec_edge.documents import find_files, say_left_out
+from memdec_edge.documents import Corpus, file_digests, find_files, require_training, say_left_out
 from memdec_edge.errors import CorpusError
 from memdec_edge.files import refuse_existing
 from memdec_edge.gguf.index_file import Positions, Tokens, tokenizer_of, write_index
+from memdec_edge.gguf.origin import MAX_TEXTS, texts_seen
 from memdec_edge.indexing.sort import sorted_prefixes
-from memdec_edge.indexing.tokens import Packed, pack
+from memdec_edge.indexing.tokens import Packed, is_gguf, pack
 from memdec_edge.indexing.trust import Part, measured_trust
 from memdec_edge.llama.model import Model
 from memdec_edge.options import IndexOptions
 from memdec_edge.progress import progress
 
 PREFIX = "memdec-"  # files of this package are told from models by their name
+HELD_OUT = "named as a validation or test file"
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class IndexReport:
     seconds_sorting: float
     trust: tuple[float, ...]  # by class of match length
     trust_from: str  # which documents it was measured on
-    left_out: tuple[str, ...]  # files of validation and test splits, which are not indexed
+    left_out: dict[str, str]  # name of a file that is not indexed -> why
     warnings: tuple[str, ...]
 
 
@@ -49,6 +51,9 @@ def build_index(options: IndexOptions) -> IndexReport:
     refuse_existing(options.out, options.overwrite)
     corpora = [find_files(path) for path in options.sources]
     for corpus in corpora:
+        require_training(corpus)
+        held_out = (files for split, files in corpus.files.items() if split != "train")
+        corpus.left_out |= {file.name: HELD_OUT for files in held_out for file in files}
         say_left_out(corpus)
     with closing(Model(options.base, vocab_only=True)) as base:
         digest, n_vocab = tokenizer_of(base.path)
@@ -63,7 +68,7 @@ def build_index(options: IndexOptions) -> IndexReport:
     trust, trust_from = _trust(options, tokens, prefixes, starts, valid)
     write_index(
         options.out, tokens=tokens, prefixes=prefixes, starts=starts, names=packed.names, trust=trust.tolist(),
-        digest=digest, n_vocab=n_vocab, domain=options.domain, license=options.license,
+        digest=digest, n_vocab=n_vocab, domain=options.domain, license=options.license, texts=_texts(corpora),
     )  # fmt: skip
     return IndexReport(
         path=options.out,
@@ -74,15 +79,21 @@ def build_index(options: IndexOptions) -> IndexReport:
         seconds_sorting=seconds_sorting,
         trust=tuple(trust.tolist()),
         trust_from=trust_from,
-        left_out=tuple(
-            file.name
-            for corpus in corpora
-            for split, files in corpus.files.items()
-            if split != "train"
-            for file in files
-        ),
+        left_out={name: reason for corpus in corpora for name, reason in corpus.left_out.items()},
         warnings=_warnings(options.out),
     )
+
+
+def _texts(corpora: list[Corpus]) -> list[str]:
+    """Digests of the files that are indexed, and of those that an index among them holds; [] for too many."""
+    found: set[str] = set()
+    for corpus in corpora:
+        indexed = [file for file in corpus.files["train"] if file.name not in corpus.left_out]
+        if len(indexed) > MAX_TEXTS:
+            return []
+        holds_index = corpus.is_one_file and is_gguf(corpus.path)
+        found.update(texts_seen(corpus.path) if holds_index else file_digests(indexed).values())
+    return sorted(found) if len(found) <= MAX_TEXTS else []
 
 
 def _trust(

@@ -77,7 +77,7 @@ def pack(where: Path, corpora: list[Corpus], base: Model, digest: str, n_vocab: 
 
 def _documents(corpus: Corpus, files: list[File], base: Model) -> Iterator[tuple[Path, str, list[int] | Tokens]]:
     """File, name and ids of each document of some files; a document of a table has its number behind the name."""
-    if files and corpus.is_one_file and _is_gguf(corpus.path):
+    if files and corpus.is_one_file and is_gguf(corpus.path):
         with IndexFile.open(corpus.path) as index:
             index.require_tokenizer(base.path)
             for name, start, end in zip(index.names, index.starts[:-1], index.starts[1:], strict=True):
@@ -97,7 +97,8 @@ def _documents(corpus: Corpus, files: list[File], base: Model) -> Iterator[tuple
         yield file.path, numbered, [*head, *chain.from_iterable(in_pieces(document.text, encode)), *tail]
 
 
-def _is_gguf(path: Path) -> bool:
+def is_gguf(path: Path) -> bool:
+    """Return whether a file begins as a GGUF."""
     if not path.is_file():
         return False  # a pipe, say
     with path.open("rb") as file:

@@ -48,11 +48,10 @@ def test_index_says_what_it_made_and_that_the_file_holds_the_text(family: Family
 def test_what_is_left_out_is_said(family: Family, tmp_path: Path) -> None:
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.jsonl").write_text('{"text": "The heart is a muscle."}\n')
-    done = memdec("index", tmp_path, "-m", family.base, "--out", tmp_path / "memdec-x.gguf")
-    assert [line for line in done.stderr.splitlines() if "is not indexed" in line] == [
-        f"{tmp_path}/{split}.jsonl is not indexed: its name says that it is for validation or for the test"
-        for split in ("valid", "test")
-    ]
+    done = memdec("index", tmp_path, "-m", family.base, "--out", tmp_path / "memdec-x.gguf", "--json")
+    reason = "named as a validation or test file"
+    assert f"text: left out, {reason}: valid.jsonl, test.jsonl" in done.stderr.splitlines()
+    assert last_json(done)["left_out"] == {f"{tmp_path}/{split}.jsonl": reason for split in ("valid", "test")}
 
 
 def test_show_says_what_an_index_holds(index: Path) -> None:

@@ -118,3 +118,12 @@ def test_marks_stand_where_a_passage_ends() -> None:
     steps = [None, at(0, 8), at(0, 9), None, at(40, 48, "b.txt"), at(3, 11), None, None]
     assert [notes.mark(step) for step in steps] == ["", "", "", "[1]", "", "[2]", "[3]", ""]
     assert [source.document for source in notes.sources] == ["a.txt", "b.txt", "a.txt"]
+
+
+def test_eval_says_that_an_index_holds_the_text(family: Family, index: Path, tmp_path: Path) -> None:
+    scoring = ["eval", "-m", family.base, "-M", index, "--window", 16, "--stride", 8]
+    done = memdec(*scoring, index.with_name("health.txt"))
+    assert f"Warning: {index} holds {index.with_name('health.txt')}, so its perplexity there says little" in done.stderr
+    (tmp_path / "other.txt").write_text(TEXT.upper())
+    done = memdec(*scoring, tmp_path / "other.txt")
+    assert (done.returncode, " holds " in done.stderr) == (0, False)

@@ -1,6 +1,7 @@
 """Bad files: each is a typed error, or a warning that names the file; nothing is ignored in silence."""
 
 import gzip
+import hashlib
 import io
 import os
 import random
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from memdec_edge.documents import file_digests, find_files, read_documents, read_files
 from memdec_edge.documents import files as documents_files
-from memdec_edge.documents import find_files, read_documents
 from memdec_edge.errors import CorpusError
 from tests.documents.test_kinds import rows_of
 from tests.support.documents import W, docx, epub, html_page, pdf, zipped
@@ -104,6 +105,34 @@ def test_a_zip_whose_names_lead_out_of_it_writes_nothing(tmp_path: Path) -> None
     (tmp_path / "in" / "a.zip").write_bytes(archive_with(("../../evil.txt", b"evil"), ("/evil.txt", b"evil too")))
     assert sorted(read_documents(tmp_path / "in" / "a.zip")) == ["evil too"]
     assert [path.name for path in tmp_path.rglob("*")] == ["in", "a.zip"]
+
+
+def test_a_zip_that_was_rewritten_is_read_anew_and_none_stays_open(tmp_path: Path) -> None:
+    for name, text in (("a.txt", "first"), ("b.txt", "second")):
+        (tmp_path / "a.zip").write_bytes(archive_with((name, text.encode())))
+        assert read_documents(tmp_path / "a.zip") == [text]
+    held = [os.path.realpath(each) for each in Path("/proc/self/fd").glob("*")]
+    assert str(tmp_path / "a.zip") not in held
+
+
+def test_a_zip_that_is_replaced_between_finding_and_reading_is_an_error_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(archive_with(("a.txt", b"first")))
+    corpus = find_files(tmp_path / "a.zip")
+    (tmp_path / "a.zip").write_bytes(archive_with(("b.txt", b"second")))
+    with pytest.raises(CorpusError, match=r"a\.zip/a\.txt: is in the zip no more"):
+        list(read_files(corpus, corpus.all))
+    (tmp_path / "a.zip").unlink()
+    with pytest.raises(CorpusError, match=r"a\.zip: is no readable zip"):
+        list(read_files(corpus, corpus.all))
+
+
+def test_digests_are_those_of_the_files_in_a_zip_and_out_of_it(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(archive_with(("a.txt", b"one"), ("b.txt.gz", gzip.compress(b"two", mtime=0))))
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        archive.extractall(tmp_path / "out")
+    packed, unpacked = (file_digests(find_files(tmp_path / name).all) for name in ("a.zip", "out"))
+    assert sorted(packed.values()) == sorted(unpacked.values())
+    assert hashlib.sha256(b"one").hexdigest() in packed.values()
 
 
 def test_a_zip_in_a_zip_is_left_out_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

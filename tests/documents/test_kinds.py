@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from pyarrow import parquet
 
 from memdec_edge.documents import read_documents
 from memdec_edge.errors import CorpusError, MissingExtraError
-from tests.support.documents import docx, epub, html_page, pdf
+from tests.support.documents import docx, epub, html_page, pdf, zipped
 
 CHAT = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]}
 CHAT_TEXT = "User: Why?\n\nAssistant: Because."
@@ -91,8 +92,14 @@ def test_dialogues_are_known_by_their_names(tmp_path: Path, kind: str, row: dict
         ),
         ({"context": "It rains.", "question": "Why?", "answers": {"text": ["Because."]}},
          "User: It rains.\n\nWhy?\n\nAssistant: Because."),
+        ({"context": ["It rains.", "It pours."], "question": "Why?", "answers": ["Because.", "Because!"]},
+         "User: It rains.\nIt pours.\n\nWhy?\n\nAssistant: Because."),
+        ({"question": "Why?", "answers": [{"text": "Because."}, {"text": "Because!"}]}, CHAT_TEXT),
+        ({"prompt": "Why?", "completion": [{"type": "text", "text": "Be"}, {"type": "text", "text": "cause."}]},
+         "User: Why?\n\nAssistant: Be\ncause."),
+        ({"messages": [{"role": "user", "content": ["part one", "part two"]}]}, "User: part one\npart two"),
     ],
-    ids=["messages", "ShareGPT", "parts", "SQuAD"],
+    ids=["messages", "ShareGPT", "parts", "SQuAD", "passages", "answers", "parts of an answer", "strings"],
 )  # fmt: skip
 def test_turns_become_paragraphs(tmp_path: Path, kind: str, row: dict[str, Any], text: str) -> None:
     (tmp_path / f"a.{kind}").write_bytes(rows_of(kind, [row]))
@@ -104,6 +111,36 @@ def test_a_table_without_text_names_what_it_has(tmp_path: Path, kind: str) -> No
     (tmp_path / f"a.{kind}").write_bytes(rows_of(kind, [{"name": "x", "size": 3}]))
     with pytest.raises(CorpusError, match=rf'a\.{kind}: .* name, size, and none .*"prompt" and "completion"'):
         read_documents(tmp_path / f"a.{kind}")
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("id,text\n1,one\n2,hello, world\n", 'line 3 has 3 values for 2 columns; put a value with "," in it'),
+        ("id\ttext\n1\thello\tworld\n", r'line 2 has 3 values for 2 columns; put a value with "\t" in it'),
+        ('id,text\n1,one\n2,"two\n3,three\n4,four\n', "unexpected end of data, in the row from line 3); mend its"),
+        ('id,text\n1,"one"two\n', "',' expected after '\"', in the row from line 2); mend its quotes"),
+    ],
+)
+def test_a_table_that_would_lose_text_is_refused(tmp_path: Path, table: str, said: str) -> None:
+    (tmp_path / "a.csv").write_text(table)
+    with pytest.raises(CorpusError, match=re.escape(said)):
+        read_documents(tmp_path / "a.csv")
+
+
+def test_blank_values_behind_the_last_column_of_a_table_count_for_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text\n1,one,, \n2,two,\n")
+    assert read_documents(tmp_path / "a.csv") == ["one", "two"]
+
+
+def test_a_book_says_how_many_of_its_pages_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = zipfile.ZipFile(io.BytesIO(epub({"1": "<p>First.</p>", "2": "<p>Second.</p>", "3": "<p>Third.</p>"})))
+    page = next(name for name in whole.namelist() if name.endswith("2.xhtml"))
+    files = {name: whole.read(name) for name in whole.namelist() if name != page}
+    (tmp_path / "a.epub").write_bytes(zipped(files))
+    assert read_documents(tmp_path / "a.epub") == ["First.\n\nThird."]
+    said = f"Warning: {tmp_path}/a.epub: 1 of 3 pages are not in the file, and left out\n"
+    assert capsys.readouterr().err == said
 
 
 def test_json_is_never_read_as_prose(tmp_path: Path) -> None:

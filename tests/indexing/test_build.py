@@ -1,6 +1,8 @@
 """memdec_edge.indexing: documents of every kind become an index that finds their text again."""
 
+import hashlib
 import json
+import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -12,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memdec_edge.errors import CorpusError, ExistingOutputError, ModelFileError, OptionError, PairingError
+from memdec_edge.files import sha256
 from memdec_edge.gguf.index_file import IndexFile, tokenizer_of
+from memdec_edge.gguf.origin import texts_seen
 from memdec_edge.indexing.build import IndexReport, build_index
 from memdec_edge.indexing.trust import USUAL, measured_trust, rising
 from memdec_edge.indexing.verify import verify
@@ -105,10 +109,47 @@ def test_splits_for_validation_and_test_are_not_indexed(options: IndexOptions, t
     for split, text in (("train", HEART), ("valid", LUNG), ("test", "The kidney filters blood.")):
         (folder / f"{split}.jsonl").write_text(json.dumps({"text": text}))
     report = build_index(replace(options, documents=folder))
-    assert report.left_out == (str(folder / "valid.jsonl"), str(folder / "test.jsonl"))
+    reason = "named as a validation or test file"
+    assert report.left_out == {str(folder / "valid.jsonl"): reason, str(folder / "test.jsonl"): reason}
     assert report.trust_from == "1 documents for validation"
     with IndexFile.open(options.out) as index:
         assert index.names == ["train.jsonl:1"]
+
+
+def test_a_folder_without_a_training_split_says_what_to_name(options: IndexOptions, tmp_path: Path) -> None:
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    (folder / "test.jsonl").write_text(json.dumps({"text": HEART}))
+    for changed in ({"documents": folder}, {"add": (folder,)}):
+        with pytest.raises(CorpusError, match=r"splits: it has test\.jsonl but no training text; name the files train"):
+            build_index(replace(options, **changed))
+
+
+def test_files_that_cannot_be_read_are_reported_as_left_out(options: IndexOptions, texts: Path) -> None:
+    (texts / "bad.pdf").write_bytes(b"no pdf")
+    (texts / "blank.md").write_text(" ")
+    (texts / "logo.png").write_bytes(b"x")
+    left_out = build_index(options).left_out
+    assert left_out.pop(str(texts / "bad.pdf")).startswith("is no readable PDF")
+    assert left_out == {
+        str(texts / "logo.png"): ".png files are not read",
+        str(texts / "blank.md"): "no text in it",
+        str(texts / "ignored.csv"): "no text in it",
+    }
+
+
+def test_an_index_carries_digests_of_the_files_that_it_holds(
+    options: IndexOptions, texts: Path, tmp_path: Path
+) -> None:
+    build_index(options)
+    held = {sha256(texts / "heart.txt"), sha256(texts / "more" / "lung.jsonl")}
+    assert set(texts_seen(options.out)) == held
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        archive.writestr("train.txt", "The kidney filters blood.")
+        archive.writestr("test.txt", "The spleen filters it too.")
+    more = replace(options, documents=options.out, add=(tmp_path / "more.zip",), out=tmp_path / "memdec-more.gguf")
+    build_index(more)
+    assert set(texts_seen(more.out)) == held | {hashlib.sha256(b"The kidney filters blood.").hexdigest()}
 
 
 def test_a_tokenizer_that_adds_bos_begins_each_document_with_it(

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import transformers
 
 from memdec_edge.errors import OptionError
+from memdec_edge.files import sha256
 from memdec_edge.options import DEFAULT_K, CacheOptions
 from memdec_edge.train import build_cache, train
 from memdec_edge.train.knn import build as train_build
@@ -170,3 +172,14 @@ def test_a_working_copy_shares_the_numbers_that_need_no_change(
     assert all(buffer.dtype == torch.float32 for buffer in found.buffers())
     found.model.layers[0] = torch.nn.Identity()
     assert all(torch.equal(value, before[name]) for name, value in source.state_dict().items())
+
+
+def test_of_a_zip_the_test_split_is_none_of_the_texts_that_were_seen(room: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "corpus.zip", "w") as archive:
+        for path in (room / "corpus").iterdir():
+            archive.write(path, f"corpus/{path.name}")
+    folder, packed = (Cache(cache_options(room, corpus=corpus, out=tmp_path / "cache"))
+                      for corpus in (room / "corpus", tmp_path / "corpus.zip"))  # fmt: skip
+    assert (
+        packed.texts == folder.texts == sorted(sha256(room / "corpus" / f"{name}.jsonl") for name in ("train", "valid"))
+    )

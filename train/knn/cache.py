@@ -19,7 +19,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from memdec_edge.documents import find_files
+from memdec_edge.documents import file_digests, find_files
 from memdec_edge.errors import ExistingOutputError, OptionError
 from memdec_edge.options import DEFAULT_K, CacheOptions
 
@@ -86,10 +86,10 @@ class Cache:
         root = options.corpus if options.corpus.is_dir() else options.corpus.parent
         if not corpus.named and options.corpus.is_dir() and options.out.resolve().is_relative_to(root.resolve()):
             raise OptionError("out", options.out, f"must be outside {root}, whose files are all taken as corpus")
-        texts = {split: {file.path for file in files} for split, files in corpus.files.items()}
-        self._seen = {f"corpus {path.relative_to(root)}" for split in texts if split != "test" for path in texts[split]}
+        texts = {split: {f"corpus {file.inside}" for file in files} for split, files in corpus.files.items()}
+        self._seen = {name for split, names in texts.items() if split != "test" for name in names}
         inputs = digests(model_files(options.teacher), "teacher")
-        inputs |= digests({str(path.relative_to(root)): path for some in texts.values() for path in some}, "corpus")
+        inputs |= {f"corpus {file.inside}": digest for file, digest in file_digests(corpus.all).items()}
         unread = {f"teacher {name}" for name in unread_files(options.teacher)}
         self.stage = open_stage(options.out, "kNN cache", inputs, chosen, LAYOUT, options.fresh, unread=unread)
         teacher = options.out / TEACHER
