@@ -84,8 +84,8 @@ def run(
         engine.rounds.counters = Counters()
         while not session.finished:
             engine.step([session])
-        mixture, n = session.mixture, len(session.memories)
-        weights = (*mixture.shares[: 1 + n], *mixture.vectors[-1][n:])
+        at_end, n = session.mixture, len(session.memories)
+        weights = (*at_end.shares[: 1 + n], *at_end.vectors[-1][n:])
         return Run(prefilled - begin, perf_counter() - prefilled, engine.counters, weights)
 
 

@@ -137,7 +137,7 @@ def test_an_index_that_may_draft_nothing_ends(family: Family, index: Path, tmp_p
 
 
 def test_an_index_is_told_with_its_weight_after_the_longest_matches(family: Family, index: Path) -> None:
-    voices = ["-M", f"{family.memory}:0.2", "-M", f"{index}:0.7"]
+    voices = ["--memory-scaled", f"{family.memory}:0.2", "--memory-scaled", f"{index}:0.7"]
     done = memdec("bench", "-m", family.base, *voices, *SHORT, "--draft", 3, "--json")
     report = last_json(done)
     assert report["lambdas"] == pytest.approx([0.2, 0.7])
