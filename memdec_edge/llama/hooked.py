@@ -35,6 +35,7 @@ class HookedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama-cpp-python ha
     """
 
     n_tokens: int
+    _batch: Any  # Llama's own, or _Closed
 
     def __init__(self, model_path: str | Path, **options: Any) -> None:
         if unknown := sorted(options.keys() - KNOWN):
