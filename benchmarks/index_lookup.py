@@ -83,8 +83,8 @@ def main() -> None:
 def tokenized(base: Model, paths: list[Path]) -> list[list[int]]:
     """The documents of files as token ids."""
     tail = [base.eos] * (base.eos >= 0)
-    texts = (text for path in paths for text in read_documents(path))
-    return [[*base.tokenize(text, add_special=False, parse_special=False), *tail] for text in texts]
+    texts = [text for path in paths for text in read_documents(path)]
+    return [[*ids, *tail] for ids in base.encode(texts)]
 
 
 def repeated(documents: list[list[int]], size: int, n_vocab: int) -> tuple[Tokens, npt.NDArray[np.uint64]]:

@@ -31,10 +31,7 @@ def main() -> None:
     for path in arguments.vocabulary:
         cuts = differing = tokens = 0
         model = Model(path, vocab_only=True)
-
-        def encode(some: list[str], model: Model = model) -> list[list[int]]:
-            return [model.tokenize(text, add_special=False, parse_special=False) for text in some]
-
+        encode = model.encode
         for text in texts.values():
             whole = encode([text])[0]
             tokens += len(whole)

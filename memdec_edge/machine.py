@@ -1,4 +1,4 @@
-"""What the machine offers to this process: CPUs and memory. Knows nothing of the work that needs them."""
+"""What the machine offers to this process: CPUs. Knows nothing of the work that needs them."""
 
 import math
 import os
@@ -17,21 +17,6 @@ def usable_cpus() -> int:
         if quota != "max":
             allowed = min(allowed, math.ceil(int(quota) / int(period)))
     return max(1, allowed)
-
-
-def free_memory() -> int | None:
-    """Bytes that this process can still take without swapping; None where that cannot be found out."""
-    try:
-        import psutil  # comes with the extra [train]; the core does without
-    except ImportError:
-        return None
-    free = int(psutil.virtual_memory().available)
-    for folder in _cgroups():
-        limit, used = _read(folder / "memory.max"), _read(folder / "memory.current")
-        if limit and used and limit != "max":
-            cached = dict(line.split() for line in (_read(folder / "memory.stat") or "").splitlines())
-            free = min(free, int(limit) - int(used) + int(cached.get("inactive_file", 0)))
-    return max(0, free)
 
 
 def _cgroups() -> Iterator[Path]:

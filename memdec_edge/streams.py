@@ -38,8 +38,11 @@ class Request:
         n_predict = self.generation.n_predict
         limit = None if n_predict < 0 else len(self.tokens) + n_predict
         if limit is None and n_sessions > 1:
-            room = (engine.n_ctx - len(self.tokens)) // n_sessions
-            limit = min(len(self.tokens) + max(room, 0), engine.longest(self.mixture.running().memories))
+            memories = self.mixture.running().memories
+            rolls_back = all(context.can_roll_back for context in (engine.context, *(m.context for m in memories)))
+            shared = len(self.tokens) if rolls_back else 0  # by the sessions, see Engine.fork()
+            room = shared + (engine.n_ctx - shared) // n_sessions
+            limit = min(max(room, len(self.tokens)), engine.longest(memories))
         return engine.session(
             self.tokens, self.sampling, self.generation, mixture=self.mixture, limit=limit, rates=self.rates
         )

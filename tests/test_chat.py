@@ -16,6 +16,7 @@ from tests.conftest import Family
 from tests.support.chatty import END, QUESTION, chatty
 from tests.support.command import last_json, memdec
 from tests.support.plain import ONE_THREAD
+from tests.support.tiny_recurrent import tiny_recurrent_gguf
 
 GREEDY = SamplingOptions(temperature=0.0)
 SEEDED = SamplingOptions(seed=7)
@@ -209,6 +210,18 @@ def test_side_by_side_both_answers_are_those_that_each_gives_alone(model: Langua
         assert chunks[-1].finish_reason == "length"
     assert model.engine.context.n_decoded - before <= 2 * 24 + len(model.prompt(QUESTION).tokens)
     model.engine.cells.require_idle()
+
+
+def test_side_by_side_on_a_base_that_cannot_roll_back_shares_the_context(family: Family, tmp_path: Path) -> None:
+    base = tiny_recurrent_gguf(tmp_path / "base.gguf", family.base)
+    with open_model(base, [family.memory], replace(ONE_THREAD, n_ctx=512, n_seq=2)) as odd:
+        chat, endless = ChatOptions(chat_template="chatml"), GenerationOptions(ignore_eos=True)
+        found: tuple[list[Any], list[Any]] = ([], [])
+        for number, chunk in odd.side_by_side(QUESTION, sampling=SEEDED, generation=endless, chat=chat):
+            found[number].append(chunk)
+        held = len(odd.prompt(QUESTION, chat=chat).tokens)
+        assert [held + len(chunks) - 1 for chunks in found] == [256, 256]
+        odd.engine.cells.require_idle()
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

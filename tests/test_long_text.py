@@ -44,7 +44,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module", params=["llama.cpp", "transformers"])
 def encode(request: pytest.FixtureRequest, smollm2: Model, tmp_path_factory: pytest.TempPathFactory) -> Encode:
     if request.param == "llama.cpp":
-        return lambda texts: [smollm2.tokenize(text, add_special=False, parse_special=False) for text in texts]
+        return smollm2.encode
     folder = tmp_path_factory.mktemp("tokenizer")
     tiny_checkpoint(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

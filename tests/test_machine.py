@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import psutil
 import pytest
 
 from memdec_edge import machine
@@ -32,19 +31,6 @@ def test_a_quota_bounds_the_cpus_wherever_it_stands(service: Path, quota: int, c
         (folder / "cpu.max").write_text(f"{quota} 100000\n")
         assert machine.usable_cpus() == cpus
         (folder / "cpu.max").write_text("max 100000\n")
-
-
-def test_free_memory_is_the_machines_or_what_a_limit_leaves(service: Path) -> None:
-    whole = machine.free_memory()
-    assert whole is not None
-    assert 0 < whole <= psutil.virtual_memory().total
-    (service.parent / "memory.max").write_text("max\n")
-    (service / "memory.max").write_text("1000000\n")
-    (service / "memory.current").write_text("700000\n")
-    (service / "memory.stat").write_text("anon 500000\ninactive_file 150000\n")
-    assert machine.free_memory() == 450_000
-    (service / "memory.current").write_text("9000000\n")
-    assert machine.free_memory() == 0
 
 
 def test_a_machine_without_cgroups_has_its_affinity(service: Path) -> None:

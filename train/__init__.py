@@ -35,7 +35,7 @@ _HOMES = {
     "TrainReport": ".report",
 }
 
-for _module in ("torch", "transformers", "accelerate", "safetensors", "faiss", "matplotlib", "psutil"):
+for _module in ("torch", "transformers", "accelerate", "safetensors", "faiss", "matplotlib"):
     if find_spec(_module) is None:
         raise MissingExtraError(_module, "train")
 

@@ -122,11 +122,7 @@ def _tie_again(model: Any) -> None:
 
 def gguf_encoder(gguf: Model) -> Encoder:
     """llama.cpp's tokenizer. Raises ModelFileError where it has no EOS."""
-
-    def encode(texts: list[str]) -> list[list[int]]:
-        return [gguf.tokenize(text, add_special=False, parse_special=False) for text in texts]
-
-    return Encoder(encode, gguf.bos if gguf.add_bos else None, _checked_eos(gguf.path, gguf.eos))
+    return Encoder(gguf.encode, gguf.bos if gguf.add_bos else None, _checked_eos(gguf.path, gguf.eos))
 
 
 def _folder_encoder(path: Path, tokenizer: Any) -> Encoder:

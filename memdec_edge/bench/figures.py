@@ -37,8 +37,8 @@ class Drafted(Figures):
 
     draft_lengths: rounds by drafted tokens. predicted_tps: what the measured costs and this acceptance allow, were
     mixing and Python free, at predicted_length: the best length, or the one that the user asked for. predicted_share:
-    what all runs together reached of that. None where the costs are unknown. weights: of base and memories, the mean of
-    all runs' ends.
+    what all runs together reached of that. None where the costs are unknown. weights: see Run,
+    the mean of all runs.
     """
 
     weights: tuple[float, ...]

@@ -54,7 +54,7 @@ class Report:
     base_llama_generate: Speed
     base_engine: Figures
     memories: list[Figures]
-    memory_files: list[Path]  # and indexes
+    memory_files: list[Path]  # as many as `memories`, then indexes
     lambdas: list[float]  # of indexes after the longest matches
     base_rows_ms: dict[int, float]  # a pass of the base by its rows, logits on each
     memory_step_ms: float | None  # one token in all memories
@@ -146,9 +146,8 @@ def _take_turns(
         for system in systems.values():
             system(prompts[0])
             advance(1)
-        learned = engine.policy.rounds + LEARNING * len(engine.policy.overlaps)
-        while "drafted" in systems and options.draft is None and engine.policy.rounds < learned:
-            systems["drafted"](prompts[0])
+        if "drafted" in systems and options.draft is None:
+            _learn(engine, lambda: systems["drafted"](prompts[0]))
         for number, prompt in enumerate(prompts):
             for name in list(systems)[:: -1 if number % 2 else 1]:  # no system always follows the same one
                 table.runs[name].append(systems[name](prompt))
@@ -158,6 +157,14 @@ def _take_turns(
             if meter:
                 table.bandwidths += [meter() for _ in range(3)]
     return table
+
+
+def _learn(engine: Engine, draft: Callable[[], Run]) -> None:
+    """Run until the policy has tried every length; once where it has none to choose from."""
+    known, learned = -1, engine.policy.rounds + LEARNING * len(engine.policy.overlaps)
+    while known < engine.policy.rounds < learned:
+        known = engine.policy.rounds
+        draft()
 
 
 def _report(

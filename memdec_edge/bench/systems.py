@@ -21,7 +21,7 @@ from memdec_edge.options import GenerationOptions, SamplingOptions
 class Run(NamedTuple):
     """One continuation: seconds of prefill and of generation, and what the engine counted in generation.
 
-    weights: of base and memories at its end.
+    weights: at its end, of base and memories without a match, then of indexes after the longest ones.
     """
 
     prompt_seconds: float
@@ -84,7 +84,9 @@ def run(
         engine.rounds.counters = Counters()
         while not session.finished:
             engine.step([session])
-        return Run(prefilled - begin, perf_counter() - prefilled, engine.counters, session.mixture.shares)
+        at_end, n = session.mixture, len(session.memories)
+        weights = (*at_end.shares[: 1 + n], *at_end.vectors[-1][n:])
+        return Run(prefilled - begin, perf_counter() - prefilled, engine.counters, weights)
 
 
 def run_llama(llama: StockLlama, sampling: SamplingOptions, n_predict: int, prompt: Sequence[int]) -> Run:

@@ -98,8 +98,11 @@ def _print_table(report: "Report") -> None:
     drafted = report.drafted
     if not drafted:
         return
-    for file, first, last in zip(report.memory_files, report.lambdas, drafted.weights[1:], strict=True):
+    voices = list(zip(report.memory_files, report.lambdas, drafted.weights[1:], strict=True))
+    for file, first, last in voices[: len(report.memories)]:
         print(f"memory {file} at lambda {first:.3g}, at the end of the texts {last:.3g}")
+    for file, first, last in voices[len(report.memories) :]:
+        print(f"index {file} at lambda {first:.3g} after its longest matches, at the end of the texts {last:.3g}")
     accepted = "nothing drafted" if drafted.acceptance is None else f"acceptance {drafted.acceptance:.2f}"
     lengths = "  ".join(f"{length}: {rounds}" for length, rounds in drafted.draft_lengths.items())
     print(f"drafts: {accepted}, {drafted.tokens_per_base_pass:.2f} tokens per base pass; rounds by length  {lengths}")

@@ -254,7 +254,7 @@ class Rounds:
         for context in session.contexts:
             if len(context.tokens[session.slot]) > keep:
                 context.truncate(keep, session.slot)
-        session.lookup.rewind(turn.start + turn.accepted)
+        session.lookup.rewind(min(turn.start + turn.accepted, len(session.tokens)))  # an accepted end is no part of it
         counters.emitted += len(turn.samples)
         if not session.memories and not session.indexes:
             return

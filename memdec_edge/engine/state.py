@@ -5,7 +5,9 @@ sequence with the log-probs that the context noted. Knows nothing of text.
 """
 
 import json
+import tokenize
 import zipfile
+import zlib
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -72,7 +74,10 @@ def restore(engine: Engine, path: Path) -> list[int]:
         TypeError,
         EOFError,
         MemoryError,
+        RecursionError,
         zipfile.BadZipFile,
+        zlib.error,
+        tokenize.TokenError,  # of the parser of NumPy's headers
         NotImplementedError,
     ) as error:
         raise SessionFileError(path, "it is no session file, or damaged") from error

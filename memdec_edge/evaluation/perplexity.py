@@ -251,15 +251,11 @@ def require_room(engine: Engine, options: EvalOptions) -> None:
 def join_documents(engine: Engine, documents: Sequence[str]) -> list[int]:
     """Token ids of all documents, joined by EOS, with BOS first iff the vocabulary adds it."""
     base = engine.base
-
-    def encode(texts: list[str]) -> list[list[int]]:
-        return [base.tokenize(text, add_special=False, parse_special=False) for text in texts]
-
     tokens = [base.bos] if base.add_bos and base.bos >= 0 else []
     for index, document in enumerate(documents):
         if index and base.eos >= 0:
             tokens.append(base.eos)
-        tokens += chain.from_iterable(in_pieces(document, encode))
+        tokens += chain.from_iterable(in_pieces(document, base.encode))
     return tokens
 
 

@@ -84,9 +84,6 @@ def _documents(corpus: Corpus, files: list[File], base: Model) -> Iterator[tuple
                 yield corpus.path, name, index.tokens[int(start) : int(end) - 1]
         return
 
-    def encode(texts: list[str]) -> list[list[int]]:
-        return [base.tokenize(text, add_special=False, parse_special=False) for text in texts]
-
     head, tail = [base.bos] * base.add_bos, [base.eos] * (base.eos >= 0)
     known, numbers = {file.name: file for file in files}, Counter[str]()
     for document in read_files(corpus, files):
@@ -94,7 +91,7 @@ def _documents(corpus: Corpus, files: list[File], base: Model) -> Iterator[tuple
         numbers[document.source] += 1
         name = shown_name(file.path) if corpus.is_one_file else str(file.inside)
         numbered = f"{name}:{numbers[document.source]}" if kind and kind.rows else name
-        yield file.path, numbered, [*head, *chain.from_iterable(in_pieces(document.text, encode)), *tail]
+        yield file.path, numbered, [*head, *chain.from_iterable(in_pieces(document.text, base.encode)), *tail]
 
 
 def is_gguf(path: Path) -> bool:

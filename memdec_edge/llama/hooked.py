@@ -35,6 +35,7 @@ class HookedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama-cpp-python ha
     """
 
     n_tokens: int
+    _batch: Any  # Llama's own, or _Closed
 
     def __init__(self, model_path: str | Path, **options: Any) -> None:
         if unknown := sorted(options.keys() - KNOWN):
@@ -117,9 +118,20 @@ class HookedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama-cpp-python ha
         )  # fmt: skip
 
     def close(self) -> None:
-        """Free the model and its context."""
+        """Free the model and its context. What needs them then raises DecodeError; `Llama` would end the process."""
         if hasattr(self, "_stack"):  # __init__ came so far
             super().close()
+            self._model = self._ctx = self._batch = self.tokenizer_ = _Closed(self.model_path)
+
+
+class _Closed:
+    """Stands where a Llama had what it freed."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __getattr__(self, name: str) -> Any:
+        raise DecodeError(f"{self._path} is closed; open it again")
 
 
 class _Wanted:

@@ -166,6 +166,10 @@ class Model:
             return [self.bos] * self.add_bos + ids + [self.eos] * self.add_eos
         return ids
 
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each document: special tokens neither added nor parsed. Errors: see tokenize()."""
+        return [self.tokenize(text, add_special=False, parse_special=False) for text in texts]
+
     def prompt_warning(self, tokens: list[int]) -> str:
         """Return a warning for a person where a prompt begins with BOS twice, added and typed; else an empty string."""
         if self.add_bos and tokens[:2] == [self.bos, self.bos]:

@@ -71,12 +71,6 @@ class Matcher:
             del self._read[length:]
             self._match = None
 
-    def fork(self) -> "Matcher":
-        """Another one that has read the same."""
-        other = Matcher(self.index)
-        other._read, other._match = self._read[:], self._match
-        return other
-
     def match(self) -> Match:
         """What follows the tokens read so far. Raises what the index's check_whole() does."""
         if self._match is None:
@@ -87,15 +81,3 @@ class Matcher:
             )
             self._match = Match(length, self._ids[:count].copy(), self._probs[:count].copy(), where)
         return self._match
-
-    def continuation(self, n: int) -> list[int]:
-        """At most `n` tokens that stand at match().where and after it, up to the document's end; none without a match.
-
-        The first is the likeliest next token. Raises as match().
-        """
-        where = self.match().where
-        if where < 0:
-            return []
-        found = self.index.tokens[where : where + n]
-        ends = np.flatnonzero(found >= self.index.n_vocab)  # END, and what no vocabulary has
-        return [int(token) for token in (found[: ends[0]] if len(ends) else found)]

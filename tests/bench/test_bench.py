@@ -14,9 +14,11 @@ from memdec_edge.bench.bandwidth import bandwidth_meter, model_bytes
 from memdec_edge.bench.figures import Speed, one_after_another, predicted_tps
 from memdec_edge.bench.systems import Costs, cut_prompts, row_costs, run
 from memdec_edge.engine import Engine, MemoryMixture
+from memdec_edge.gguf.index_file import tokenizer_of
 from memdec_edge.options import BenchOptions, GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions
 from tests.conftest import Family
 from tests.support.command import error_of, last_json, memdec
+from tests.support.indexes import index_file
 from tests.support.tiny import tiny_checkpoint, tiny_gguf
 from tests.support.tiny_recurrent import tiny_recurrent_gguf
 
@@ -115,6 +117,34 @@ def test_a_base_that_cannot_roll_back_has_no_costs_and_no_prediction(family: Fam
     assert report.drafted
     assert report.drafted.draft_lengths == {0: 4}
     assert report.drafted.predicted_tps is None
+
+
+@pytest.fixture(scope="module")
+def index(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    digest, n_vocab = tokenizer_of(family.base)
+    path = tmp_path_factory.mktemp("index") / "memdec-index.gguf"
+    return index_file(path, [list(range(1, 60)) * 3], n_vocab, digest=digest)
+
+
+@pytest.mark.parametrize("n_predict", [1, 4])
+def test_an_index_that_may_draft_nothing_ends(family: Family, index: Path, tmp_path: Path, n_predict: int) -> None:
+    """Nothing can be drafted before the only token, or on a base that cannot roll back: no length can be learned."""
+    base = family.base if n_predict == 1 else tiny_recurrent_gguf(tmp_path / "base.gguf", family.base)
+    options = BenchOptions(16, n_predict, 1)
+    report = bench(base, [MemoryOptions(index)], LOAD, SamplingOptions(seed=1), options)
+    assert report.drafted
+    assert report.drafted.draft_lengths == {0: n_predict}
+
+
+def test_an_index_is_told_with_its_weight_after_the_longest_matches(family: Family, index: Path) -> None:
+    voices = ["--memory-scaled", f"{family.memory}:0.2", "--memory-scaled", f"{index}:0.7"]
+    done = memdec("bench", "-m", family.base, *voices, *SHORT, "--draft", 3, "--json")
+    report = last_json(done)
+    assert report["lambdas"] == pytest.approx([0.2, 0.7])
+    assert report["drafted"]["weights"] == pytest.approx([0.8, 0.2, 0.7])
+    lines = done.stdout.splitlines()
+    assert f"memory {family.memory} at lambda 0.2, at the end of the texts 0.2" in lines
+    assert f"index {index} at lambda 0.7 after its longest matches, at the end of the texts 0.7" in lines
 
 
 @pytest.mark.parametrize("outtype", ["f16", "q8_0"])

@@ -216,6 +216,22 @@ def test_rewound_and_forked_sessions_draw_the_same_again_whatever_was_cached(bot
             assert_same_weights(anew, session)
 
 
+def test_a_drafted_end_is_not_read_by_what_goes_on_after_it(family: Family, tmp_path: Path) -> None:
+    lead, end = list(range(100, 120)), 0
+    texts = [[*lead, 59, end, 33], [30, 59, 7, 8, 9, 50], [31, 32, 8, 9, 40]]
+    path = tiny_index(tmp_path / "memdec-end.gguf", family.base, texts)
+    with closing(Engine(family.base, [MemoryOptions(path, 1.0)], FOUR)) as engine:
+        assert end in engine.base.eog_tokens
+        generation = GenerationOptions(draft=4)
+        with closing(engine.session(lead, SEEDED, generation, limit=60)) as session:
+            finish(engine, session)
+            assert (session.tokens, session.finished) == ([*lead, 59], "stop")
+            assert session.n_accepted == 2  # the end was drafted too
+            session.extend([7, 8, 9])
+            [found] = session.lookup.matches(session.tokens, len(session.tokens))
+            assert (found.length, found.ids.tolist()) == (4, [50])
+
+
 def test_without_weight_the_row_is_the_base_s_bit_for_bit(alone: Engine) -> None:
     rows = []
     for mixture in (alone.mixture(MixtureOptions(total=0.0)), MemoryMixture.of([])):

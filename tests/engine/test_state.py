@@ -1,6 +1,7 @@
 """Sessions in files: what is read again, what comes of it, and files that are damaged or of other models."""
 
 import json
+import struct
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -152,6 +153,18 @@ def test_files_that_are_none_are_refused(family: Family, file: Path, tmp_path: P
                 model.load_session(rewritten(file, bad, **arrays))
         with zipfile.ZipFile(bad, "w") as archive:
             archive.writestr("tokens.npy", "nothing")
+        with pytest.raises(SessionFileError):
+            model.load_session(bad)
+        for header in ("{'descr': (", "{'descr': " + "(" * 9000, "{'descr': '<i4', 'shape': (" + "-" * 9000):
+            with zipfile.ZipFile(bad, "w") as archive:
+                archive.writestr("tokens.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header.encode())
+            with pytest.raises(SessionFileError):
+                model.load_session(bad)
+        with zipfile.ZipFile(bad, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("tokens.npy", bytes(9000))
+        packed = bytearray(bad.read_bytes())
+        packed[40:50] = b"\xff" * 10
+        bad.write_bytes(packed)
         with pytest.raises(SessionFileError):
             model.load_session(bad)
         model.engine.cells.require_idle()

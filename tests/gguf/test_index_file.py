@@ -206,7 +206,6 @@ def test_arrays_that_lie_are_found_out_by_reading_them(tmp_path: Path, changes: 
         for token in (1, 2, 3, 5, 5):
             matcher.extend([token])
             matcher.match()
-            matcher.continuation(16)
 
 
 def test_any_two_neighbours_in_the_wrong_order_are_found(tmp_path: Path) -> None:
@@ -238,7 +237,7 @@ def test_a_file_that_is_cut_short_while_open_is_an_error_and_no_signal(path: Pat
         matcher = Matcher(index)
         matcher.extend([1, 2])
         os.truncate(path, 64)
-        for use in (matcher.match, lambda: matcher.continuation(3), lambda: verify(index), index.check_whole):
+        for use in (matcher.match, lambda: verify(index), index.check_whole):
             with pytest.raises(ModelFileError, match="was cut short while in use"):
                 use()
 

@@ -3,7 +3,7 @@
 import gc
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from memdec_edge.errors import ModelFileError
+from memdec_edge.errors import DecodeError, ModelFileError
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.hooked import HookedLlama
 from memdec_edge.llama.model import Model
@@ -119,6 +119,29 @@ def test_a_llama_is_freed_with_its_last_reference(family: Family) -> None:
         assert freed() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda llama: llama.decode([5]),
+        lambda llama: llama.eval([5]),
+        lambda llama: llama("heart", max_tokens=1),
+        lambda llama: llama.tokenize(b"heart"),
+        lambda llama: llama.detokenize([5]),
+        lambda llama: llama.sample(),
+        lambda llama: llama.token_eos(),
+        lambda llama: llama.ctx,
+        lambda llama: llama.save_state(),
+    ],
+)
+def test_a_closed_llama_is_an_error_and_no_signal(family: Family, use: Callable[[HookedLlama], object]) -> None:
+    llama = HookedLlama(family.base, **PLAIN)
+    llama.decode([4])
+    for _ in range(2):
+        llama.close()
+        with pytest.raises(DecodeError, match=r"base\.gguf is closed; open it again"):
+            use(llama)
 
 
 def test_another_model_gets_what_this_one_has(family: Family) -> None:

@@ -132,36 +132,21 @@ def test_ids_that_no_document_can_have_match_nothing(name: str) -> None:
 
 
 @each
-def test_a_session_rewinds_and_forks(name: str) -> None:
+def test_a_session_rewinds(name: str) -> None:
     documents = [np.random.default_rng(4).integers(0, 5, 300).tolist()]
     with running(name):
         index = indexed(documents, 5)
         matcher = Matcher(index)
         matcher.extend(documents[0][:50])
         first = matcher.match()
-        other = matcher.fork()
-        other.extend([1, 1, 1])
         matcher.extend(documents[0][50:60])
         assert matcher.match().length == LONGEST
         assert len(matcher) == 60
         matcher.rewind(50)
         assert [part.tolist() for part in matcher.match()[1:3]] == [part.tolist() for part in first[1:3]]
-        assert other.match().length == longest_match(documents, [*documents[0][:50], 1, 1, 1])[0]
     for wrong in (-1, 51):
         with pytest.raises(ValueError, match="tokens of 50"):
             matcher.rewind(wrong)
-
-
-@each
-def test_a_continuation_is_the_document_up_to_its_end(name: str) -> None:
-    with running(name):
-        matcher = Matcher(indexed([[1, 2, 3, 4], [5, 6]], 7))
-        assert matcher.continuation(5) == []
-        matcher.extend([1])
-        assert matcher.continuation(2) == [2, 3]
-        assert matcher.continuation(10) == [2, 3, 4]
-        matcher.extend([2, 3])
-        assert matcher.continuation(0) == []
 
 
 def test_classes_cover_all_lengths() -> None:
@@ -189,7 +174,6 @@ def test_arrays_that_lie_give_some_distribution_of_known_tokens(name: str, seed:
         matcher = Matcher(part)
         matcher.extend(rng.integers(0, 9, 60).tolist())
         match = matcher.match()
-        assert len(matcher.continuation(16)) <= 16
         if name != "numpy":  # IndexError is as good
             kernels.sort_prefixes(tokens, 8, prefixes.copy(), 0)
     assert (match.length > 0) == (len(match.ids) > 0)
