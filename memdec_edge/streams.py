@@ -31,15 +31,17 @@ class Request:
     def open(self, engine: Engine, n_sessions: int = 1) -> Session:
         """A session for it, with room for `n_sessions` that go on from its prompt.
 
-        Raises OptionError for an empty prompt, and as Engine.session().
+        Raises OptionError for an empty prompt, ContextError where they never find room, and as Engine.session().
         """
         if not self.tokens:
             raise OptionError("prompt", "empty", "give some text to continue")
-        n_predict = self.generation.n_predict
+        n_predict, memories = self.generation.n_predict, self.mixture.running().memories
         limit = None if n_predict < 0 else len(self.tokens) + n_predict
         if limit is None and n_sessions > 1:
-            room = (engine.n_ctx - len(self.tokens)) // n_sessions
-            limit = min(len(self.tokens) + max(room, 0), engine.longest(self.mixture.running().memories))
+            room = engine.room(len(self.tokens), n_sessions, memories)
+            limit = min(len(self.tokens) + max(room, 0), engine.longest(memories))
+        elif limit is not None:
+            engine.require_room(len(self.tokens), n_predict, n_sessions, memories)
         return engine.session(
             self.tokens, self.sampling, self.generation, mixture=self.mixture, limit=limit, rates=self.rates
         )
