@@ -164,7 +164,8 @@ class Engine:
 
     def find(self, path: Path | str) -> Voice | None:
         """The memory or index of that file, however its path is spelled; None where it is not open."""
-        wanted, voices = Path(path), [*self.memories, *self.indexes]
+        wanted = Path(path)
+        voices: list[Voice] = [*self.memories, *self.indexes]
         return next((voice for voice in voices if voice.path == wanted or _same_file(voice.path, wanted)), None)
 
     # --- sessions ---------------------------------------------------------------------------------------------------
