@@ -184,7 +184,7 @@ def test_without_memories_both_columns_are_the_base(family: Family, base: Path) 
 
 
 def test_two_columns_that_do_not_fit_drop_the_oldest_turn(base: Path) -> None:
-    lines = "heart " * 20 + "\n" + "lung " * 20 + "\n"
+    lines = "heart " * 25 + "\n" + "lung " * 25 + "\n"
     done = typed(base, lines, "-c", 256, "-n", 60, "--side-by-side", "--context-shift")
     assert "dropped the oldest turn, 2 messages" in done.stderr
 
