@@ -11,7 +11,7 @@ terminals or HTTP.
 
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -212,20 +212,21 @@ class LanguageModel:
     def _mixture(self, mixture: MixtureOptions | None, memories: Weights | None) -> MemoryMixture:
         if memories is None:
             return self.engine.mixture(mixture)
-        if mixture is not None and mixture.total is not None:
-            raise OptionError(
-                "total", mixture.total, "given beside `memories`, which have weights; give one of the two"
-            )
+        for field in fields(mixture or LEARNING):
+            given = getattr(mixture or LEARNING, field.name)
+            if given != getattr(LEARNING, field.name):
+                raise OptionError(
+                    field.name, given, "given beside `memories`, whose weights are fixed; give one of the two"
+                )
         return MemoryMixture.of((self._opened(memory), weight) for memory, weight in memories)
 
     def _opened(self, memory: Voice | Path | str) -> Voice:
         if isinstance(memory, Memory | Index):
             return memory
-        voices: list[Voice] = [*self.memories, *self.indexes]
-        found = [opened for opened in voices if opened.path == Path(memory)]
-        if not found:
+        found = self.engine.find(memory)
+        if found is None:
             raise OptionError("memories", memory, "it is not open; open the model with it, or add it to the engine")
-        return found[0]
+        return found
 
     def quote(self, source: Source) -> str:
         """The passage of a document that a source names. Raises ModelFileError where its index was cut short meanwhile,

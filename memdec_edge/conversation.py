@@ -25,7 +25,8 @@ ROOM = 64  # tokens that an answer finds at least, where n_predict names no numb
 class Conversation:
     """Settings may change between two answers; `system` stands before all messages.
 
-    messages: what was asked and answered so far, without `system`. remembers: whether the memories take part.
+    messages: what was asked and answered so far, without `system`. remembers: whether memories and indexes take
+    part.
     """
 
     model: LanguageModel
@@ -90,38 +91,37 @@ class Conversation:
 
     def _stream(self) -> Generator[tuple[int, Chunk], None, None]:
         self._check_room(self._whole())
-        chunks = self.model.stream_chat(
-            self._whole(), sampling=self.sampling, generation=self.generation, chat=self.chat,
-            mixture=self.mixture if self.remembers else None, memories=None if self.remembers else (),
-        )  # fmt: skip
-        with closing(chunks):
+        with closing(self.model.stream_chat(self._whole(), **self._settings())) as chunks:
             for chunk in chunks:
                 yield 1, chunk
 
     def _side_by_side(self) -> Generator[tuple[int, Chunk], None, None]:
-        self._check_room(self._whole())
-        yield from self.model.side_by_side(
-            self._whole(), sampling=self.sampling, generation=self.generation, mixture=self.mixture, chat=self.chat
-        )
+        self._check_room(self._whole(), n_answers=2)
+        yield from self.model.side_by_side(self._whole(), **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """Arguments of a call, as they are set now."""
+        return {
+            "sampling": self.sampling, "generation": self.generation, "chat": self.chat,
+            "mixture": self.mixture if self.remembers else None, "memories": None if self.remembers else (),
+        }  # fmt: skip
 
     def _whole(self, messages: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
         system = [{"role": "system", "content": self.system}] if self.system else []
         return system + (self.messages if messages is None else messages)
 
-    def fits_alone(self, text: str) -> bool:
-        """Whether `text` would find room without the messages before it."""
+    def fits_alone(self, text: str, n_answers: int = 1) -> bool:
+        """Whether `text` with that many answers would find room without the messages before it."""
         try:
-            self._check_room(self._whole([{"role": "user", "content": text}]))
+            self._check_room(self._whole([{"role": "user", "content": text}]), n_answers)
         except ContextError:
             return False
         return True
 
-    def _check_room(self, messages: list[dict[str, Any]]) -> None:
+    def _check_room(self, messages: list[dict[str, Any]], n_answers: int = 1) -> None:
         length = len(self.model.prompt(messages, self.chat).tokens)
         wanted = self.generation.n_predict if self.generation.n_predict >= 0 else ROOM
-        longest = self.model.engine.longest(None if self.remembers else ())
-        if length + wanted > longest:
-            raise ContextError(length, wanted, longest)
+        self.model.engine.require_room(length, wanted, n_answers, None if self.remembers else ())
 
     def drop_oldest(self) -> int:
         """Forget the oldest question with its answer; return how many messages that were, 0 where none is left."""
@@ -131,14 +131,13 @@ class Conversation:
         return count
 
     def open_memory(self, path: Path, weight: float | None) -> None:
-        """Let one more memory take part, or one that is open with another weight. Errors: see Engine.add()."""
+        """Let one more memory or index take part, or one that is open with another weight. Errors: see Engine.add()."""
         engine = self.model.engine
-        for memory in engine.memories:
-            if memory.model.path == path:
-                engine.reweight(memory, weight)
-                break
-        else:
+        opened = engine.find(path)
+        if opened is None:
             engine.add(MemoryOptions(path, weight))
+        else:
+            engine.reweight(opened, weight)
         self.remembers = True
 
     def save(self, path: Path) -> None:

@@ -31,18 +31,17 @@ class Request:
     def open(self, engine: Engine, n_sessions: int = 1) -> Session:
         """A session for it, with room for `n_sessions` that go on from its prompt.
 
-        Raises OptionError for an empty prompt, and as Engine.session().
+        Raises OptionError for an empty prompt, ContextError where they never find room, and as Engine.session().
         """
         if not self.tokens:
             raise OptionError("prompt", "empty", "give some text to continue")
-        n_predict = self.generation.n_predict
+        n_predict, memories = self.generation.n_predict, self.mixture.running().memories
         limit = None if n_predict < 0 else len(self.tokens) + n_predict
         if limit is None and n_sessions > 1:
-            memories = self.mixture.running().memories
-            rolls_back = all(context.can_roll_back for context in (engine.context, *(m.context for m in memories)))
-            shared = len(self.tokens) if rolls_back else 0  # by the sessions, see Engine.fork()
-            room = shared + (engine.n_ctx - shared) // n_sessions
-            limit = min(max(room, len(self.tokens)), engine.longest(memories))
+            room = engine.room(len(self.tokens), n_sessions, memories)
+            limit = min(len(self.tokens) + max(room, 0), engine.longest(memories))
+        elif limit is not None:
+            engine.require_room(len(self.tokens), n_predict, n_sessions, memories)
         return engine.session(
             self.tokens, self.sampling, self.generation, mixture=self.mixture, limit=limit, rates=self.rates
         )

@@ -159,6 +159,9 @@ def test_a_call_may_choose_memories_and_their_weights(family: Family, model: Lan
         model.chat(QUESTION, memories=[("other.gguf", 0.5)])
     with pytest.raises(OptionError, match="given beside `memories`"):
         model.chat(QUESTION, memories=chosen, mixture=FIXED)
+    for name, value in {"eta": 0.1, "share": 0.1, "evidence": 7, "generated": 0.2}.items():
+        with pytest.raises(OptionError, match=f"{name} is {value}: given beside `memories`"):
+            model.chat(QUESTION, memories=chosen, mixture=MixtureOptions(**{name: value}))  # type: ignore[arg-type]
 
 
 def test_names_of_control_tokens_in_a_message_are_text(model: LanguageModel) -> None:

@@ -1,5 +1,6 @@
 """A chat that goes on: what is kept and what is taken back after interrupts and errors."""
 
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -10,9 +11,11 @@ import pytest
 from memdec_edge.api import LanguageModel, open_model
 from memdec_edge.conversation import Conversation
 from memdec_edge.errors import ContextError, OptionError
-from memdec_edge.options import GenerationOptions, SamplingOptions
+from memdec_edge.gguf.index_file import tokenizer_of
+from memdec_edge.options import GenerationOptions, MemoryOptions, SamplingOptions
 from tests.conftest import Family
 from tests.support.chatty import chatty
+from tests.support.indexes import index_file
 from tests.support.plain import ONE_THREAD
 
 LIMIT = GenerationOptions(n_predict=8, ignore_eos=True, draft=0)
@@ -85,6 +88,59 @@ def test_a_comparison_keeps_the_answer_of_the_mixture(talk: Conversation) -> Non
     for number, chunk in talk.compare("one"):
         texts[number] += chunk.text
     assert talk.messages[1]["content"] == texts[1]
+
+
+def test_a_comparison_without_the_memories_is_twice_the_base(talk: Conversation) -> None:
+    texts = {0: "", 1: ""}
+    talk.remembers = False
+    for number, chunk in talk.compare("one"):
+        texts[number] += chunk.text
+    base = talk.model.chat(talk.messages[:1], sampling=talk.sampling, generation=LIMIT, memories=()).text
+    assert texts == {0: base, 1: base}
+
+
+@pytest.mark.parametrize(("n_predict", "wanted"), [(100, 200), (-1, 128)])
+def test_a_comparison_without_room_for_both_answers_names_the_numbers(
+    family: Family, tmp_path: Path, n_predict: int, wanted: int
+) -> None:
+    base, generation = chatty(family.base, tmp_path / "chat.gguf"), replace(LIMIT, n_predict=n_predict)
+    with open_model(base, [family.memory], replace(ONE_THREAD, n_ctx=300, n_seq=2)) as model:
+        talk = Conversation(model, SamplingOptions(temperature=0), generation)
+        texts = ["heart " * count for count in range(300)]
+        at = next(at for at, text in enumerate(texts) if len(model.prompt([user(text)]).tokens) > 300 - wanted)
+        with pytest.raises(ContextError) as caught:
+            list(talk.compare(texts[at]))
+        assert (caught.value.wanted, caught.value.n_ctx) == (wanted, 300)
+        assert (talk.fits_alone(texts[at]), talk.fits_alone(texts[at], 2)) == (True, False)
+        if n_predict > 0:
+            with pytest.raises(ContextError):
+                list(model.side_by_side([user(texts[at])], generation=generation))
+        answers: list[int] = [number for number, _ in talk.compare(texts[at - 1])]
+        assert answers.count(0) == answers.count(1) >= wanted // 2
+        model.engine.cells.require_idle()
+
+
+def test_a_memory_that_is_open_gets_another_weight_however_its_file_is_spelled(
+    talk: Conversation, family: Family, tmp_path: Path
+) -> None:
+    engine = talk.model.engine
+    digest, n_vocab = tokenizer_of(engine.base.path)
+    index = index_file(tmp_path / "index.gguf", [list(range(50))], n_vocab, digest=digest)
+    added = engine.add(MemoryOptions(index))
+    try:
+        for file, voice in ((index, added), (family.memory, engine.memories[0])):
+            talk.open_memory(file.parent / ".." / file.parent.name / file.name, 0.3)
+            assert (len(engine.memories), len(engine.indexes)) == (1, 1)
+            assert voice.options.weight == 0.3
+            spelled = os.path.relpath(file)
+            assert talk.model.chat([user("one")], generation=LIMIT, memories=[(spelled, 0.5)]).tokens
+    finally:
+        engine.remove(added)
+        engine.reweight(engine.memories[0], None)
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
 
 
 def test_a_saved_chat_goes_on_with_the_same_tokens(talk: Conversation, tmp_path: Path) -> None:

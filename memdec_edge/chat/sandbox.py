@@ -1,15 +1,15 @@
 """The Jinja of chat templates: what transformers gives them, in a sandbox, with marks and limits.
 
-Templates come with files from strangers. Jinja's sandbox keeps them from Python's insides. Budget ends what loops for
-too long or grows too large. Literal text of a template is marked as TEMPLATE (marked.py), and so stays through what a
-template does with it. Knows nothing of messages.
+Templates come with files from strangers. Jinja's sandbox keeps them from Python's insides. A budget (budget.py) ends
+what loops for too long or grows too large. Literal text of a template is marked as TEMPLATE (marked.py), and so stays
+through what a template does with it. Knows nothing of messages.
 """
 
 import json
-import threading
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import re
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import wraps
 from typing import Any
 
 import jinja2
@@ -21,15 +21,11 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from memdec_edge.chat.budget import Budget, formatted_size, joined_size, printed
 from memdec_edge.chat.marked import TEMPLATE, Marked, joined, origins
 
-MAX_STEPS = 2_000_000  # passes of loops and calls of macros in one rendering; some seconds
-MAX_LENGTH = 1 << 26  # characters of a text, items of a list
-MAX_BITS = 1 << 14  # of a whole number
-
-
-class BudgetError(Exception):
-    """A template ran for too long, or made something too large."""
+# Filters that make much of little, and that no chat template needs.
+REMOVED = ("batch", "pprint", "slice", "urlize", "xmlattr")
 
 
 class _Generator(CodeGenerator):
@@ -73,20 +69,25 @@ class _Namespace(Namespace):
             raise jinja2.exceptions.SecurityError(f"a namespace takes no name such as {name}")
         super().__setitem__(name, value)
 
+    def __repr__(self) -> str:
+        return "<namespace>"  # what it holds may hold it
+
 
 class Sandbox(ImmutableSandboxedEnvironment):
     """Compiles and renders templates, in several threads if need be: each counts its own steps."""
 
     code_generator_class = _Generator
-    intercepted_binops = frozenset(("+", "*", "**"))
-    concat = staticmethod(joined)
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation])
+        self.finalize = self._printable
         self.filters |= {"tojson": _to_json, "title": _title}
         self.globals |= {"raise_exception": _raise, "strftime_now": _now, "namespace": _Namespace, "dict": _dict}
         del self.globals["lipsum"]
-        self._counter = threading.local()
+        self.budget = Budget()
+        kept = {name: made for name, made in self.filters.items() if name not in REMOVED}
+        self.filters = {name: self._bounded(name, made) for name, made in kept.items()}
 
     @staticmethod
     def literal(text: str) -> Marked:
@@ -103,39 +104,69 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def spend(self) -> None:
         """One more pass of a loop."""
-        self._counter.steps += 1
-        if self._counter.steps > MAX_STEPS:
-            raise BudgetError(f"it makes more than {MAX_STEPS:,} passes of its loops")
+        self.budget.spend()
+
+    def concat(self, parts: Iterable[Any]) -> Marked:
+        """The parts as one text."""
+        every = list(parts)
+        self.budget.make(joined_size(every, ""), "~")
+        return joined(every)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as Jinja's
+        """Call what a template calls, unless what comes of it is too large."""
+        owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
+        if isinstance(owner, str | bytes | int):
+            if name == "join" and len(args) == 1:
+                args = (list(args[0]),)
+            __self.budget.method(owner, name, args, kwargs)
+        return super().call(__context, __obj, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """str.format of a template; it takes no attributes of what is formatted, for their size is not known."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+
+        def bounded(*args: Any, **kwargs: Any) -> str:
+            text = value.__self__
+            if re.search(r"\{[^{}:!]*[.\[]", text):
+                raise jinja2.exceptions.SecurityError("format() takes no attributes and items")
+            values = tuple(args[0].values()) if value.__name__ == "format_map" else (*args, *kwargs.values())
+            self.budget.make(formatted_size(text, values), "format")
+            return wrapped(*args, **kwargs)
+
+        return bounded
+
+    def _bounded(self, name: str, made: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter that is applied unless what comes of it is too large."""
+        before = 1 if hasattr(made, "jinja_pass_arg") else 0  # Jinja's own argument
+
+        @wraps(made, assigned=())
+        def bounded(*args: Any, **kwargs: Any) -> Any:
+            inputs = list(args)
+            if name in ("join", "sum") and not hasattr(inputs[before], "__len__"):
+                inputs[before] = list(inputs[before])
+            self.budget.filter(name, inputs[before], tuple(inputs[before + 1 :]), kwargs)
+            return made(*inputs, **kwargs)
+
+        return bounded
+
+    def _printable(self, value: Any) -> Any:
+        """What a template prints; a list may be long as a text."""
+        if not isinstance(value, str):
+            self.budget.make(printed(value), "print")
+        return value
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """left + right, left * right, left ** right, unless what comes of it is too large."""
-        with suppress(TypeError):
-            size = _bits(left) * abs(right) if operator == "**" else _size(operator, left, right)
-            if size > (MAX_LENGTH if operator != "**" else MAX_BITS):
-                raise BudgetError(f"it makes something too large with {operator}")
+        """left + right and the like, unless what comes of it is too large."""
+        self.budget.operator(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
     def run(self, template: jinja2.Template, variables: Mapping[str, Any]) -> Marked:
         """Render. Raises BudgetError, and whatever a template raises."""
-        self._counter.steps = 0
+        self.budget.steps = 0
         text = template.render(variables)
-        if len(text) > MAX_LENGTH:
-            raise BudgetError(f"it writes more than {MAX_LENGTH:,} characters")
         return text if isinstance(text, Marked) else Marked(text)
-
-
-def _size(operator: str, left: Any, right: Any) -> int:
-    """How large a sum or product will be, in characters or items; whole numbers count by their bits."""
-    if isinstance(left, int | float) and isinstance(right, int | float):
-        bits = _bits(left) + _bits(right)
-        return bits if bits <= MAX_BITS else MAX_LENGTH + 1
-    if operator == "+":
-        return len(left) + len(right)
-    return len(left) * right if isinstance(right, int) else left * len(right)
-
-
-def _bits(number: Any) -> int:
-    return number.bit_length() if isinstance(number, int) else 64
 
 
 def _raise(message: str) -> None:

@@ -9,6 +9,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from memdec_edge.api import LanguageModel
+from memdec_edge.cli.footnotes import Footnotes
 from memdec_edge.cli.output import note, shown
 from memdec_edge.results import Chunk
 
@@ -19,11 +21,14 @@ HIGH = 0.6  # a share that the summary counts
 
 
 class Answers:
-    """Prints chunks. Without colours (NO_COLOR, a pipe, a dumb terminal) a summary stands for the shades."""
+    """Prints chunks. Without colours (NO_COLOR, a pipe, a dumb terminal) a summary stands for the shades.
 
-    def __init__(self, show_memory: bool) -> None:
+    quoted: the model from whose indexes footnotes quote; None: no footnotes.
+    """
+
+    def __init__(self, show_memory: bool, quoted: LanguageModel | None = None) -> None:
         self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-        self.show_memory = show_memory
+        self.show_memory, self.quoted = show_memory, quoted
         self._depth = None if self.console.no_color else self.console.color_system
         self._styles = [self._style(level) for level in range(len(SHADES))]
         self._reasons = False  # whether reasoning stands on the line
@@ -49,12 +54,17 @@ class Answers:
     def show(self, chunks: Iterator[Chunk]) -> Chunk:
         """Print an answer as it comes; return its last chunk."""
         shares: list[float] = []
+        notes = Footnotes()
         chunk: Chunk | None = None
         for chunk in chunks:
+            mark = notes.mark(chunk.source)
+            if self.quoted and self._open:
+                print(mark, end="")
             self._print(chunk)
             shares += [] if chunk.share is None else [chunk.share]
         assert chunk is not None  # a stream always ends with a chunk
         self.stop()
+        self._print_notes(notes)
         if self.show_memory and shares and len(chunk.weights) > 1:
             mean, high = sum(shares) / len(shares), sum(share >= HIGH for share in shares)
             note(f"memory's share: mean {mean:.0%}, {high} of {len(shares)} tokens at {HIGH:.0%} or more")
@@ -76,6 +86,10 @@ class Answers:
             self._open = True
         sys.stdout.flush()
 
+    def _print_notes(self, notes: Footnotes) -> None:
+        if self.quoted:
+            print(*notes.lines(self.quoted), sep="\n", flush=True)
+
     def stop(self) -> None:
         """End the line of an answer."""
         if self._open:
@@ -83,18 +97,28 @@ class Answers:
         self._open = self._reasons = False
 
     def show_both(self, both: Iterator[tuple[int, Chunk]]) -> Chunk:
-        """Print the answers of base (0) and mixture (1) in two columns; return the last chunk of the second."""
+        """Print the answers of base (0) and mixture (1) in two columns; return the last chunk of the second.
+
+        What came before an interrupt stays on the screen.
+        """
         texts = [Text(), Text()]
+        notes = Footnotes()
         last: Chunk | None = None
-        with Live(console=self.console, transient=True, auto_refresh=False) as live:
-            for number, chunk in both:
-                level = min(int((chunk.share or 0.0) * len(SHADES)), len(SHADES) - 1)
-                style = self._styles[level] if self.show_memory and number else Style()
-                texts[number].append(shown(chunk.text), style)
-                last = chunk if number else last
-                if self.console.is_terminal:
-                    live.update(_columns(texts), refresh=True)
-        self.console.print(_columns(texts), soft_wrap=False)
+        try:
+            with Live(console=self.console, transient=True, auto_refresh=False) as live:
+                for number, chunk in both:
+                    if number:
+                        texts[1].append(notes.mark(chunk.source) if self.quoted else "")
+                        last = chunk
+                    level = min(int((chunk.share or 0.0) * len(SHADES)), len(SHADES) - 1)
+                    style = self._styles[level] if self.show_memory and number else Style()
+                    texts[number].append(shown(chunk.text), style)
+                    if self.console.is_terminal:
+                        live.update(_columns(texts), refresh=True)
+        finally:
+            if any(texts):
+                self.console.print(_columns(texts), soft_wrap=False)
+        self._print_notes(notes)
         assert last is not None
         return last
 

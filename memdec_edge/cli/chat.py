@@ -1,4 +1,4 @@
-"""The command chat: talk to a base and its memories. Knows nothing of how answers come about."""
+"""The command chat: talk to a base, its memories and indexes. Knows nothing of how answers come about."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,7 +7,7 @@ import typer
 
 from memdec_edge.cli.flags import Flags, Given, spread
 from memdec_edge.cli.output import note, warn
-from memdec_edge.cli.parameters import Memories, Scaled, Verbose, memory_options, set_verbose
+from memdec_edge.cli.parameters import Memories, Scaled, Sources, Verbose, memory_options, set_verbose
 from memdec_edge.errors import OptionError
 from memdec_edge.options import ChatOptions, GenerationOptions, LoadOptions, MixtureOptions, SamplingOptions
 
@@ -33,6 +33,7 @@ def chat(
     show_memory: Annotated[
         bool, typer.Option("--show-memory", help="Shade each token by the memory's share of its probability.")
     ] = False,
+    show_sources: Sources = False,
     side_by_side: Annotated[
         bool, typer.Option("--side-by-side", help="Answer with the base alone and with the mixture, in two columns.")
     ] = False,
@@ -44,7 +45,7 @@ def chat(
     load: Given[LoadOptions],
     verbose: Verbose = False,
 ) -> None:
-    """Chat with a base and its memories in the terminal.
+    """Chat with a base, its memories and indexes in the terminal.
 
     Answers stream to stdout, everything else goes to stderr. /help tells what else can be typed. Input from a pipe is a
     line for each message.
@@ -61,6 +62,7 @@ def chat(
     from dataclasses import replace
 
     from memdec_edge.api import open_model
+    from memdec_edge.cli.answers import Answers
     from memdec_edge.cli.dialogue import Dialogue
     from memdec_edge.conversation import Conversation
 
@@ -69,7 +71,8 @@ def chat(
         warn(opened.engine.warnings)
         chatting = _with_template(opened, chatting)
         conversation = Conversation(opened, sampler, limits, mixing, chatting, system)
-        Dialogue(conversation, show_memory, side_by_side, context_shift, verbose).run()
+        answers = Answers(show_memory, opened if show_sources else None)
+        Dialogue(conversation, answers, side_by_side, context_shift, verbose).run()
 
 
 def _usual_base() -> Path:

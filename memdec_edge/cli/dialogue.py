@@ -13,16 +13,18 @@ from memdec_edge.cli.flags import flags_of
 from memdec_edge.cli.lines import Lines, Typed
 from memdec_edge.cli.output import note
 from memdec_edge.cli.process import Terminated
+from memdec_edge.cli.voices import explain_weights, tell_voices
 from memdec_edge.conversation import Conversation
 from memdec_edge.errors import ContextError, MemdecError, OptionError
 from memdec_edge.options import ChatOptions, GenerationOptions, LoadOptions, MemoryOptions, MixtureOptions
 from memdec_edge.options.fields import check_text
+from memdec_edge.results import Chunk
 
 FLAGS = flags_of(LoadOptions, GenerationOptions, MemoryOptions, ChatOptions, MixtureOptions)
 HELP = """
-/memory off|on            answer without the memories, or with them again
-/memory FILE[:LAMBDA]     let one more memory take part
-/lambda X|auto            weight of the memories together; auto: it follows the text
+/memory off|on            answer without memories and indexes, or with them again
+/memory FILE[:LAMBDA]     let one more memory or index take part
+/lambda X|auto            weight of memories and indexes together; auto: it follows the text
 /system TEXT              text before all messages; without TEXT: none
 /regenerate               answer the last question again
 /save FILE, /load FILE    write the chat to a file, take one from a file
@@ -40,11 +42,11 @@ class Dialogue:
     """
 
     def __init__(
-        self, conversation: Conversation, show_memory: bool, side_by_side: bool, context_shift: bool, verbose: bool
+        self, conversation: Conversation, answers: Answers, side_by_side: bool, context_shift: bool, verbose: bool
     ) -> None:
         self.conversation, self.context_shift, self.verbose = conversation, context_shift, verbose
         self.side_by_side = side_by_side
-        self.lines, self.answers = Lines(), Answers(show_memory)
+        self.lines, self.answers = Lines(), answers
         self._weak = False  # whether it was said that the memory does not help
         self._commands: dict[str, Callable[[str], None]] = {
             "help": self._help, "?": self._help, "memory": self._memory, "lambda": self._lambda,
@@ -90,7 +92,8 @@ class Dialogue:
                 self._ask(line.text)
                 return
             except ContextError as error:
-                if not (self.conversation.fits_alone(line.text) and self._makes_room(error)):
+                fits = self.conversation.fits_alone(line.text, 2 if self.side_by_side else 1)
+                if not (fits and self._makes_room(error)):
                     raise
 
     def _ask(self, text: str) -> None:
@@ -100,7 +103,7 @@ class Dialogue:
         else:
             with closing(self.conversation.ask(text)) as chunks:
                 last = self.answers.show(chunks)
-        self._tell(last.weights, last.helps)
+        self._tell(last)
 
     def _makes_room(self, error: ContextError) -> bool:
         """Whether the oldest turn was dropped, as --context-shift or a person says."""
@@ -115,12 +118,10 @@ class Dialogue:
         note(f"dropped the oldest turn, {self.conversation.drop_oldest()} messages")
         return True
 
-    def _tell(self, weights: tuple[float, ...], helps: bool) -> None:
-        if self.verbose and len(weights) > 1:
-            note(f"weights of base and memories: {', '.join(f'{weight:.3f}' for weight in weights)}")
-        if not helps and not self._weak:
-            self._weak = True
-            note("this memory does not help here: it never weighed a tenth; /memory off answers without it")
+    def _tell(self, last: Chunk) -> None:
+        helps = last.helps or self._weak
+        explain_weights(last.weights, last.matched, helps, self.verbose, "/memory off answers without it")
+        self._weak = self._weak or not helps
 
     # --- commands ---------------------------------------------------------------------------------------------------
 
@@ -136,12 +137,11 @@ class Dialogue:
             literal = _number(weight) if colon else None
             file = Path(rest if literal is None else path).expanduser()
             self.conversation.open_memory(file, literal)
-        weighed = self.conversation.model.engine.mixture(self.conversation.mixture)
-        for opened, share in zip(weighed.memories, weighed.weights, strict=True):
-            at = f"{'auto, from ' if weighed.learning else ''}{share:.3g}"
-            note(f"memory {opened.model.path} at lambda {at if self.conversation.remembers else 'off'}")
-        if not weighed.memories:
-            note("no memory is open; /memory FILE opens one")
+        mixture = self.conversation.mixture
+        weighed = self.conversation.model.engine.mixture(mixture)
+        tell_voices(weighed, mixture.total, self.verbose, off=not self.conversation.remembers)
+        if not weighed.voices:
+            note("no memory or index is open; /memory FILE opens one")
 
     def _lambda(self, rest: str) -> None:
         total = None if rest == "auto" else _number(rest)
@@ -165,7 +165,7 @@ class Dialogue:
     def _regenerate(self, rest: str) -> None:
         with closing(self.conversation.regenerate()) as chunks:
             last = self.answers.show(chunks)
-        self._tell(last.weights, last.helps)
+        self._tell(last)
 
     def _clear(self, rest: str) -> None:
         self.conversation.messages.clear()

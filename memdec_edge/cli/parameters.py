@@ -19,6 +19,9 @@ ShowText = Annotated[
     Path | None,
     typer.Option("--show-text", metavar="FILE", help="Write the text as it will be read to FILE, and do nothing else."),
 ]
+Sources = Annotated[
+    bool, typer.Option("--sources", help="Mark passages of indexed documents, and print footnotes after the text.")
+]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show llama.cpp's log on stderr.")]
 
 

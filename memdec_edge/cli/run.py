@@ -16,20 +16,22 @@ from memdec_edge.cli.parameters import (
     Json,
     Memories,
     Scaled,
+    Sources,
     Verbose,
     check_one,
     memory_options,
     set_verbose,
 )
+from memdec_edge.cli.voices import explain_weights, tell_voices
 from memdec_edge.errors import OptionError
 from memdec_edge.options import GenerationOptions, LoadOptions, MixtureOptions, SamplingOptions
 
 if TYPE_CHECKING:
     from memdec_edge.api import LanguageModel
-    from memdec_edge.engine import Memory
     from memdec_edge.results import Timings
 
 SHOWN = ("text", "tokens", "finish_reason", "timings", "sources")  # with --json
+ADVICE = "try one of the text's own domain"  # where a memory does not help
 ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}  # the others stand for themselves, \xHH for a byte
 
 
@@ -54,9 +56,7 @@ def run(
         Path | None, typer.Option("--grammar-file", metavar="FILE", help="GBNF from a file.")
     ] = None,
     load: Given[LoadOptions],
-    show_sources: Annotated[
-        bool, typer.Option("--sources", help="Mark passages of indexed documents, and print footnotes after the text.")
-    ] = False,
+    show_sources: Sources = False,
     verbose: Verbose = False,
     json_: Json = False,
 ) -> None:
@@ -84,18 +84,13 @@ def run(
         engine = language_model.engine
         resolved = engine.mixture(mixing)
         warn(engine.warnings)
-        how = "auto, from " if resolved.learning else ""
-        for opened, weight in zip(resolved.memories, resolved.weights, strict=True):
-            where = f" ({_origin(opened, mixing.total)})" if verbose else ""
-            note(f"memory {opened.model.path} at lambda {how}{weight:.3g}{where}")
-        for index, weight in zip(resolved.indexes, resolved.longest, strict=True):
-            note(f"index {index.path} at lambda {how}{weight:.3g} after its longest matches")
+        tell_voices(resolved, mixing.total, verbose)
         tokens = engine.base.tokenize(prompt, parse_special=special)
         warn(filter(None, [engine.base.prompt_warning(tokens)]))
         if json_:
             done = language_model.generate(tokens, sampler, limits, mixing)
             _explain_silence(language_model, done.timings, done.finish_reason)
-            _explain_weights(done.weights, done.matched, done.helps, verbose)
+            explain_weights(done.weights, done.matched, done.helps, verbose, ADVICE)
             shown = {name: value for name, value in asdict(done).items() if name in SHOWN}
             quotes = [language_model.quote(source) for source in done.sources]
             shown["sources"] = [each | {"text": text} for each, text in zip(shown["sources"], quotes, strict=True)]
@@ -112,7 +107,7 @@ def run(
             print("", *notes.lines(language_model), sep="\n")
         _print_timings(chunk.timings, str(chunk.finish_reason))
         _explain_silence(language_model, chunk.timings, str(chunk.finish_reason))
-        _explain_weights(chunk.weights, chunk.matched, chunk.helps, verbose)
+        explain_weights(chunk.weights, chunk.matched, chunk.helps, verbose, ADVICE)
 
 
 def unescaped(text: str) -> str:
@@ -145,15 +140,6 @@ def _explain_silence(model: "LanguageModel", timings: "Timings", reason: str) ->
         )
 
 
-def _origin(opened: "Memory", total: float | None) -> str:
-    """Where a memory's weight comes from."""
-    if total is not None or opened.options.weight is not None:
-        return "as given"
-    if opened.metadata.first_weight is not None:
-        return "tuned"
-    return f"{'' if opened.metadata.weight is not None else 'the default, since '}{opened.metadata.origin}"
-
-
 def _text_of(path: Path | None) -> str:
     """Return a text file, or stdin, without the newline that ends it, as llama.cpp reads prompts."""
     from memdec_edge.documents import read_stream, read_text
@@ -163,18 +149,3 @@ def _text_of(path: Path | None) -> str:
     if sys.stdin.isatty():
         note("reading the prompt from the terminal; end it with Ctrl-D")
     return read_stream(sys.stdin.buffer, "stdin").removesuffix("\n")
-
-
-def _explain_weights(
-    weights: tuple[float, ...], matched: tuple[tuple[float, ...], ...], helps: bool, verbose: bool
-) -> None:
-    """Say on stderr how the voices weighed at the end, if asked, and that a memory does not help here."""
-    from memdec_edge.mixture.match import CLASSES
-
-    if verbose and len(weights) > 1:
-        voices, when = ("base, memories and indexes", ", without a match") if matched else ("base and memories", "")
-        note(f"weights of {voices} at the end{when}: {', '.join(f'{weight:.3f}' for weight in weights)}")
-    for (low, _), vector in zip(CLASSES, matched if verbose else (), strict=False):
-        note(f"after a match of {low} or more: {', '.join(f'{weight:.3f}' for weight in (1 - sum(vector), *vector))}")
-    if not helps:
-        note("this memory does not help here: it never weighed a tenth; try one of the text's own domain")

@@ -142,6 +142,32 @@ class Engine:
         models = [memory.model for memory in (self.memories if memories is None else memories)]
         return min([self.n_ctx, self.base.n_ctx_train, *(model.n_ctx_train for model in models)])
 
+    def require_room(
+        self, n_tokens: int, n_new: int, n_sessions: int = 1, memories: Iterable[Memory] | None = None
+    ) -> None:
+        """Raise ContextError unless `n_sessions` can each add `n_new` tokens to `n_tokens` that they share.
+
+        Forks of contexts that cannot roll back store even those apart.
+        """
+        longest = self.longest(memories)
+        if n_tokens + n_new > longest:
+            raise ContextError(n_tokens, n_new, longest)
+        if n_new > self.room(n_tokens, n_sessions, memories):
+            raise ContextError(n_tokens, n_sessions * n_new, self.n_ctx)
+
+    def room(self, n_tokens: int, n_sessions: int = 1, memories: Iterable[Memory] | None = None) -> int:
+        """New tokens for which each of `n_sessions` finds cells after `n_tokens` that they share; below 0: none."""
+        mixed = self.memories if memories is None else list(memories)
+        if all(context.can_roll_back for context in (self.context, *(memory.context for memory in mixed))):
+            return (self.n_ctx - n_tokens) // n_sessions
+        return self.n_ctx // n_sessions - n_tokens
+
+    def find(self, path: Path | str) -> Voice | None:
+        """The memory or index of that file, however its path is spelled; None where it is not open."""
+        wanted = Path(path)
+        voices: list[Voice] = [*self.memories, *self.indexes]
+        return next((voice for voice in voices if voice.path == wanted or _same_file(voice.path, wanted)), None)
+
     # --- sessions ---------------------------------------------------------------------------------------------------
 
     @exclusive
@@ -251,6 +277,13 @@ class Engine:
     def _divide_threads(self) -> None:
         paths = [memory.model.path for memory in self.memories]
         self.rounds.divide(_divide(self.options, self.base.path, paths))
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:  # one of them is gone
+        return False
 
 
 def _divide(options: LoadOptions, base: Path, memories: list[Path]) -> tuple[int, int] | None:

@@ -24,7 +24,7 @@ MAX_LOGPROBS = 100
 # Options that two dataclasses share, or that an argument of a call gives.
 DRAFT = about(
     "--draft", metavar="N|auto", low=0, high=MAX_DRAFT, none="auto",
-    help=f"Tokens, 0 to {MAX_DRAFT}, that memories draft for each pass of the base: the same text, faster.",
+    help=f"Tokens, 0 to {MAX_DRAFT}, that memories and indexes draft for each pass of the base: the same text, faster.",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from memdec_edge.chat import ChatTemplate, sandbox
+from memdec_edge.chat import ChatTemplate, budget
 from memdec_edge.errors import OptionError, TemplateError
 from memdec_edge.options.chat import ChatOptions
 from tests.support.templates import CHATML, OWN, families
@@ -133,6 +133,23 @@ def test_content_that_a_template_dumps_or_lengthens_is_never_taken_for_the_templ
         assert "im_end" not in own, expression
 
 
+MUCH_OF_LITTLE = [
+    "'x'.ljust(10 ** 8)", "'x'.rjust(10 ** 8)", "'x'.center(10 ** 8)", "'1'.zfill(10 ** 8)", "'x' | center(10 ** 8)",
+    "'x' | indent(10 ** 8, true)", "('x\n' * 1000) | indent('y' * 10000)", "('\t' * 9999).expandtabs(9999)",
+    "'%100000000d' % 1", "'%.100000000f' % 1", "'%*d' % (10 ** 8, 1)", "'%100000000d' | format(1)",
+    "('%s' * 999) | format('x' * 9999)", "'{:>100000000}'.format('a')", "'{:{}}'.format('a', 10 ** 8)",
+    "('{0}' * 9999).format('x' * 9999)", "'{0[a]}'.format({'a': 'x'})", "'{a:>100000000}'.format_map({'a': 1})",
+    "('a' * 90000).replace('a', 'bb')", "('a' * 999).replace('a', 'b' * 9999)",
+    "('a' * 999) | replace('a', 'b' * 9999)", "('ab ' * 999) | wordwrap(1, wrapstring='x' * 9999)",
+    "('a' * 999).translate({97: 'b' * 9999})", "('x' * 9999).join(['a'] * 999)", "''.join(['x' * 9999] * 999)",
+    "(['x' * 9999] * 999) | join", "('a ' * 90000).split()", "('a ' * 90000).split('a')", "('\n' * 90000).splitlines()",
+    "('a' * 90000) | list", "(['x' * 9999] * 999) | string", "['x' * 9999] * 999", "(['x' * 9999] * 999) | tojson",
+    "([1] * 999) | tojson(indent=99999)", "1 | round(10 ** 8)", "[[1]] | sum(start=[])", "(1).to_bytes(10 ** 8)",
+    "('x' * 9999) ~ (['x' * 9999] * 999)", "('x'.encode() * 9).ljust(10 ** 8)", "('x' | safe).ljust(10 ** 8)",
+    "('x' | attr('ljust'))(10 ** 8)",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -151,6 +168,10 @@ def test_content_that_a_template_dumps_or_lengthens_is_never_taken_for_the_templ
         ("{% set n = namespace(x='a') %}{% for i in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}", "too large"),
         ("{% set n = namespace(x=[1]) %}{% for i in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}", "too large"),
         ("{% set n = namespace(x=9) %}{% for i in range(40) %}{% set n.x = n.x * n.x %}{% endfor %}", "too large"),
+        *(
+            (f"{{{{ {expression} }}}}", "too large|passes|digits|sums lists|attributes")
+            for expression in MUCH_OF_LITTLE
+        ),
         ("(" * 5 + "{{" + "(" * 5000 + "1" + ")" * 5000 + "}}", "no valid Jinja template"),
         ("x" * (1 << 20) + "y", "more than 1,048,576"),
     ],
@@ -158,8 +179,8 @@ def test_content_that_a_template_dumps_or_lengthens_is_never_taken_for_the_templ
 def test_a_broken_or_hostile_template_is_a_typed_error_that_names_it(
     template: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox, "MAX_STEPS", 20_000)
-    monkeypatch.setattr(sandbox, "MAX_LENGTH", 1 << 20)
+    monkeypatch.setattr(budget, "MAX_STEPS", 20_000)
+    monkeypatch.setattr(budget, "MAX_LENGTH", 1 << 20)
     with pytest.raises(TemplateError, match=said) as caught:
         ChatTemplate(template, "the chat template of base.gguf").render(CHATS[0])
     assert str(caught.value).startswith("the chat template of base.gguf: ")

@@ -4,11 +4,14 @@ import json
 import re
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from memdec_edge.cli.answers import Answers
 from memdec_edge.cli.output import shown
+from memdec_edge.results import Chunk, Timings
 from tests.conftest import Family
 from tests.support.chatty import TEMPLATE, chatty
 from tests.support.command import Done, error_line, memdec
@@ -90,7 +93,7 @@ def test_help_and_memory_are_told_on_stderr(family: Family, base: Path) -> None:
     assert done.stdout == ""
     assert "/regenerate" in done.stderr
     assert f"memory {family.memory} at lambda auto, from 0.5" in done.stderr
-    assert "no memory is open" in typed(base, "/memory\n").stderr
+    assert "no memory or index is open" in typed(base, "/memory\n").stderr
 
 
 @pytest.mark.parametrize(
@@ -173,6 +176,29 @@ def test_two_columns_hold_both_answers(family: Family, base: Path) -> None:
     for flags in ([], ["-M", family.memory]):
         alone = typed(base, "hi\n", "-n", 6, *flags).stdout
         assert all(word in words for word in alone.split())
+
+
+def test_without_memories_both_columns_are_the_base(family: Family, base: Path) -> None:
+    both = typed(base, "/memory off\nhi\n", "-M", family.memory, "-n", 6, "--side-by-side", "--lambda", 1).stdout
+    assert both == typed(base, "hi\n", "-M", family.memory, "-n", 6, "--side-by-side", "--lambda", 0).stdout
+
+
+def test_two_columns_that_do_not_fit_drop_the_oldest_turn(base: Path) -> None:
+    lines = "heart " * 25 + "\n" + "lung " * 25 + "\n"
+    done = typed(base, lines, "-c", 256, "-n", 60, "--side-by-side", "--context-shift")
+    assert "dropped the oldest turn, 2 messages" in done.stderr
+
+
+def test_an_interrupt_leaves_both_columns_on_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped() -> Iterator[tuple[int, Chunk]]:
+        timings = Timings(0, 0, 0.0, 0, 0.0, 0, 0)
+        yield 0, Chunk("left", 1, 0.0, None, timings)
+        yield 1, Chunk("right", 1, 0.0, None, timings)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Answers(show_memory=False).show_both(stopped())
+    assert capsys.readouterr().out.split()[-2:] == ["left", "right"]
 
 
 # --- in a terminal --------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from memdec_edge.cli.footnotes import Footnotes
 from memdec_edge.engine import Source
 from memdec_edge.options import GenerationOptions, MemoryOptions, SamplingOptions
 from tests.conftest import Family
+from tests.support.chatty import chatty
 from tests.support.command import last_json, memdec
 from tests.support.real import EXACT
 
@@ -47,6 +48,31 @@ def test_run_prints_footnotes_of_passages_from_documents(family: Family, index: 
     without = memdec("run", "-m", family.base, "-p", "Zq", "-n", 2, "--temp", 0, "--sources")
     assert "Warning: --sources names passages of indexes, and none is given" in without.stderr
     assert "No passage" not in without.stdout
+
+
+def test_chat_knows_indexes_their_weights_and_their_sources(family: Family, index: Path, tmp_path: Path) -> None:
+    base = chatty(family.base, tmp_path / "chat.gguf", "{{ messages[-1].content }}")
+    flags = ["chat", "-m", base, "-n", 20, "--temp", 0]
+    plain = memdec(*flags, "--memory-scaled", f"{index}:0.99", stdin=f"{PROMPT}\n".encode())
+    lines = f"/memory\n/memory {index}:0.99\n{PROMPT}\n/memory off\n"
+    noted = memdec(*flags, "-M", index, "-v", "--sources", stdin=lines.encode())
+    assert (plain.returncode, noted.returncode) == (0, 0), noted.stderr
+    told = [line for line in noted.stderr.splitlines() if line.startswith("index ")]
+    where = "after its longest matches"
+    assert told == [f"index {index} at lambda {said}" for said in (f"auto, from 0.7 {where}", f"0.99 {where}", "off")]
+    assert "weights of base, memories and indexes at the end, without a match: 1.000, 0.000" in noted.stderr
+    assert "after a match of 16 or more: 0." in noted.stderr
+    assert "no memory" not in noted.stderr
+    assert "health.txt" in noted.stdout
+    both = memdec(
+        *flags, "--memory-scaled", f"{index}:0.99", "--sources", "--side-by-side", stdin=f"{PROMPT}\n".encode()
+    )
+    assert "health.txt" in both.stdout, both.stderr
+    text, _, footnotes = memdec(
+        *flags, "--memory-scaled", f"{index}:0.99", "--sources", stdin=f"{PROMPT}\n".encode()
+    ).stdout.partition("\n[1]")
+    assert text.replace("[1]", "") == plain.stdout.rstrip("\n")
+    assert ": heart is a muscle that pumps blood through the body." in footnotes
 
 
 def test_verbose_shows_the_weights_of_every_length(family: Family, index: Path) -> None:
