@@ -19,7 +19,7 @@ from tests.support.command import Done, error_line, memdec
 if sys.platform == "win32":
     pytest.skip("a pseudo-terminal is a thing of Unix", allow_module_level=True)
 
-from tests.support.terminal import CTRL_C, CTRL_D, UP, terminal
+from tests.support.terminal import CTRL_D, UP, terminal
 
 EXACT = ["-t", 1, "-fa", "off", "-ctk", "f32", "-ctv", "f32", "--temp", 0, "--draft", 0]
 
@@ -213,17 +213,17 @@ def test_a_person_chats_edits_stops_and_leaves(family: Family, base: Path, tmp_p
         screen.press("hi\n")
         screen.wait_for("hi\r\n")
         screen.wait_for_more()
-        screen.press(CTRL_C)
-        screen.wait_for("stopped")
+        screen.interrupt("stopped")
         screen.wait_for(">>> ")
         screen.press(UP)  # what was typed before comes back
         screen.wait_for("hi")
-        screen.press(CTRL_C)
-        screen.wait_for("type /bye to leave")
-        screen.press('"""one\ntwo"""\n')
-        screen.wait_for("... ")
-        screen.press(CTRL_C)
+        screen.interrupt("type /bye to leave")
         screen.wait_for(">>> ")
+        screen.press('"""one\n')
+        screen.wait_for("... ")
+        screen.press("two")
+        screen.wait_for("two")
+        screen.interrupt(">>> ")
         screen.press("/nonsense\n")
         screen.wait_for("Error: command is /nonsense")
         screen.press(f"/save {file}\n")

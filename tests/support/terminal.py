@@ -43,6 +43,16 @@ class Terminal:
                 raise AssertionError(f"{text!r} was not shown:\n{self.text}")
         self._seen = at + len(text)
 
+    def interrupt(self, text: str) -> None:
+        """Press Ctrl-C until `text` is shown: readline hears of one that comes while it draws at the next key."""
+        for _ in range(20):
+            self.press(CTRL_C)
+            try:
+                return self.wait_for(text, 3)
+            except AssertionError:
+                continue
+        raise AssertionError(f"{text!r} was not shown:\n{self.text}")
+
     def wait_for_more(self, seconds: float = 60) -> None:
         """Read until anything is shown after what was waited for before."""
         end = time.monotonic() + seconds
