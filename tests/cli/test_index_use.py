@@ -133,7 +133,7 @@ def test_bench_measures_an_index_beside_the_base(family: Family, index: Path, tm
     assert found["drafted"]["gen_tps"] > 0
     assert found["memory_files"] == [str(index)]
     assert "mixture with drafts" in done.stdout
-    assert f"memory {index} at lambda 0.7" in done.stdout
+    assert f"index {index} at lambda 0.7" in done.stdout
 
 
 def test_marks_stand_where_a_passage_ends() -> None:
