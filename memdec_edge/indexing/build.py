@@ -57,7 +57,7 @@ def build_index(options: IndexOptions) -> IndexReport:
         say_left_out(corpus)
     with closing(Model(options.base, vocab_only=True)) as base:
         digest, n_vocab = tokenizer_of(base.path)
-        packed, valid = pack(options.documents, corpora, base, digest, n_vocab)
+        packed, valid = pack(options.documents, corpora, base, n_vocab)
     tokens, starts = packed.tokens, np.array(packed.starts, np.uint64)
     before_sorting = time.monotonic()
     with progress("sorting", len(tokens), "tokens") as advance:

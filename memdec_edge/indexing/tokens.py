@@ -56,7 +56,7 @@ class Packed:
             raise CorpusError(source, f"an index holds at most {most}; divide the documents among several indexes")
 
 
-def pack(where: Path, corpora: list[Corpus], base: Model, digest: str, n_vocab: int) -> tuple[Packed, Packed]:
+def pack(where: Path, corpora: list[Corpus], base: Model, n_vocab: int) -> tuple[Packed, Packed]:
     """The documents to index, and those of validation splits; test splits are not read.
 
     Raises CorpusError, which names `where`, for no text and for more than an index holds, what read_files() raises, and

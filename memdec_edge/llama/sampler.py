@@ -18,7 +18,7 @@ import numpy.typing as npt
 from memdec_edge.errors import NumericsError, OptionError
 from memdec_edge.llama.model import Model
 from memdec_edge.mixture import sampling
-from memdec_edge.mixture.mixing import mix
+from memdec_edge.mixture.mixing import mix, offset
 from memdec_edge.mixture.online import learn_from
 from memdec_edge.mixture.rows import Chain, Ids, Matches, Row, RowStats, Sampled
 from memdec_edge.mixture.sampling import Verified
@@ -132,12 +132,10 @@ class Sampler:
             stats = mix(base_row, rows[1:], mixture, out, [found] if found else None)
             token = self.sample(out, position + index, suppressed)
             shares = mixture.at(classes)
-            offset = sum(share * stat.logsumexp for share, stat in zip(shares, stats, strict=False))
-            offset += sum(shares[len(rows) :]) * stats[0].logsumexp
             warmth = (1.0, *mixture.temperatures)
             log_probs = tuple(stat.log_prob(row, token, t) for stat, row, t in zip(stats, rows, warmth, strict=True))
             log_probs += tuple(one.log_prob(token) for one in found)
-            samples.append(Sampled(token, float(out[token]) - offset, log_probs, shares))
+            samples.append(Sampled(token, float(out[token]) - offset(shares, stats), log_probs, shares))
             if rule:
                 mixture = learn_from(mixture, rule, samples[-1], classes)
             if token in ends:

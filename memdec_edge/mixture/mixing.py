@@ -45,6 +45,16 @@ def mix(
     return [RowStats(*row) for row in stats]
 
 
+def offset(shares: Sequence[float], stats: Sequence[RowStats]) -> float:
+    """What lifts log-probs of a mixture to the scale of logits: the sum of w_i logsumexp_i, nats.
+
+    shares: of all voices at one position, the base's first; stats: of the rows that mix() mixed there. An index has no
+    logits: its logsumexp counts as the base's.
+    """
+    rows = sum(share * stat.logsumexp for share, stat in zip(shares, stats, strict=False))
+    return rows + sum(shares[len(stats) :]) * stats[0].logsumexp
+
+
 def row_stats(row: Row, length: int | None = None, temperature: float = 1.0, of: object = "the row") -> RowStats:
     """Statistics of softmax(row[:length] / temperature). row: float32 [n]; length: 1 to n, None for n; of: for errors.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from memdec_edge.mixture.mixing import mix
+from memdec_edge.mixture.mixing import mix, offset
 from memdec_edge.mixture.rows import N_CLASSES, Found, Ids, Likely, Row, RowStats, Sampled, Top
 from memdec_edge.mixture.weights import Mixture
 
@@ -49,9 +49,8 @@ def with_tops(
         own, said = sample.weights[1:], found[index] if found else []
         mixture = Mixture(own[: len(memories)], temperatures, (own,) * (N_CLASSES - 1) if said else ())
         stats = mix(rows[0], rows[1:], mixture, out, [said] if said else None)
-        offset = sum(share * stat.logsumexp for share, stat in zip(sample.weights, stats, strict=False))
-        offset += sum(sample.weights[len(rows) :]) * stats[0].logsumexp
-        mixed = tuple(Likely(int(token), float(out[token]) - offset) for token in largest(out, count))
+        lifted = offset(sample.weights, stats)
+        mixed = tuple(Likely(int(token), float(out[token]) - lifted) for token in largest(out, count))
         models = (
             _likely(row[: len(out)], stat, temperature, count)
             for row, stat, temperature in zip(rows, stats, (1.0, *temperatures), strict=True)
