@@ -135,8 +135,8 @@ def run_piped(name: str, *arguments: str, stdin: str = "", home: str = "") -> su
 
 
 def test_the_legal_assistant_states_its_limits_and_forgets_the_oldest_questions(chat: list[str]) -> None:
-    long = " ".join(TEXT.split("\n\n")[1].split()) + " Is that so?"  # about 300 tokens
-    done = run_piped(LEGAL, *chat, stdin=f"{long * 3}\n" * 3)
+    long = " ".join(TEXT.split("\n\n")[1].split()) + " Is that so?"  # 140 tokens
+    done = run_piped(LEGAL, *chat, stdin=f"{long * 7}\n" * 2)  # one fits with any answer, two with none
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("This is a program and no lawyer. It may invent")
     assert "its oldest question is forgotten" in done.stderr
