@@ -1,20 +1,23 @@
-"""Is text better with a memory, and does a memory spoil other text? A larger model of another family judges.
+"""Is text better with a memory or an index, and do they spoil other text? A larger model of another family judges.
 
-    python benchmarks/completions.py BASE.gguf MEMORY.gguf JUDGE.gguf --text NAME=PATH [NAME=PATH ...] --out FILE.csv
-                                     [--prompts 200] [--tokens 48] [--side 4] [--threads 0]
+    python benchmarks/completions.py BASE.gguf MEMORY.gguf INDEX.gguf JUDGE.gguf --text NAME=PATH [NAME=PATH ...]
+                                     --out FILE.csv [--prompts 200] [--tokens 48] [--side 2] [--threads 0]
 
-Each text gives --prompts prompts: the first 32 tokens of paragraphs, evenly spaced. Base alone, fixed weights (what the
-memory recommends) and weights that learn continue each by --tokens tokens. They use the default sampling and one seed.
-JUDGE gives the perplexity of what they wrote after the prompt, by its own tokenizer. Rows: each text and system, with
-the mean difference to the base in nats a token and its standard error over prompts. FILE.jsonl keeps what was written
-and judged, a line for each prompt, in an order that makes any part of it even: stopped, the script goes on from there.
-The last line is one JSON object.
+Each text gives --prompts prompts: the first 32 tokens of paragraphs, evenly spaced. Five systems continue each by
+--tokens tokens, with the default sampling and one seed: the base alone, the memory with fixed weights (what it
+recommends), and with weights that learn memory, index, and both. JUDGE gives the perplexity of what they wrote after
+the prompt, by its own tokenizer. Rows: each text and system, with the mean difference to the base in nats a token and
+its standard error over prompts. Beside them the longest run of written tokens that stands in the index's documents
+(median, largest), the share of 8-grams that the same continuation had before (loops), and the share of tokens with a
+source. FILE.jsonl keeps what was written and judged, a line for each prompt, in an order that makes any part of it
+even: stopped, the script goes on from there. The last line is one JSON object.
 """
 
 import argparse
 import csv
 import json
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +25,18 @@ import numpy as np
 from provenance import made_by
 
 from memdec_edge.documents import read_documents
-from memdec_edge.engine import Engine, MemoryMixture
+from memdec_edge.engine import Engine, MemoryMixture, Session
+from memdec_edge.engine.blend import resolve
+from memdec_edge.engine.lookup import Source, passages
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
+from memdec_edge.mixture.match import Matcher
 from memdec_edge.mixture.mixing import row_stats
 from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, MixtureOptions, SamplingOptions
 
 PROMPT = 32  # tokens
-SYSTEMS = ("base", "fixed", "auto")
+GRAM = 8  # tokens: one of them again is a loop
+SYSTEMS = ("base", "fixed", "auto", "index", "both")
 Line = dict[str, Any]
 
 
@@ -37,20 +44,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", type=Path)
     parser.add_argument("memory", type=Path)
+    parser.add_argument("index", type=Path)
     parser.add_argument("judge", type=Path)
     parser.add_argument("--text", nargs="+", required=True, metavar="NAME=PATH")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--side", type=int, default=4, help="prompts that are continued side by side")
+    parser.add_argument("--side", type=int, default=2, help="prompts that are continued side by side")
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
     kept = args.out.with_suffix(".jsonl")
     lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()] if kept.exists() else []
     known = {(line["text"], line["index"]) for line in lines}
-    load = LoadOptions(n_seq=3 * args.side, n_ctx=3 * args.side * (PROMPT + args.tokens), threads=args.threads)
+    n = len(SYSTEMS) * args.side
+    load = LoadOptions(n_seq=n, n_ctx=n * (PROMPT + args.tokens), threads=args.threads)
     with ExitStack() as stack:
-        engine = stack.enter_context(closing(Engine(args.base, [MemoryOptions(args.memory)], load)))
+        engine = stack.enter_context(
+            closing(Engine(args.base, [MemoryOptions(args.memory), MemoryOptions(args.index)], load))
+        )
         model = stack.enter_context(closing(Model(args.judge)))
         judge = stack.enter_context(closing(Context(model, LoadOptions(threads=args.threads), 1024)))
         prompts = {
@@ -92,9 +103,7 @@ def spread(count: int) -> list[int]:
 
 def write(engine: Engine, prompts: list[list[int]], n_tokens: int) -> list[Line]:
     """The text of each prompt and what each system makes of it, all side by side."""
-    mixtures = dict(
-        zip(SYSTEMS, (MemoryMixture.of(()), engine.mixture(), engine.mixture(MixtureOptions())), strict=True)
-    )
+    mixtures = systems(engine)
     generation = GenerationOptions(ignore_eos=True, draft=0)
     with ExitStack() as stack:
         sessions = []
@@ -108,14 +117,42 @@ def write(engine: Engine, prompts: list[list[int]], n_tokens: int) -> list[Line]
             session.prefill()
         while not all(session.finished for session in sessions):
             engine.step(sessions)
-        texts = [text_of(engine, session.tokens[PROMPT:]) for session in sessions]
-        weights = [sum(session.mixture.weights) for session in sessions]
+        written = [seen(engine, session) for session in sessions]
     n = len(SYSTEMS)
     return [
-        {"prompt": text_of(engine, prompt), "weight": round(weights[n * number + 2], 4)}
-        | dict(zip(SYSTEMS, texts[n * number : n * number + n], strict=True))
+        {"prompt": text_of(engine, prompt)} | dict(zip(SYSTEMS, written[n * number : n * number + n], strict=True))
         for number, prompt in enumerate(prompts)
     ]
+
+
+def systems(engine: Engine) -> dict[str, MemoryMixture]:
+    memories, indexes, learning = engine.memories, engine.indexes, MixtureOptions()
+    mixtures = (
+        MemoryMixture.of(()), resolve(memories), resolve(memories, (), learning), resolve((), indexes, learning),
+        resolve(memories, indexes, learning),
+    )  # fmt: skip
+    return dict(zip(SYSTEMS, mixtures, strict=True))
+
+
+def seen(engine: Engine, session: Session) -> Line:
+    """What a session wrote, and how much of it stands in the documents or in itself."""
+    tokens, [index] = session.tokens[PROMPT:], engine.indexes
+    run, matcher = 0, Matcher(index.file)
+    for token in tokens:
+        matcher.extend([token])
+        run = max(run, matcher.match().length)
+    source: Source | None = None
+    sourced, found = 0, list[Source]()
+    for length in range(PROMPT + 1, len(session.tokens) + 1):
+        source = session.lookup.source(session.tokens, length, source)
+        sourced += source is not None
+        found = passages(found, source)
+    grams = [tuple(tokens[at : at + GRAM]) for at in range(len(tokens) - GRAM + 1)]
+    return {
+        "text": text_of(engine, tokens), "run": run, "loops": 1 - len(set(grams)) / max(len(grams), 1),
+        "sourced": sourced / len(tokens), "weights": [round(weight, 4) for weight in session.mixture.weights],
+        "passages": [[each.document, each.start, each.end] for each in found],
+    }  # fmt: skip
 
 
 def text_of(engine: Engine, tokens: list[int]) -> str:
@@ -127,13 +164,17 @@ def scores(judge: Context, line: Line) -> tuple[dict[str, float], dict[str, int]
     begin = judge.model.tokenize(line["prompt"])
     nats, counts = {}, {}
     for system in SYSTEMS:
-        tokens = judge.model.tokenize(line[system], add_special=False, parse_special=False)
+        tokens = judge.model.tokenize(line[system]["text"], add_special=False, parse_special=False)
         judge.prefill(begin[:-1])
         total = 0.0
         for token, row in zip(tokens, judge.feed_rows([begin[-1], *tokens[:-1]]), strict=True):
             total -= float(row[token]) - row_stats(row, len(row), 1.0).logsumexp
         nats[system], counts[system] = round(total, 4), len(tokens)
     return nats, counts
+
+
+def values(lines: list[Line], system: str, key: str) -> list[float]:
+    return [line[system][key] for line in lines]
 
 
 def rows(name: str, lines: list[Line]) -> list[Line]:
@@ -143,6 +184,7 @@ def rows(name: str, lines: list[Line]) -> list[Line]:
         nats, counts = (np.array([line[key][system] for line in lines], float) for key in ("nats", "judged"))
         base, n_base = (np.array([line[key]["base"] for line in lines], float) for key in ("nats", "judged"))
         gap = nats / counts - base / n_base
+        of = partial(values, lines, system)
         found.append(
             {
                 "text": name,
@@ -151,7 +193,10 @@ def rows(name: str, lines: list[Line]) -> list[Line]:
                 "perplexity": round(float(np.exp(nats.sum() / counts.sum())), 3),
                 "nats_to_base": round(float(gap.mean()), 4),
                 "standard_error": round(float(gap.std(ddof=1) / len(gap) ** 0.5) if len(gap) > 1 else 0.0, 4),
-                "weight_at_the_end": round(float(np.mean([line["weight"] for line in lines])), 3),
+                "run_median": float(np.median(of("run"))),
+                "run_most": int(max(of("run"))),
+                "loops": round(float(np.mean(of("loops"))), 4),
+                "sourced": round(float(np.mean(of("sourced"))), 4),
             }
         )
     return found

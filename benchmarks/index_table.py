@@ -116,12 +116,18 @@ def auto(engine: Engine, text: Text, says: IndexScores | None = None) -> float:
     return ppl(TokenScores(text.windows, text.base, memories, 0, 0, [says] if says else []).learned(rule).log_probs)
 
 
+def some(documents: Path, size: int) -> list[str]:
+    """Lines of about `size` tokens, at even distances; 0: all."""
+    lines = documents.read_text(encoding="utf-8").strip("\n").split("\n")
+    if not size:
+        return lines
+    length = sum(len(json.loads(line)["text"]) for line in lines) / 4.5  # characters of a token, about
+    return lines[:: max(round(length / size), 1)]
+
+
 def make(base: Path, documents: Path, size: int, folder: Path) -> tuple[Path, dict[str, float | str]]:
     """An index of about `size` tokens, from documents at even distances, and what it cost."""
-    lines = documents.read_text(encoding="utf-8").strip("\n").split("\n")
-    if size:
-        length = sum(len(json.loads(line)["text"]) for line in lines) / 4.5  # characters of a token, about
-        lines = lines[:: max(round(length / size), 1)]
+    lines = some(documents, size)
     chosen = folder / "documents.jsonl"
     chosen.write_text("\n".join(lines), encoding="utf-8")
     report = build_index(IndexOptions(chosen, base, folder / "memdec-index.gguf"))

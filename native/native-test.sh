@@ -16,8 +16,13 @@ common="-std=c11 -Wall -Wextra -Werror -fno-math-errno -fno-trapping-math -fPIC 
     -isystem "$include" native/*.c -o "$build/_native.abi3.so"
 
 # Leaks are not looked for: CPython keeps what it has until the end. Its own allocator would hide overruns.
-LD_PRELOAD=$("$CC" -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-    PYTHONMALLOC=malloc OMP_NUM_THREADS=1 "$PYTHON" - "$build/_native.abi3.so" "$@" <<'PYTHON_END'
+# The shared fixtures need PyTorch, which these tests do not; the sanitisers write to the real stderr.
+check() {
+    LD_PRELOAD=$("$CC" -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+        PYTHONMALLOC=malloc OMP_NUM_THREADS=1 "$PYTHON" "$build/check.py" "$build/_native.abi3.so" \
+        -q --noconftest --capture=sys -p no:cacheprovider "$@"
+}
+cat >"$build/check.py" <<'PYTHON_END'
 import ctypes
 import importlib.util
 import sys
@@ -33,15 +38,13 @@ from memdec_edge.mixture import kernels
 
 assert kernels.mix is module.mix and ctypes.CDLL(path).__asan_init, "not the sanitised build"
 print("testing", path, "variants", *module.variants(), flush=True)
-# The shared fixtures need PyTorch, which these tests do not; the sanitisers write to the real stderr.
-options = ["-q", "--noconftest", "--capture=sys", "-p", "no:cacheprovider"]
-tests = [
-    "tests/mixture/test_mixing.py", "tests/mixture/test_sampling.py", "tests/mixture/test_verify.py",
-    "tests/mixture/test_online.py", "tests/mixture/test_sparse.py", "tests/mixture/test_match.py",
-    "tests/llama/test_mixture_sampler.py",
-    "tests/llama/test_mixture_sampler_online.py",
-    "tests/llama/test_tap.py::test_only_the_wanted_name_is_asked_for",
-    "tests/llama/test_tap.py::test_rows_beyond_the_buffer_are_counted_and_not_written",
-]
-sys.exit(pytest.main([*options, *tests, *arguments]))
+sys.exit(pytest.main(arguments))
 PYTHON_END
+
+# Two processes at once.
+check tests/mixture/test_mixing.py tests/mixture/test_verify.py tests/mixture/test_online.py "$@" &
+check tests/mixture/test_sampling.py tests/mixture/test_sparse.py tests/mixture/test_match.py \
+    tests/llama/test_mixture_sampler.py tests/llama/test_mixture_sampler_online.py \
+    tests/llama/test_tap.py::test_only_the_wanted_name_is_asked_for \
+    tests/llama/test_tap.py::test_rows_beyond_the_buffer_are_counted_and_not_written "$@"
+wait $!
