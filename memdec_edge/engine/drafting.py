@@ -18,7 +18,7 @@ PRIOR = 0.7  # acceptance before anything was seen
 # The same of what an index drafts, by class of match length: how often it was right on held-out medicine and licences.
 FOUND_PRIOR = (0.2, 0.25, 0.35, 0.4, 0.5, 0.65, 0.75, 0.9)
 FOUND_SEEN = 16  # tokens that FOUND_PRIOR counts as
-FOUND_LENGTHS = (1, 3, 5, 7, 11, 15)  # what indexes may draft: even rows, and few, since each length is tried
+FOUND_LENGTHS = (3, 7, 15)  # what indexes may draft: rows by fours, and few lengths, since each is tried
 LEAST_PROMISE = 0.35  # indexes whose first token is accepted more seldom do not draft
 DECAY = 1 / 32  # share of the newest drafted token in the running acceptance
 KEPT = 5  # measurements of a cost whose median counts
@@ -216,10 +216,10 @@ class DraftPolicy:
     def _least(self, plan: Plan, rows: int) -> float:
         """Seconds that a pass of `plan` takes at least: as the cheapest known.
 
-        Of the long drafts of an index: also as any of a quarter of the rows, or free text would pay for trials.
+        Of the long drafts of an index: also as any of half the rows, or free text would pay for trials.
         """
         cheapest = min((cost.seconds for cost in self.base.values()), default=0.0)
-        fewer = (cost.seconds for (n, way, _), cost in self.base.items() if 4 * n <= rows and way == plan.overlap)
+        fewer = (cost.seconds for (n, way, _), cost in self.base.items() if 2 * n <= rows and way == plan.overlap)
         return max(fewer, default=cheapest) if plan.found else cheapest
 
     def _rate(
