@@ -3,11 +3,11 @@
     python benchmarks/adapt_curve.py MEMORY_DIR --to BASE --corpus DIR --out DIR [--shares .01 .03 .1 .3]
                                      [--starts composed random] [--frozen .2 0] [--afresh]
 
-Each cell is a training with beta 0 of the memory's body, with rows of BASE's vocabulary: composed as `adapt` does it, or
+Each cell is a training with beta 0 of the memory's body, with rows of BASE's vocabulary: composed as `adapt` does, or
 random with the spread of the old ones. --frozen: shares of the steps in which embedding and head learn alone. --afresh
-adds a copy of BASE's own weights as the memory, with a tenth of the budget and with all of it. Figures are of validation
-text: perplexity of the memory alone before and after training, and mixed with BASE at the best lambda. They are of one
-vocabulary, so a column compares. Run again, it goes on. The last line is one JSON object.
+adds a copy of BASE's own weights as the memory, with a tenth of the budget and with all of it. Figures are of
+validation text: perplexity of the memory alone before and after training, and mixed with BASE at the best lambda. They
+are of one vocabulary, so a column compares. Run again, it goes on. The last line is one JSON object.
 """
 
 import argparse
