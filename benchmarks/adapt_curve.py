@@ -22,7 +22,7 @@ from provenance import made_by
 
 from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.train import train
-from memdec_edge.train.adapt import trained_tokens
+from memdec_edge.train.adapting import trained_tokens
 from memdec_edge.train.checkpoint import write_copy
 from memdec_edge.train.models import load_source
 from memdec_edge.train.vocabulary import Rows, rows_from, transplanted
@@ -31,7 +31,7 @@ BLOCK, BATCH = 256, 4
 
 
 @dataclass(frozen=True)
-class RandomRows(Rows):
+class RandomRows(Rows):  # type: ignore[misc]
     """Rows that know nothing of the old ones but their spread."""
 
     def of(self, old: torch.Tensor, n_rows: int) -> torch.Tensor:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from memdec_edge.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from .adapt import adapt
+    from .adapting import adapt
     from .apart import adapt_apart, build_cache_apart, train_apart
     from .knn.build import build_cache
     from .pipeline import train
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "adapt": ".adapt",
+    "adapt": ".adapting",
     "adapt_apart": ".apart",
     "build_cache": ".knn.build",
     "build_cache_apart": ".apart",

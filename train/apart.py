@@ -33,7 +33,7 @@ def train_apart(options: TrainOptions) -> TrainReport:
 
 def adapt_apart(options: AdaptOptions) -> TrainReport:
     """adapt() in a process of its own, as train_apart() does it."""
-    report: TrainReport = _apart(".adapt", "adapt", options, options.training.cache.spin)
+    report: TrainReport = _apart(".adapting", "adapt", options, options.training.cache.spin)
     return report
 
 

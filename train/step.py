@@ -118,7 +118,7 @@ class Learner:
         """The weights for AdamW: embedding and head, then the body; matrices decay, norms and biases do not."""
         ends = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
         vocabulary = {id(parameter) for end in ends for parameter in end.parameters()}
-        groups = []
+        groups: list[dict[str, Any]] = []
         for body in (False, True):
             mine = [w for name, w in self.weights.items() if body == (id(self.parameters[name]) not in vocabulary)]
             groups += [

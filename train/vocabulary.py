@@ -80,7 +80,7 @@ def rows_from(old: Source, new: Source) -> Rows:
             pieces[number] = readable
         else:
             sources[number] = _singles(text, by_bytes)
-    cut = old.encoder.encode(list(pieces.values()))
+    cut = old.encoder.encode(list(pieces.values())) if pieces else []
     sources |= {number: ids for number, ids in zip(pieces, cut, strict=True) if ids}
     for part in PARTS:
         theirs, mine = getattr(new.tokenizer, part), getattr(old.tokenizer, part)

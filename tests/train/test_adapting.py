@@ -1,4 +1,4 @@
-"""train/adapt.py and train/vocabulary.py: a memory for another vocabulary."""
+"""train/adapting.py and train/vocabulary.py: a memory for another vocabulary."""
 
 import json
 from dataclasses import replace
@@ -13,7 +13,8 @@ from memdec_edge.options import AdaptOptions
 from memdec_edge.train import adapt, train
 from memdec_edge.train.models import load_source
 from memdec_edge.train.vocabulary import rows_from, token_bytes, transplanted
-from tests.support.pieces import sentencepiece_folder
+from tests.support.command import memdec
+from tests.support.pieces import LLAMA, sentencepiece_folder
 from tests.support.tiny import OTHER_TEXT, TEXT, tiny_checkpoint, tiny_gguf
 from tests.support.training import make_room, metrics, train_options
 
@@ -67,7 +68,7 @@ def test_a_vocabulary_adapted_to_itself_is_the_memory(room: Path) -> None:
 
 
 def test_bytes_of_tokens_are_those_of_their_text(room: Path, tmp_path: Path) -> None:
-    sentencepiece_folder(tmp_path / "pieces", "bpe", 400)
+    sentencepiece_folder(tmp_path / "pieces", "bpe", 400, **LLAMA)
     import transformers
 
     for folder in (room / "other", tmp_path / "pieces"):
@@ -119,3 +120,16 @@ def test_too_small_a_budget_and_a_folder_that_is_no_memory_are_refused(room: Pat
     with pytest.raises(ModelFileError, match="does not say how many tokens"):
         adapt(replace(options(room, tmp_path / "out"), memory=room / "teacher"))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_adapts_and_says_how_to_convert(room: Path, tmp_path: Path) -> None:
+    flags = ["--to", room / "other", "--corpus", room / "corpus", "--out", tmp_path / "new", "--beta", 0, "--lr", 1e-3]
+    small = ["--block", 16, "--batch", 2, "--max-tokens", 700]
+    done = memdec("adapt", room / "memory", *flags, *small, "--json")
+    assert done.returncode == 0, done.stderr
+    assert f"checkpoint {tmp_path / 'new'}" in done.stdout
+    assert "next: memdec-edge convert" in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["tokens"] == 32
+    refused = memdec("adapt", tmp_path / "none", *flags, *small)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "does not say how many tokens" in refused.stderr
