@@ -2,10 +2,11 @@
 
     build_cache(CacheOptions) -> CacheReport     what a kNN retriever would answer at every position of a corpus
     train(TrainOptions) -> TrainReport           a small causal LM that has learned to answer so (2508.09874)
+    adapt(AdaptOptions) -> TrainReport           such a memory for another vocabulary
 
-These run in the calling process, which they leave as it is: its threads, its signals. build_cache_apart() and
-train_apart() do the same in a process of their own, where waiting threads do not disturb other work; the command line
-calls those.
+These run in the calling process, which they leave as it is: its threads, its signals. build_cache_apart(),
+train_apart() and adapt_apart() do the same in a process of their own, where waiting threads do not disturb other work;
+the command line calls those.
 
 Importing this package raises MissingExtraError when a library of the extra is not installed, and imports none of them.
 Knows nothing of GGUF writing and mixing.
@@ -18,14 +19,27 @@ from typing import TYPE_CHECKING, Any
 from memdec_edge.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from .apart import build_cache_apart, train_apart
+    from .adapting import adapt
+    from .apart import adapt_apart, build_cache_apart, train_apart
     from .knn.build import build_cache
     from .pipeline import train
     from .report import NOTICE, CacheReport, TrainReport
 
-__all__ = ["NOTICE", "CacheReport", "TrainReport", "build_cache", "build_cache_apart", "train", "train_apart"]
+__all__ = [
+    "NOTICE",
+    "CacheReport",
+    "TrainReport",
+    "adapt",
+    "adapt_apart",
+    "build_cache",
+    "build_cache_apart",
+    "train",
+    "train_apart",
+]
 
 _HOMES = {
+    "adapt": ".adapting",
+    "adapt_apart": ".apart",
     "build_cache": ".knn.build",
     "build_cache_apart": ".apart",
     "train": ".pipeline",

@@ -1,4 +1,4 @@
-"""train() and build_cache() in a process of their own, whose threads wait without spinning. What the CLI calls.
+"""train(), adapt() and build_cache() in a process of their own, whose threads wait without spinning. For the CLI.
 
 OpenMP's threads spin while they wait for each other. Beside other work a training then takes 5 to 10 times as long,
 since the spinning takes the CPUs from the threads that are waited for. Passive waiting keeps its fair share, and costs
@@ -14,7 +14,7 @@ from typing import Any
 
 from memdec_edge.child import run_in_child
 from memdec_edge.machine import usable_cpus
-from memdec_edge.options import CacheOptions, TrainOptions
+from memdec_edge.options import AdaptOptions, CacheOptions, TrainOptions
 
 from .report import CacheReport, TrainReport
 
@@ -28,6 +28,12 @@ def train_apart(options: TrainOptions) -> TrainReport:
     `torchrun` the training runs in this process, which is one of several.
     """
     report: TrainReport = _apart(".pipeline", "train", options, options.cache.spin)
+    return report
+
+
+def adapt_apart(options: AdaptOptions) -> TrainReport:
+    """adapt() in a process of its own, as train_apart() does it."""
+    report: TrainReport = _apart(".adapting", "adapt", options, options.training.cache.spin)
     return report
 
 

@@ -54,6 +54,7 @@ def settings(options: TrainOptions, processes: int) -> dict[str, Any]:
         "weight_decay": options.weight_decay,
         "clip": options.clip,
         "processes": processes,
+        **({"freeze_body": options.freeze_body} if options.freeze_body else {}),  # earlier versions had none
     }
 
 
@@ -101,6 +102,7 @@ class _Run:
         self.data, self.accelerator = learner.data, learner.accelerator
         self.main = self.accelerator.is_main_process
         self.steps = options.steps or max(1, math.ceil(options.epochs * learner.blocks / learner.blocks_per_step))
+        self.frozen = math.ceil(options.freeze_body * self.steps)  # steps in which embedding and head learn alone
         self.step, self.line = load_state(stage, learner.weights, learner.optimizer)
         self.saved = self.sound = self.step
         learner.show_weights()
@@ -194,7 +196,7 @@ class _Run:
             self._save()
         rate = learning_rate(self.peak, self.options.warmup, self.step, self.steps)
         with unbroken():  # so that weights and moments are always those after `step` steps
-            learner.update(rate)
+            learner.update(rate, body=self.step >= self.frozen)
             self.step += 1
             self.line = {**asdict(losses), "lr": rate, "seconds": round(time.monotonic() - began, 3)}
 

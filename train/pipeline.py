@@ -102,7 +102,8 @@ def _open(options: TrainOptions, cache: Cache, processes: int) -> Stage:
     unread = {f"initial model {name}" for name in unread_files(source)}
     if options.out.resolve().is_relative_to(options.cache.out.resolve()):
         raise OptionError("out", options.out, f"must be outside the kNN cache, {options.cache.out}")
-    layout, beside = (*LAYOUT, CHECKPOINT_METADATA), [options.cache.out]
+    layout = (*LAYOUT, CHECKPOINT_METADATA)
+    beside = [options.cache.out, *([options.init] if options.init else [])]
     chosen = settings(options, processes)
     return open_stage(options.out, "memory", inputs, chosen, layout, options.cache.fresh, unread=unread, beside=beside)
 

@@ -65,10 +65,7 @@ class Learner:
         for name, parameter in self.parameters.items():
             parameter.register_post_accumulate_grad_hook(partial(_collect, self.weights[name]))
         self._objective = Objective(model)
-        decayed = [weight for weight in self.weights.values() if weight.ndim > 1]  # no decay of norms and biases
-        others = [weight for weight in self.weights.values() if weight.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)
+        self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=options.weight_decay, fused=True)
 
     def gradients(self, step: int) -> Losses:
         """Leave the step's mean gradient, clipped, beside the float32 weights; step from 0."""
@@ -87,10 +84,13 @@ class Learner:
         loss, ce, kl = accelerator.reduce(total, "mean").tolist()
         return Losses(loss, ce, kl, norm)
 
-    def update(self, rate: float) -> None:
-        """Step AdamW by the gradients at a learning rate of `rate`, and bring the model to the new weights."""
+    def update(self, rate: float, *, body: bool = True) -> None:
+        """Step AdamW by the gradients at a learning rate of `rate`, and bring the model to the new weights.
+
+        body  False: embedding and head alone change, and the moments of the others
+        """
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate if body or not group["body"] else 0.0
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.show_weights()
@@ -113,6 +113,19 @@ class Learner:
     def is_sound(self, step: int) -> bool:
         """Whether the text of the next step, `step` from 0, has a loss that is a number."""
         return bool(predict(self.model, self._batch(step, 0)[0]).losses.isfinite().all())
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The weights for AdamW: embedding and head, then the body; matrices decay, norms and biases do not."""
+        ends = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        vocabulary = {id(parameter) for end in ends for parameter in end.parameters()}
+        groups: list[dict[str, Any]] = []
+        for body in (False, True):
+            mine = [w for name, w in self.weights.items() if body == (id(self.parameters[name]) not in vocabulary)]
+            groups += [
+                {"params": [weight for weight in mine if weight.ndim > 1], "body": body},
+                {"params": [weight for weight in mine if weight.ndim <= 1], "body": body, "weight_decay": 0.0},
+            ]
+        return [group for group in groups if group["params"]]
 
     def _batch(self, step: int, part: int) -> tuple[Tensor, Support]:
         """Token ids [batch, block + 1] and targets of one pass of this process, on the device."""

@@ -1,15 +1,19 @@
-"""The command train: a memory from a corpus. Knows nothing of how it is trained."""
+"""The commands train and adapt: a memory from a corpus, or from another memory. Knows nothing of how it is trained."""
 
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from memdec_edge.cli.flags import Flags, Given, spread
+from memdec_edge.cli.flags import Flags, Given, of, spread
 from memdec_edge.cli.output import note, print_json
 from memdec_edge.cli.parameters import Json, ShowText, shows_text
-from memdec_edge.options import CacheOptions, TrainOptions
+from memdec_edge.options import AdaptOptions, CacheOptions, TrainOptions
 from memdec_edge.progress import is_first_process
+
+if TYPE_CHECKING:
+    from memdec_edge.train import TrainReport
 
 
 @spread
@@ -30,7 +34,35 @@ def train(
         return
     from memdec_edge.train import train_apart
 
-    report = train_apart(options)
+    _tell(train_apart(options), options, json_)
+
+
+@spread
+def adapt(
+    *,
+    adapting: Annotated[Callable[..., AdaptOptions], Flags("to")],
+    to: Annotated[Path, of(AdaptOptions, "to")],
+    caching: Annotated[Callable[..., CacheOptions], Flags("teacher")],
+    training: Annotated[
+        Callable[..., TrainOptions], Flags("out", "init", "from_scratch", "layers", "hidden", "epochs", "steps")
+    ],
+    json_: Json = False,
+) -> None:
+    """Give a memory another vocabulary, for a base of another family.
+
+    Its body stays, embedding and head start from what both vocabularies share, and a short training follows. Run again
+    to go on after a stop.
+    """
+    cache = caching(teacher=to)
+    options = training(cache=caching(teacher=to, out=cache.out / "cache"), out=cache.out)
+    adapted = adapting(to=to, training=options)
+    from memdec_edge.train import adapt_apart
+
+    _tell(adapt_apart(adapted), options, json_)
+
+
+def _tell(report: "TrainReport", options: TrainOptions, json_: bool) -> None:
+    """What a finished training made, and the command that comes next."""
     if not is_first_process():
         return
     print(f"checkpoint {report.path}")

@@ -3,7 +3,7 @@
     fields       what an option says about itself, and the checks that follow
     chat         chat templates
     inference    loading, mixing, sampling, generating, measuring
-    training     kNN cache, training, demo
+    training     kNN cache, training, adapting, demo
     conversion   GGUF files: memories, models, indexes
 
 A value that cannot be raises OptionError, which names the field. Knows nothing of where values come from: the command
@@ -43,6 +43,7 @@ from memdec_edge.options.training import (
     KEYS,
     SEARCHES,
     TARGETS,
+    AdaptOptions,
     CacheOptions,
     DemoOptions,
     TrainOptions,
@@ -64,6 +65,7 @@ __all__ = [
     "SHARE",
     "TARGETS",
     "TENSOR_TYPES",
+    "AdaptOptions",
     "BenchOptions",
     "CacheOptions",
     "ChatOptions",

@@ -108,6 +108,10 @@ class TrainOptions(Checked):
         help="Peak learning rate; auto: the best of a few short trials on validation text.",
     )  # fmt: skip
     warmup: float = option(0.05, low=0.0, high=1.0, help="Share of the steps in which the learning rate rises.")
+    freeze_body: float = option(
+        0.0, "--freeze-body", metavar="SHARE", low=0.0, high=1.0,
+        help="Share of the steps, the first ones, in which embedding and head learn alone.",
+    )  # fmt: skip
     weight_decay: float = option(0.01, low=0.0, high=1.0, help="Decay of weight matrices.")
     clip: float = option(1.0, low=1e-6, high=1e6, help="Largest norm of a step's gradient.")
     accumulate: int = option(1, "--accumulate", low=1, high=4096, help="Passes in one optimiser step.")
@@ -120,6 +124,20 @@ class TrainOptions(Checked):
     )  # fmt: skip
     domain: str = option("", "--domain", help="Topic of the memory, for the GGUF.")
     license: str = option("", "--license", help="Licence of the text as an SPDX id, for the GGUF.")
+
+
+@dataclass(frozen=True)
+class AdaptOptions(Checked):
+    """A memory for another vocabulary: which memory, whose vocabulary, how much training."""
+
+    memory: Path = field(metadata=about(metavar="DIR", help="Checkpoint folder of the memory."))
+    to: Path = field(metadata=about("--to", metavar="PATH", help="New base: Hugging Face folder or GGUF."))
+    training: TrainOptions  # its cache's teacher is the new base
+    # as in 2508.09874
+    budget_share: float = option(
+        0.1, "--budget-share", metavar="SHARE", low=1e-6, high=1e3,
+        help="Training tokens, as a share of those that the memory was trained on.",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
