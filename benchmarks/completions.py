@@ -55,7 +55,7 @@ def main() -> None:
     args = parser.parse_args()
     kept = args.out.with_suffix(".jsonl")
     lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()] if kept.exists() else []
-    known = {(line["text"], line["index"]) for line in lines}
+    known = {(line["text"], line["number"]) for line in lines}
     n = len(SYSTEMS) * args.side
     load = LoadOptions(n_seq=n, n_ctx=n * (PROMPT + args.tokens), threads=args.threads)
     with ExitStack() as stack:
@@ -73,7 +73,7 @@ def main() -> None:
             for name, found in prompts.items():
                 wanted = [index for index in group if index < len(found) and (name, index) not in known]
                 for index, line in zip(wanted, write(engine, [found[at] for at in wanted], args.tokens), strict=True):
-                    line |= {"text": name, "index": index}
+                    line |= {"text": name, "number": index}
                     line["nats"], line["judged"] = scores(judge, line)
                     lines.append(line)
                     with kept.open("a", encoding="utf-8") as file:
