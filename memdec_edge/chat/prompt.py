@@ -3,7 +3,7 @@
 Names of control tokens are read where the template wrote them, and nowhere else. Knows nothing of templates.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -105,16 +105,17 @@ class Tokenizer:
         return at == len(text) or any(text.startswith(special.name, at) for special in self.specials)
 
     def _sources(self, ids: list[int], piece: Piece, whose: list[int | None]) -> Iterator[int | None]:
-        """The message of each token of a piece: of most of its characters, where several have a part in it."""
+        """The message of each token of a piece: of most of its bytes, where several have a part in it."""
         found = set(whose[piece.start : piece.start + len(piece.text)])
         if len(found) == 1:
             yield from [found.pop()] * len(ids)
             return
-        at, lengths = _place(piece), [len(self.model.piece(token, special=True)) for token in ids]
-        before = sum(lengths) - len(piece.text.encode())  # a blank that the vocabulary puts in front
+        lengths = [len(self.model.piece(token, special=True)) for token in ids]
+        owners = [whose[at] for at, char in enumerate(piece.text, piece.start) for _ in range(len(char.encode()))]
+        before = sum(lengths) - len(owners)  # a blank that the vocabulary puts in front
         for start, end in pairwise(accumulate(lengths, initial=-before)):
-            owners = [whose[at(byte)] for byte in range(max(start, 0), max(end, start + 1, 1))]
-            yield max(owners, key=owners.count)
+            mine = owners[max(start, 0) : max(end, start + 1, 1)] or owners[-1:]
+            yield mine[0] if mine.count(mine[0]) == len(mine) else max(mine, key=mine.count)
 
 
 def _thinks(rendered: Rendered) -> bool:
@@ -123,9 +124,3 @@ def _thinks(rendered: Rendered) -> bool:
         begun = str(rendered.messages[last.message].get("content")).lstrip()
         return begun.startswith("<think>") and "</think>" not in begun
     return rendered.text.rstrip().endswith("<think>")
-
-
-def _place(piece: Piece) -> Callable[[int], int]:
-    """From a byte of a piece to its character in the whole text."""
-    characters = [index for index, character in enumerate(piece.text) for _ in character.encode()]
-    return lambda byte: piece.start + characters[min(byte, len(characters) - 1)]

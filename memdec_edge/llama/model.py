@@ -51,6 +51,7 @@ class Model:
     ) -> None:
         self.path = Path(path)
         self._weights: _Weights | None = None
+        self._pieces: dict[tuple[int, bool], bytes] = {}
         with Header(self.path) as header:
             if is_index(header.scalars()):
                 raise RoleError(self.path, "document index", "model", "give it as `memory`, beside a base")
@@ -182,14 +183,11 @@ class Model:
 
         special: give control tokens by their names.
         """
-        self._check(token)
-        weights, size = self.weights, PIECE_BYTES
-        while True:  # twice at most: a negative count says how many bytes there are
-            buffer = ctypes.create_string_buffer(size)
-            count = llama_cpp.llama_token_to_piece(weights.vocab, token, buffer, size, 0, special)
-            if count >= 0:
-                return buffer.raw[:count]
-            size = -count
+        found = self._pieces.get((token, special))
+        if found is None:
+            self._check(token)
+            found = self._pieces[token, special] = _piece(self.weights, token, special)
+        return found
 
     def _refuse_many_names(self, text: str) -> None:
         counts = {name: text.count(name) for name in self._control_names}
@@ -232,6 +230,16 @@ def _tokenize(weights: _Weights, data: bytes, add_special: bool, parse_special: 
         count = llama_cpp.llama_tokenize(weights.vocab, data, len(data), buffer, size, add_special, parse_special)
         if count >= 0:
             return list(buffer[:count])
+        size = -count
+
+
+def _piece(weights: _Weights, token: int, special: bool) -> bytes:
+    size = PIECE_BYTES
+    while True:  # twice at most: a negative count says how many bytes there are
+        buffer = ctypes.create_string_buffer(size)
+        count = llama_cpp.llama_token_to_piece(weights.vocab, token, buffer, size, 0, special)
+        if count >= 0:
+            return buffer.raw[:count]
         size = -count
 
 
