@@ -25,7 +25,7 @@ from memdec_edge.train import train
 from memdec_edge.train.adapting import trained_tokens
 from memdec_edge.train.checkpoint import write_copy
 from memdec_edge.train.models import load_source
-from memdec_edge.train.vocabulary import Rows, rows_from, transplanted
+from memdec_edge.train.transplant import Rows, rows_from, transplanted
 
 BLOCK, BATCH = 256, 4
 

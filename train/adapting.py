@@ -1,6 +1,6 @@
 """adapt(): a memory for another vocabulary. Its body stays, embedding and head start anew, a short training follows.
 
-The cross-vocabulary transfer of 2508.09874: a tenth of the tokens that the memory was trained on. train/vocabulary.py
+The cross-vocabulary transfer of 2508.09874: a tenth of the tokens that the memory was trained on. train/transplant.py
 says what the new rows start from. The start is a folder in the output; the rest is a training like any other, with the
 new base as teacher. Knows nothing of how steps are made.
 """
@@ -21,7 +21,7 @@ from .model_files import digests, model_files
 from .models import load_source
 from .pipeline import train
 from .report import TrainReport
-from .vocabulary import rows_from, transplanted
+from .transplant import rows_from, transplanted
 
 START = "start"  # the memory with its new rows, before training
 KIND = "memory with another vocabulary"

@@ -1,4 +1,4 @@
-"""train/adapting.py and train/vocabulary.py: a memory for another vocabulary."""
+"""train/adapting.py and train/transplant.py: a memory for another vocabulary."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,7 @@ from memdec_edge.errors import ModelFileError, OptionError, StageError
 from memdec_edge.options import AdaptOptions
 from memdec_edge.train import adapt, train
 from memdec_edge.train.models import load_source
-from memdec_edge.train.vocabulary import rows_from, token_bytes, transplanted
+from memdec_edge.train.transplant import rows_from, token_bytes, transplanted
 from tests.support.command import memdec
 from tests.support.pieces import LLAMA, sentencepiece_folder
 from tests.support.tiny import OTHER_TEXT, TEXT, tiny_checkpoint, tiny_gguf
