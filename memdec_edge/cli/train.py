@@ -2,12 +2,12 @@
 
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated
 
 from memdec_edge.cli.flags import Flags, Given, spread
 from memdec_edge.cli.output import note, print_json
-from memdec_edge.cli.parameters import Json, ShowText, shows_text
+from memdec_edge.cli.parameters import Json, ShowText, shows_text, teacher_path
 from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.progress import is_first_process
 
@@ -30,6 +30,8 @@ def train(
         return
     from memdec_edge.train import train_apart
 
+    init = options.init and teacher_path(options.init)
+    options = replace(options, cache=replace(options.cache, teacher=teacher_path(cache.teacher)), init=init)
     report = train_apart(options)
     if not is_first_process():
         return

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from memdec_edge.files import write_text
-from memdec_edge.hf_folder import HUB_ID
+from memdec_edge.options import HUB_ID
 from memdec_edge.workflow.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart
 
 if TYPE_CHECKING:
@@ -135,7 +135,9 @@ def _environment(escape: bool) -> "Environment":
     def finalize(value: object) -> object:
         if isinstance(value, Markup):
             return value
-        missing = value is None or isinstance(value, ChainableUndefined) or (isinstance(value, float) and value != value)
+        missing = (
+            value is None or isinstance(value, ChainableUndefined) or (isinstance(value, float) and value != value)
+        )
         text = NOT_MEASURED if missing else _clean(str(value))
         return text if escape else _markdown(text)
 

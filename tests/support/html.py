@@ -1,4 +1,4 @@
-"""A judge of HTML: elements that close, ids that are one's own, tables whose rows are as long as each other, no requests.
+"""A judge of HTML: elements that close, ids that occur once, tables with rows of one length, no requests.
 
 Knows nothing of what a page says.
 """

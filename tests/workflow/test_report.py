@@ -52,7 +52,10 @@ FOUND: dict[str, Any] = {
     },
     "speed": {"base": 31.2, "auto": 19.4},
     "continuations": [{"prompt": "A swollen knee", "truth": " is private.", "base": " is big.", "mixture": " is ill."}],
-    "commands": {"run": "memdec-edge run -m /private/base.gguf -n 64", "chat": "memdec-edge chat -m /private/base.gguf"},
+    "commands": {
+        "run": "memdec-edge run -m /private/base.gguf -n 64",
+        "chat": "memdec-edge chat -m /private/base.gguf",
+    },
 }
 
 
@@ -134,7 +137,9 @@ def test_what_is_missing_or_none_is_not_measured(keys: Keys, tmp_path: Path) -> 
         assert written(without, tmp_path)[0].count("not measured") > 20
 
 
-@pytest.mark.parametrize("keys", [keys for keys in places(FOUND) if not isinstance(at(FOUND, keys), dict | list)], ids=str)
+@pytest.mark.parametrize(
+    "keys", [keys for keys in places(FOUND) if not isinstance(at(FOUND, keys), dict | list)], ids=str
+)
 def test_hostile_text_in_any_field_is_text(keys: Keys, tmp_path: Path) -> None:
     found = copy.deepcopy(FOUND)
     at(found, keys[:-1])[keys[-1]] = HOSTILE
