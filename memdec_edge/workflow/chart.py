@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 WIDTH, HEIGHT = 460, 250  # of the picture, in the units of its viewBox
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 44  # margins; labels stand in the left and the lower one
+LEFT, RIGHT, TOP, BOTTOM = 52, 26, 12, 44  # margins; labels stand in the left and the lower one
 MOST = 200  # points of a path; of longer curves each point is the mean of several
 HUGE = 1e15  # larger numbers are left out: no loss and no count of tokens is as large
 

@@ -9,6 +9,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def write_report(found: Mapping[str, Any], out: Path) -> Path:
 
     Raises OutputError.
     """
-    shared = {"found": found, "voices": _voices(found), "verdict": verdict(found)}
+    shared = {"found": found, "voices": _voices(found), "verdict": verdict(found), "missing": NOT_MEASURED}
     curves = {name: chart(pairs) for name, pairs in (found.get("curves") or {}).items()}
     page = _environment(escape=True).get_template("report.html.jinja").render(shared, curves=curves, frame=FRAME)
     write_text(out / CARD, _card(found, shared))
@@ -124,6 +125,7 @@ def _card(found: Mapping[str, Any], shared: Mapping[str, Any]) -> str:
     return template.render(shared, front_matter=Markup(data.to_yaml()), command=Markup(_fenced(command)))
 
 
+@cache
 def _environment(escape: bool) -> "Environment":
     """Jinja for the page (`escape`: HTML is escaped) or for the card, where Markdown is.
 
@@ -152,6 +154,7 @@ def _environment(escape: bool) -> "Environment":
     environment.filters |= {
         "figure": _measured(lambda value: f"{value:,.2f}"),
         "error": _measured(lambda value: f"\N{PLUS-MINUS SIGN} {value:,.2f}"),
+        "rate": _measured(lambda value: f"{value:,.1f}"),
         "count": _measured(lambda value: f"{value:,.0f}"),
         "megabytes": _measured(lambda value: f"{value / 1e6:,.1f} MB"),
         "duration": _measured(_duration),

@@ -101,12 +101,12 @@ def test_the_judge_of_pages_sees_faults() -> None:
 def test_the_page_shows_every_figure(tmp_path: Path) -> None:
     text = " ".join(Page(written(FOUND, tmp_path)[0]).text.split())
     for shown in (
-        "7.96", "± 0.10", "−40.9 %", "23.78", "fixed lambda 0.80", "31.20", "19.40", "6,144", "20,481", "5 min 10 s",
+        "7.96", "± 0.10", "−40.9 %", "23.78", "fixed lambda 0.80", "31.2", "19.4", "6,144", "20,481", "5 min 10 s",
         "4 min 47 s", "105.5 MB", "q8_0", "12.10", "has no text", "a.pdf", "is private.", "is ill.", "CC-BY-4.0",
         "memdec-edge run -m /private/base.gguf -n 64", "word for word", "contains the documents",
     ):  # fmt: skip
         assert shown in text, shown
-    assert "not measured" not in text.replace("not measured not measured not measured", "")
+    assert text.count("not measured") == 2  # index and both on general text
 
 
 def test_a_memory_that_does_not_help_is_called_so_before_all_else(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_what_is_missing_or_none_is_not_measured(keys: Keys, tmp_path: Path) -> 
         assert "None" not in page + card
         assert "nan" not in re.findall(r"\w+", page + card)
     if not keys:
-        assert written(without, tmp_path)[0].count("not measured") > 20
+        assert written(without, tmp_path)[0].count("not measured") > 12
 
 
 @pytest.mark.parametrize(
