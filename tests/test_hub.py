@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
-from memdec_edge.errors import MissingFileError
-from memdec_edge.hub import _Repository
+from memdec_edge.errors import MissingExtraError, MissingFileError
+from memdec_edge.hub import _Repository, gguf_of
 from tests.conftest import Family
 from tests.support.hub import COMMIT, Hub, Repository, running_hub
 
@@ -234,6 +234,32 @@ def test_a_model_for_transformers_comes_as_its_folder(hub: Hub, home: Path) -> N
     assert {path.name for path in found.path.iterdir()} == set(read)
     gguf = fetched(hub.environment(home), "user/tiny:q8_0", how="model_of")
     assert gguf.path == found.path / "tiny-Q8_0.gguf"
+
+
+def test_a_teacher_is_a_path_or_else_a_name_on_the_hub(hub: Hub, home: Path, tmp_path: Path) -> None:
+    hub.repositories["user/tiny"] = Repository(QUANTS)
+    program = "import sys; from pathlib import Path; from memdec_edge.cli.parameters import teacher_path as path; "
+    command = [sys.executable, "-c", program + "print(path(Path(sys.argv[1])))", "user/tiny"]
+
+    def teacher() -> subprocess.CompletedProcess[str]:
+        environment = hub.environment(home)
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    done = teacher()
+    assert done.stdout.endswith("tiny-Q4_K_M.gguf\n"), done.stderr
+    assert (
+        "no path is called user/tiny; the model of that name on the Hub is taken: user/tiny is tiny-Q4" in done.stderr
+    )
+    (tmp_path / "user" / "tiny").mkdir(parents=True)
+    asked = len(hub.asked)
+    assert teacher().stdout == "user/tiny\n"
+    assert len(hub.asked) == asked
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingExtraError, match=r"huggingface_hub is not installed; pip install 'memdec-edge\[hub\]'"):
+        gguf_of("user/tiny")
 
 
 def test_commands_take_a_base_by_its_name(hub: Hub, home: Path, family: Family) -> None:

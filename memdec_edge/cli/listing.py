@@ -21,9 +21,10 @@ def list_(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """List memories, indexes, caches and checkpoints, with what they are about and the base that they are for.
+    """List memories, indexes, caches and checkpoints.
 
-    The results of learn and demo are looked through, and each FOLDER. memdec-edge rm removes what is listed.
+    Sizes, domains and bases come with them. The results of learn and demo are looked through, and each FOLDER. The
+    command rm removes what is listed.
     """
     from memdec_edge.workflow.inventory import take_inventory
 

@@ -21,9 +21,10 @@ def rm(
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Remove memories, indexes, caches, checkpoints, and whole results of learn and demo.
+    """Remove memories, indexes, caches and checkpoints.
 
-    What memdec-edge did not make stays. So does what a running training is at work in.
+    Of a result of learn or demo the whole folder goes. What memdec-edge did not make stays. So does what a running
+    training is at work in.
     """
     from memdec_edge.workflow.inventory import found, remove
 

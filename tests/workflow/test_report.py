@@ -208,4 +208,4 @@ def test_a_long_curve_is_drawn_by_means() -> None:
     assert drawn is not None
     assert len(drawn.points) == 200
     assert drawn.merged == 5
-    assert drawn.points[0] == (2, pytest.approx(0.4))
+    assert drawn.points[0] == (2.0, 0.4)
