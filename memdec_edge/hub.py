@@ -235,8 +235,8 @@ def _explained(name: str, error: Exception) -> MemdecError:
     if status := _status(error):
         advice = "check HF_TOKEN" if status in (401, 403) else "try again later"
         return HubError(name, f"the Hub answered {status}", advice)
-    if isinstance(error, OSError) and error.errno and error.filename:
-        return OutputError(error.filename, error.strerror or _reason(error))
+    if isinstance(error, OSError) and error.errno and not isinstance(error, errors.HTTPError):
+        return OutputError(error.filename or "the cache of the Hub", error.strerror or _reason(error))
     return HubError(name, f"the Hub cannot be reached ({_reason(error)})", "a download goes on where it stopped")
 
 

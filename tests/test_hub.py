@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,9 +49,13 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-def ask(environment: dict[str, str], how: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def ask(environment: dict[str, str], how: str, *arguments: str, limit: int = -1) -> subprocess.CompletedProcess[str]:
+    """Run the program, which may write files of `limit` bytes at most; -1: of any size."""
     command = [sys.executable, "-c", PROGRAM, how, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
 
 
 def fetched(environment: dict[str, str], *arguments: str, how: str = "gguf_of") -> Fetched:
@@ -60,8 +65,8 @@ def fetched(environment: dict[str, str], *arguments: str, how: str = "gguf_of") 
     return Fetched(Path(path), revision, done.stderr)
 
 
-def refused(environment: dict[str, str], *arguments: str) -> str:
-    done = ask(environment, "gguf_of", *arguments)
+def refused(environment: dict[str, str], *arguments: str, limit: int = -1) -> str:
+    done = ask(environment, "gguf_of", *arguments, limit=limit)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr.splitlines()[-1]
@@ -171,6 +176,15 @@ def test_a_download_that_went_on_from_other_bytes_is_thrown_away(hub: Hub, home:
     error = "HubError user/tiny: tiny-Q8_0.gguf came damaged; run again to download it anew"
     assert refused(environment, "user/tiny") == error
     assert fetched(environment, "user/tiny").path.read_bytes() == b"0123456789"
+
+
+def test_a_full_disk_is_no_fault_of_the_hub(hub: Hub, home: Path) -> None:
+    data = os.urandom(50_000)
+    hub.repositories["user/tiny"] = Repository({"tiny-Q8_0.gguf": data})
+    environment = hub.environment(home)
+    error = refused(environment, "user/tiny", limit=20_000)
+    assert error.startswith("OutputError the cache of the Hub could not be written: File too large;")
+    assert fetched(environment, "user/tiny").path.read_bytes() == data
 
 
 def test_a_name_that_the_hub_lacks_is_a_missing_file(hub: Hub, home: Path) -> None:
