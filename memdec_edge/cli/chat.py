@@ -54,8 +54,7 @@ def chat(
     """Chat with a base, its memories and indexes in the terminal.
 
     Without -m and -hf the base is SmolLM2, where it is installed. Answers stream to stdout, everything else goes to
-    stderr. /help tells what else can be typed. Input from a pipe is a
-    line for each message.
+    stderr. /help tells what else can be typed. Input from a pipe is a line for each message.
     """
     named, limits, sampler, mixing = model(), generation(), sampling(), weights()
     loading, chatting = load(), templates()

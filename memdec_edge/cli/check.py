@@ -21,11 +21,12 @@ def check(
     A memory must share the base's vocabulary. An index must have its tokenizer, and is read whole for damage. The exit
     code is 0 or 1. An error names the first difference.
     """
+    named = model()
     from memdec_edge.gguf import metadata
     from memdec_edge.llama.model import Model
     from memdec_edge.llama.pairing import require_match
 
-    path = base_file(model())
+    path = base_file(named)
     if metadata.is_index(metadata.read(memory)[0]):
         _check_index(path, memory)
         return
