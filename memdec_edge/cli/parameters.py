@@ -29,8 +29,7 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show llama.cpp's
 def base_file(options: BaseOptions) -> Path:
     """Return the GGUF of the base that was named; one of the Hugging Face Hub is downloaded first.
 
-    Raises OptionError where none was named, MissingFileError for a file whose name can only be one of the Hub's, and
-    what hub.gguf_of() raises.
+    Raises OptionError where none was named, MissingFileError, and what hub.gguf_of() raises.
     """
     if options.hf_repo:
         from memdec_edge.hub import gguf_of
@@ -40,15 +39,9 @@ def base_file(options: BaseOptions) -> Path:
         return found.path
     if options.model is None:
         raise OptionError("model", "not given", "give the GGUF of a base, or its name on the Hub by `hf_repo`")
-    if is_hub_name(options.model):
-        raise MissingFileError(options.model, "GGUF file", "check the path, or download it by `hf_repo`")
+    if not options.model.exists():
+        raise MissingFileError(options.model, "GGUF file", "check the path, or download a base by `hf_repo`")
     return options.model
-
-
-def is_hub_name(path: Path) -> bool:
-    """Whether a path leads nowhere, and may be the name of a model on the Hugging Face Hub."""
-    name = path.as_posix()
-    return bool(HUB_NAME.fullmatch(name)) and not name.endswith(".gguf") and not path.exists()
 
 
 def teacher_path(path: Path) -> Path:
@@ -56,11 +49,12 @@ def teacher_path(path: Path) -> Path:
 
     Raises what hub.model_of() raises.
     """
-    if not is_hub_name(path):
+    name = path.as_posix()
+    if path.exists() or not HUB_NAME.fullmatch(name) or name.endswith(".gguf"):
         return path
     from memdec_edge.hub import model_of
 
-    found = model_of(path.as_posix())
+    found = model_of(name)
     note(f"no path is called {path}; the model of that name on the Hub is taken: {found}")
     return found.path
 

@@ -19,7 +19,10 @@ def last_tensor(gguf: Path) -> str:
 
 
 def test_a_missing_base_is_named(family: Family) -> None:
-    assert error_of("run", "-m", "no.gguf", "-p", "x") == "no.gguf: no such GGUF file; check the path"
+    for name in ("no.gguf", "user/tiny"):
+        assert error_of("run", "-m", name, "-p", "x") == (
+            f"{name}: no such GGUF file; check the path, or download a base by --hf-repo"
+        )
     assert error_of("run", "-m", family.base, "-M", "no.gguf", "-p", "x").startswith("no.gguf: no such GGUF file")
 
 
@@ -37,12 +40,6 @@ def test_a_base_is_named_once_by_its_file_or_by_its_name_on_the_hub(family: Fami
         assert error_of("index", "no", "--out", "no", "-hf", name, code=2) == (
             f"--hf-repo is {name}: must be user/repo or user/repo:quant"
         )
-    for name in ("user/tiny", "user/tiny:q8_0"):
-        assert error_of("check", "-m", name, "-M", family.memory) == (
-            f"{name}: no such GGUF file; check the path, or download it by --hf-repo"
-        )
-    error = error_of("check", "-m", "models/tiny.gguf", "-M", family.memory)
-    assert error == "models/tiny.gguf: no such GGUF file; check the path"
 
 
 def test_a_truncated_gguf_is_named(family: Family, tmp_path: Path) -> None:
