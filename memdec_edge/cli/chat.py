@@ -83,10 +83,14 @@ def chat(
 
 
 def _usual_base() -> Path:
-    """The base of the demo, if its package is there. Raises MissingExtraError."""
+    """The base of the demo, if its package is there. Raises OptionError, which says what else there is."""
+    from memdec_edge.errors import MissingExtraError
     from memdec_edge.workflow.demo import demo_base
 
-    path = demo_base()
+    try:
+        path = demo_base()
+    except MissingExtraError as error:
+        raise OptionError("model", "not given", f"give a base, or its name on the Hub by `hf_repo`; {error}") from error
     note(f"the base is {path.name}; give another with -m")
     return path
 
