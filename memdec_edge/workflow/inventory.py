@@ -41,7 +41,7 @@ class Item:
     kind: str  # memory, index, cache, checkpoint; of found() also result
     n_bytes: int
     domain: str = ""
-    base: str = ""  # what the base is called, or the teacher
+    base: str = ""  # the teacher, else what the base's GGUF calls itself
     tokenizer: str = field(default="", repr=False)  # its digest
 
 
@@ -142,7 +142,7 @@ def _item_of_gguf(path: Path) -> Item | None:
     facts = metadata.MemoryMetadata.from_gguf(path, values)
     if facts.role == "model":
         return None
-    base = values.get("general.base_model.0.name") or (facts.train or {}).get("teacher") or ""
+    base = (facts.train or {}).get("teacher") or values.get("general.base_model.0.name") or ""
     return Item(path, facts.role, parts.n_bytes(path), facts.domain, str(base), facts.tokenizer_sha256)
 
 
