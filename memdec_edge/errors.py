@@ -5,6 +5,7 @@
     ├── MissingFileError            exit 1, HTTP 404   a file or folder that is not there
     ├── ExistingOutputError         exit 1, HTTP 409   an output path that exists
     ├── OutputError                 exit 1, HTTP 507   writing failed: no space, no permission
+    ├── HubError                    exit 1, HTTP 502   the Hugging Face Hub refuses, or cannot be reached
     ├── ModelFileError              exit 1, HTTP 400   a GGUF or checkpoint that cannot be used
     ├── TemplateError               exit 1, HTTP 400   a chat template that is missing or cannot be used
     ├── SessionFileError            exit 1, HTTP 409   a saved session that is damaged or of other models
@@ -107,6 +108,16 @@ class OutputError(MemdecError):
     def __init__(self, path: Path | str, reason: str) -> None:
         self.path, self.reason = Path(path), reason
         super().__init__(f"{path} could not be written: {reason}; nothing was left under that name")
+
+
+class HubError(MemdecError):
+    """The Hugging Face Hub does not give a model: it refuses, or it cannot be reached. `name` is the repository's."""
+
+    http_status = 502
+
+    def __init__(self, name: str, reason: str, advice: str) -> None:
+        self.name, self.reason = name, reason
+        super().__init__(f"{name}: {reason}; {advice}")
 
 
 class ModelFileError(MemdecError):

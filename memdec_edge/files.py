@@ -12,6 +12,7 @@ from pathlib import Path
 from memdec_edge.errors import ExistingOutputError, OutputError
 
 MANIFEST = "manifest.json"  # in a folder of results: what they were made from
+LOCK = ".memdec-lock"  # in a folder in which a process is at work: the file that it has locked
 _PART = ".memdec-part-"  # in the names of temporary files: no user's dotfile has it
 
 

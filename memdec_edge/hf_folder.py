@@ -5,13 +5,13 @@ Knows nothing of what tensors and tokenizers hold, nor of what the model is for.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from memdec_edge.errors import MissingFileError, ModelFileError
 from memdec_edge.gguf.header import LFS_POINTER
+from memdec_edge.options import HUB_ID
 
 INDEX = ".index.json"  # ends the name of the list of shards
 MAX_NAME = 255  # bytes of a file's name; longer ones are an OSError
@@ -19,10 +19,10 @@ MAX_NAME = 255  # bytes of a file's name; longer ones are an OSError
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 ADAPTER = "adapter_config.json"  # of a PEFT adapter
 DISTRIBUTED = "shard-*-model-*.safetensors"  # transformers' distributed checkpoints; it reads them before all others
+READ = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # ends of configs, tokenizers and chat templates
 OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.ckpt")
 Json = Mapping[str, Any]  # an object of a JSON file, checked no further
 CHECK = "check the path"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def advice_on_download(folder: Path) -> str:
@@ -105,7 +105,8 @@ def begins_with(path: Path, magic: bytes) -> bool:
         raise ModelFileError(path, f"cannot be read ({error.strerror}); make the file readable") from error
 
 
-def _shards(index: Path) -> list[Path]:
+def shard_names(index: Path) -> list[str]:
+    """The files that a list of shards names. Raises ModelFileError for a list that is damaged or leads elsewhere."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(shard, str) for shard in names.values()):
         raise ModelFileError(index, "has no weight_map; save the checkpoint again")
@@ -113,9 +114,15 @@ def _shards(index: Path) -> list[Path]:
     for shard in shards:
         if not _is_name(shard):
             raise ModelFileError(index, f"points to {shard!r:.80}, no file of its folder; save the checkpoint again")
-        if not (index.parent / shard).is_file():
-            raise MissingFileError(index.parent / shard, "weights file", f"{index.name} names it; download it too")
-    return [index.parent / shard for shard in shards]
+    return shards
+
+
+def _shards(index: Path) -> list[Path]:
+    found = [index.parent / shard for shard in shard_names(index)]
+    for path in found:
+        if not path.is_file():
+            raise MissingFileError(path, "weights file", f"{index.name} names it; download it too")
+    return found
 
 
 def _is_name(text: str) -> bool:

@@ -27,7 +27,7 @@ FLOORS = (
     ("options", "files", "notes", "progress", "machine", "child"),
     ("gguf", "mixture", "documents", "text", "long_text"),
     ("llama", "hf_folder"),
-    ("engine", "indexing", "chat"),
+    ("engine", "indexing", "chat", "hub"),
     ("results",),
     ("asynchronous",),
     ("streams",),

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from memdec_edge.errors import ExistingOutputError, StageError
-from memdec_edge.files import MANIFEST, is_leftover, remove_leftovers, sha256, write_text
+from memdec_edge.files import LOCK, MANIFEST, is_leftover, remove_leftovers, sha256, write_text
 
-from .lock import HOLDER, LOCK, FolderLock
+from .lock import HOLDER, FolderLock
 from .manifest import MadeFrom, Manifest, read_manifest
 from .shards import SHARD, Array, Arrays, read_shard, stage_of, write_shard
 
@@ -46,6 +46,11 @@ class Stage:
         self.begun, self.manifest = False, dict[str, Any]()
         self._proven: set[str] = set()  # names whose digest was checked: a shard of keys is read many times in a run
         self._look()
+
+    @property
+    def kind(self) -> str:
+        """The kind of results."""
+        return self._wanted.stage
 
     @property
     def identity(self) -> str:
@@ -228,6 +233,15 @@ class Stage:
             with suppress(OSError):
                 folder.rmdir()
         self._proven.clear()
+
+
+def standing_stage(folder: Path) -> Stage | None:
+    """The stage that stands in `folder`, whatever it was made from; None where there is none.
+
+    Raises ExistingOutputError for a manifest that is not ours.
+    """
+    found = read_manifest(folder)
+    return None if found is None else Stage(folder, found.made_from, (), False, (), ())
 
 
 def open_stage(

@@ -14,9 +14,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from memdec_edge.errors import OutputError, StageBusyError
-from memdec_edge.files import write_text
+from memdec_edge.files import LOCK, write_text
 
-LOCK, HOLDER = ".memdec-lock", ".memdec-holder"  # the file that is locked; Windows lets no other process read it
+HOLDER = ".memdec-holder"  # who has locked the folder; Windows lets no other process read the file that is locked
 PATIENCE = 1.0  # seconds: a process that is about to end may still hold the lock
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # what a file system without locks answers
 

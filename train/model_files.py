@@ -13,6 +13,7 @@ from memdec_edge.gguf.header import Header
 from memdec_edge.hf_folder import (
     CHECK,
     INDEX,
+    READ,
     advice_on_download,
     newest_checkpoint_in,
     read_json,
@@ -20,8 +21,6 @@ from memdec_edge.hf_folder import (
     refuse_pointer,
     weight_files,
 )
-
-READ = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # of configs, tokenizers and chat templates
 
 
 def model_files(path: Path) -> dict[str, Path]:

@@ -20,9 +20,11 @@ from memdec_edge.cli.demo import demo
 from memdec_edge.cli.eval import eval_
 from memdec_edge.cli.flags import CommandError, unknown_flag
 from memdec_edge.cli.index import index
+from memdec_edge.cli.listing import list_
 from memdec_edge.cli.output import note
 from memdec_edge.cli.process import abandon_broken_streams, open_missing_streams, show_every_character, stoppable
 from memdec_edge.cli.quantize import quantize
+from memdec_edge.cli.rm import rm
 from memdec_edge.cli.run import run
 from memdec_edge.cli.show import show
 from memdec_edge.cli.train import adapt, train
@@ -38,7 +40,9 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # plain help: instant, and the same in every terminal
 )
-for command in (run, chat, eval_, tune, bench, check, show, index, cache, train, adapt, convert, quantize, demo):
+for command in (
+    run, chat, eval_, tune, bench, check, show, index, cache, train, adapt, convert, quantize, list_, rm, demo,
+):  # fmt: skip
     app.command(command.__name__.rstrip("_"))(command)
 
 

@@ -15,6 +15,7 @@ from memdec_edge.cli.parameters import (
     Memories,
     Scaled,
     Verbose,
+    base_file,
     check_one,
     memory_options,
     set_verbose,
@@ -52,7 +53,7 @@ def bench(
     The mixture runs with drafts and without. All continue the same prompts in turns, without stopping at the end of a
     text. llama-cpp-python's Llama.generate runs the base alone too, with the same settings.
     """
-    chosen = memory_options(memory, scaled)
+    named, chosen = model(), memory_options(memory, scaled)
     options, mixture, sampler, loading = measure(), weights(), sampling(), load()
     check_one(text, file)
     set_verbose(verbose)
@@ -60,7 +61,7 @@ def bench(
     from memdec_edge.documents import read_documents
 
     documents = [text] if text is not None else read_documents(file) if file else None
-    report = bench(model, chosen, loading, sampler, options, documents, mixture)
+    report = bench(base_file(named), chosen, loading, sampler, options, documents, mixture)
     warn(report.warnings)
     _print_table(report)
     if json_:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from memdec_edge.cli.flags import Given, spread
 from memdec_edge.cli.output import print_json
-from memdec_edge.cli.parameters import Json, ShowText, shows_text
+from memdec_edge.cli.parameters import Json, ShowText, shows_text, teacher_path
 from memdec_edge.options import CacheOptions
 from memdec_edge.progress import is_first_process
 
@@ -21,7 +21,7 @@ def cache(*, caching: Given[CacheOptions], show_text: ShowText = None, json_: Js
         return
     from memdec_edge.train import build_cache_apart
 
-    report = build_cache_apart(options)
+    report = build_cache_apart(caching(teacher=teacher_path(options.teacher)))
     if not is_first_process():
         return
     print(f"cache {report.path}")

@@ -7,7 +7,16 @@ import typer
 
 from memdec_edge.cli.flags import Flags, Given, spread
 from memdec_edge.cli.output import note, warn
-from memdec_edge.cli.parameters import Memories, Scaled, Sources, Verbose, memory_options, set_verbose
+from memdec_edge.cli.parameters import (
+    Base,
+    Memories,
+    Scaled,
+    Sources,
+    Verbose,
+    base_file,
+    memory_options,
+    set_verbose,
+)
 from memdec_edge.errors import OptionError
 from memdec_edge.options import ChatOptions, GenerationOptions, LoadOptions, MixtureOptions, SamplingOptions
 
@@ -18,10 +27,7 @@ if TYPE_CHECKING:
 @spread
 def chat(
     *,
-    model: Annotated[
-        Path | None,
-        typer.Option("-m", "--model", metavar="FILE", help="Base model, GGUF. Default: SmolLM2, where installed."),
-    ] = None,
+    model: Base,
     memory: Memories = None,
     scaled: Scaled = None,
     weights: Given[MixtureOptions],
@@ -47,10 +53,11 @@ def chat(
 ) -> None:
     """Chat with a base, its memories and indexes in the terminal.
 
-    Answers stream to stdout, everything else goes to stderr. /help tells what else can be typed. Input from a pipe is a
-    line for each message.
+    Without -m and -hf the base is SmolLM2, where it is installed. Answers stream to stdout, everything else goes to
+    stderr. /help tells what else can be typed. Input from a pipe is a line for each message.
     """
-    limits, sampler, mixing, loading, chatting = generation(), sampling(), weights(), load(), templates()
+    named, limits, sampler, mixing = model(), generation(), sampling(), weights()
+    loading, chatting = load(), templates()
     memories = memory_options(memory, scaled)
     if template_file and chatting.chat_template:
         raise OptionError("template_file", template_file, "given beside `chat_template`; give one of the two")
@@ -66,7 +73,7 @@ def chat(
     from memdec_edge.cli.dialogue import Dialogue
     from memdec_edge.conversation import Conversation
 
-    base = model or _usual_base()
+    base = base_file(named) if named.model or named.hf_repo else _usual_base()
     with open_model(base, memories, replace(loading, n_seq=2 if side_by_side else 1)) as opened:
         warn(opened.engine.warnings)
         chatting = _with_template(opened, chatting)
@@ -76,10 +83,14 @@ def chat(
 
 
 def _usual_base() -> Path:
-    """The base of the demo, if its package is there. Raises MissingExtraError."""
+    """The base of the demo, if its package is there. Raises OptionError, which says what else there is."""
+    from memdec_edge.errors import MissingExtraError
     from memdec_edge.workflow.demo import demo_base
 
-    path = demo_base()
+    try:
+        path = demo_base()
+    except MissingExtraError as error:
+        raise OptionError("model", "not given", f"give a base, or its name on the Hub by `hf_repo`; {error}") from error
     note(f"the base is {path.name}; give another with -m")
     return path
 

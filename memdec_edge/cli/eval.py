@@ -17,6 +17,7 @@ from memdec_edge.cli.parameters import (
     Memories,
     Scaled,
     Verbose,
+    base_file,
     memory_options,
     set_verbose,
 )
@@ -44,7 +45,7 @@ def eval_(
 
     A sweep over lambda comes with it. Of a folder with split files the test split is scored.
     """
-    options, mixture, chosen = evaluation(), weights(), memory_options(memory, scaled)
+    named, options, mixture, chosen = model(), evaluation(), weights(), memory_options(memory, scaled)
     loading = load(n_ctx=options.window)
     set_verbose(verbose)
     from memdec_edge.documents import read_documents, scored_files
@@ -52,7 +53,7 @@ def eval_(
     from memdec_edge.evaluation.perplexity import evaluate
 
     documents = read_documents(path)
-    with closing(Engine(model, chosen, loading)) as engine:
+    with closing(Engine(base_file(named), chosen, loading)) as engine:
         warn(engine.warnings)
         _warn_of_seen_text(scored_files(path), [each.path for each in chosen], {each.path for each in engine.indexes})
         found = evaluate(engine, documents, options, mixture)

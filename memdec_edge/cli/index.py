@@ -1,20 +1,24 @@
 """The command index: documents become an index GGUF. Knows nothing of how they are indexed."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 from memdec_edge.cli.flags import Given, spread
 from memdec_edge.cli.output import note, print_json, warn
-from memdec_edge.cli.parameters import Json
+from memdec_edge.cli.parameters import Base, Json, base_file
 from memdec_edge.options import IndexOptions
 
 
 @spread
-def index(*, indexing: Given[IndexOptions], json_: Json = False) -> None:
+def index(*, model: Base, indexing: Given[IndexOptions], json_: Json = False) -> None:
     """Index documents: a memory in seconds.
 
-    The file contains the documents; treat it as confidentially as them.
+    Of the base only the tokenizer is read, so any size will do. The file contains the documents; treat it as
+    confidentially as them.
     """
-    options = indexing()
+    named = model()
+    indexing(base=Path())  # what was given is checked before a base is downloaded
+    options = indexing(base=base_file(named))
     from memdec_edge.indexing.build import build_index
 
     report = build_index(options)

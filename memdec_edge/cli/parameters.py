@@ -1,4 +1,4 @@
-"""Parameters that several commands share and no dataclass of options has. Knows nothing of what a command does."""
+"""Parameters that several commands share, and what is made of them. Knows nothing of what a command does."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from memdec_edge.cli.flags import of
-from memdec_edge.errors import OptionError
-from memdec_edge.options import CacheOptions, MemoryOptions
+from memdec_edge.cli.flags import Given, of
+from memdec_edge.cli.output import note
+from memdec_edge.errors import MissingFileError, OptionError
+from memdec_edge.options import HUB_NAME, BaseOptions, CacheOptions, MemoryOptions
 from memdec_edge.options.fields import check_text
 
-Base = Annotated[Path, typer.Option("-m", "--model", metavar="FILE", help="Base model, GGUF.")]
+Base = Given[BaseOptions]
 Memories = Annotated[list[Path] | None, of(MemoryOptions, "path")]
 Scaled = Annotated[list[str] | None, of(MemoryOptions, "weight")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
@@ -23,6 +24,39 @@ Sources = Annotated[
     bool, typer.Option("--sources", help="Mark passages of indexed documents, and print footnotes after the text.")
 ]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show llama.cpp's log on stderr.")]
+
+
+def base_file(options: BaseOptions) -> Path:
+    """Return the GGUF of the base that was named; one of the Hugging Face Hub is downloaded first.
+
+    Raises OptionError where none was named, MissingFileError, and what hub.gguf_of() raises.
+    """
+    if options.hf_repo:
+        from memdec_edge.hub import gguf_of
+
+        found = gguf_of(options.hf_repo, options.hf_file)
+        note(f"base {found}")
+        return found.path
+    if options.model is None:
+        raise OptionError("model", "not given", "give the GGUF of a base, or its name on the Hub by `hf_repo`")
+    if not options.model.exists():
+        raise MissingFileError(options.model, "GGUF file", "check the path, or download a base by `hf_repo`")
+    return options.model
+
+
+def teacher_path(path: Path) -> Path:
+    """Return the path of a model to learn from; one that is not there may be the name of a model of the Hub.
+
+    Raises what hub.model_of() raises.
+    """
+    name = path.as_posix()
+    if path.exists() or not HUB_NAME.fullmatch(name) or name.endswith(".gguf"):
+        return path
+    from memdec_edge.hub import model_of
+
+    found = model_of(name)
+    note(f"no path is called {path}; the model of that name on the Hub is taken: {found}")
+    return found.path
 
 
 def memory_options(memories: list[Path] | None, scaled: list[str] | None) -> list[MemoryOptions]:

@@ -18,6 +18,7 @@ from memdec_edge.cli.parameters import (
     Scaled,
     Sources,
     Verbose,
+    base_file,
     check_one,
     memory_options,
     set_verbose,
@@ -64,7 +65,7 @@ def run(
 
     Raw completion, no chat template. Text streams to stdout, everything else goes to stderr.
     """
-    limits, sampler, mixing, loading = generation(), sampling(), weights(), load()
+    named, limits, sampler, mixing, loading = model(), generation(), sampling(), weights(), load()
     check_one(text, file)
     if escape:
         limits = generation(stop=tuple(map(unescaped, limits.stop)))
@@ -80,7 +81,7 @@ def run(
     from memdec_edge.api import open_model
 
     prompt = _text_of(file) if text is None else text
-    with open_model(model, memories, loading) as language_model:
+    with open_model(base_file(named), memories, loading) as language_model:
         engine = language_model.engine
         resolved = engine.mixture(mixing)
         warn(engine.warnings)

@@ -2,13 +2,13 @@
 
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from memdec_edge.cli.flags import Flags, Given, of, spread
 from memdec_edge.cli.output import note, print_json
-from memdec_edge.cli.parameters import Json, ShowText, shows_text
+from memdec_edge.cli.parameters import Json, ShowText, shows_text, teacher_path
 from memdec_edge.options import AdaptOptions, CacheOptions, TrainOptions
 from memdec_edge.progress import is_first_process
 
@@ -34,6 +34,8 @@ def train(
         return
     from memdec_edge.train import train_apart
 
+    init = options.init and teacher_path(options.init)
+    options = replace(options, cache=replace(options.cache, teacher=teacher_path(cache.teacher)), init=init)
     _tell(train_apart(options), options, json_)
 
 
@@ -55,10 +57,12 @@ def adapt(
     """
     cache = caching(teacher=to)
     options = training(cache=caching(teacher=to, out=cache.out / "cache"), out=cache.out)
-    adapted = adapting(to=to, training=options)
+    adapting(to=to, training=options)  # what cannot be is refused before a download
     from memdec_edge.train import adapt_apart
 
-    _tell(adapt_apart(adapted), options, json_)
+    base = teacher_path(to)
+    options = replace(options, cache=replace(options.cache, teacher=base))
+    _tell(adapt_apart(adapting(to=base, training=options)), options, json_)
 
 
 def _tell(report: "TrainReport", options: TrainOptions, json_: bool) -> None:

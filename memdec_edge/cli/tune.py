@@ -10,7 +10,7 @@ import typer
 
 from memdec_edge.cli.flags import Flags, Given, spread
 from memdec_edge.cli.output import print_json, warn
-from memdec_edge.cli.parameters import Base, Json, Verbose, set_verbose
+from memdec_edge.cli.parameters import Base, Json, Verbose, base_file, set_verbose
 from memdec_edge.options import EvalOptions, LoadOptions, MemoryOptions
 
 
@@ -35,7 +35,7 @@ def tune(
     Half of each text chooses, the other half decides whether the choice is better than the defaults. The memory's file
     keeps what was found, and other commands use it.
     """
-    options = evaluation()
+    named, options = model(), evaluation()
     loading = load(n_ctx=options.window)
     set_verbose(verbose)
     from memdec_edge.documents import GENERAL, read_documents
@@ -43,7 +43,7 @@ def tune(
     from memdec_edge.evaluation.tune import keep, tune
 
     domain, other = read_documents(path), read_documents(general or GENERAL)
-    with closing(Engine(model, [MemoryOptions(memory)], loading)) as engine:
+    with closing(Engine(base_file(named), [MemoryOptions(memory)], loading)) as engine:
         warn(engine.warnings)
         found = tune(engine, domain, other, options)
     print(f"{'perplexity, second half of each text':42}{'domain':>10}{'general':>10}")

@@ -106,9 +106,7 @@ class IndexOptions(Checked):
     documents: Path = field(
         metadata=about(metavar="DOCS", help="Text of any kind that train reads, a folder, a zip, or an index.")
     )
-    base: Path = field(
-        metadata=about("-m", "--model", metavar="FILE", help="GGUF with the tokenizer; any size will do.")
-    )
+    base: Path = field(metadata=about(help="GGUF with the tokenizer; any size will do."))
     out: Path = field(metadata=about("--out", metavar="FILE", unicode=True, help="GGUF to write."))
     add: tuple[Path, ...] = option((), "--add", metavar="DOCS", help="More documents, as DOCS. Repeatable.")
     domain: str = option("", "--domain", metavar="TEXT", help="What the documents are about, for `show`.")

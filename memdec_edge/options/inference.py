@@ -4,6 +4,7 @@ Names, flags and defaults are llama.cpp's where it has the same option. Knows no
 """
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ CACHE_TYPES = {
 }  # fmt: skip
 MAX_DRAFT = 16  # tokens
 MAX_LOGPROBS = 100
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # of a repository of the Hugging Face Hub
+HUB_NAME = re.compile(rf"{HUB_ID.pattern}(:[\w.-]+)?")  # and a quantisation
 
 # Options that two dataclasses share, or that an argument of a call gives.
 DRAFT = about(
@@ -79,6 +82,27 @@ class LoadOptions(Checked):
             threads_batch=self.memory_threads or self.threads_batch,
             n_gpu_layers=self.n_gpu_layers if self.memory_gpu_layers is None else self.memory_gpu_layers,
         )
+
+
+@dataclass(frozen=True)
+class BaseOptions(Checked):
+    """The base: a file, or a model of the Hugging Face Hub by the name that llama.cpp has for it."""
+
+    model: Path | None = option(None, "-m", "--model", metavar="FILE", help="Base model, GGUF.")
+    hf_repo: str = option(
+        "", "-hf", "-hfr", "--hf-repo", metavar="USER/REPO[:QUANT]",
+        help="Base model of the Hugging Face Hub. Default of QUANT: Q4_K_M, else Q8_0, else its first GGUF.",
+    )  # fmt: skip
+    hf_file: str = option("", "-hff", "--hf-file", metavar="FILE", help="GGUF of that repository, in place of QUANT.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model and self.hf_repo:
+            raise OptionError("hf_repo", self.hf_repo, "given beside `model`; give one of the two")
+        if self.hf_repo and not HUB_NAME.fullmatch(self.hf_repo):
+            raise OptionError("hf_repo", self.hf_repo, "must be user/repo or user/repo:quant")
+        if self.hf_file and not self.hf_repo:
+            raise OptionError("hf_file", self.hf_file, "names a file of `hf_repo`; give that too")
 
 
 @dataclass(frozen=True)

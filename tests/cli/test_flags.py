@@ -8,6 +8,7 @@ import pytest
 
 from memdec_edge.cli.flags import Given, spread
 from memdec_edge.options import (
+    BaseOptions,
     BenchOptions,
     CacheOptions,
     ConvertOptions,
@@ -34,7 +35,7 @@ REQUIRED = {
     "demo": [],
 }
 USED = [
-    *(("run", kind) for kind in (GenerationOptions, SamplingOptions, LoadOptions)),
+    *(("run", kind) for kind in (BaseOptions, GenerationOptions, SamplingOptions, LoadOptions)),
     *(("eval", kind) for kind in (EvalOptions, LoadOptions)),
     *(("bench", kind) for kind in (BenchOptions, LoadOptions)),
     ("cache", CacheOptions),
