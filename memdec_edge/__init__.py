@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         SessionFileError,
         StageBusyError,
         StageError,
+        TaskError,
         TemplateError,
         WorkerError,
     )
@@ -80,6 +81,7 @@ __all__ = [
     "SessionFileError",
     "StageBusyError",
     "StageError",
+    "TaskError",
     "TemplateError",
     "WorkerError",
     "open_model",
