@@ -1,4 +1,4 @@
-"""examples/scenarios: the paper's task lists load, local tasks are made, and the table says what is kept. No network."""
+"""examples/scenarios: the paper's task lists load, local tasks are made, the table says what is kept. No network."""
 
 import json
 import runpy
@@ -26,7 +26,8 @@ PAPER = {  # scenario -> its tasks, in lm-eval or here
     "paper_domains": ["pubmedqa", "medqa_4options", "unfair_tos"],
     "paper_dcpmi": ["sst2_dcpmi", "cb_dcpmi", "rte_dcpmi"],
 }
-PROMPTS = {  # rows with the columns of the data sets -> prompt, choices, premise
+# a row with the columns of the data set, and the prompt, the choices and the premise that it becomes
+PROMPTS: dict[str, tuple[dict[str, Any], str, list[str], str]] = {
     "sst2_dcpmi": (
         {"sentence": "a joy ", "label": 1, "idx": 0}, "a joy It was", ["terrible", "great"], " It was",
     ),
@@ -117,9 +118,9 @@ def test_local_tasks_ask_what_the_text_says(made: Path) -> None:
         for row in rows(made, name):
             assert len(set(row["choices"])) == len(row["choices"])
             assert row["choices"][row["answer"]] not in row["text"]
-    assert {row["choices"][row["answer"]]: int(row["text"].split()[-1][:-1]) % 2 for row in rows(made, "sentiment")} == {
-        "great": 0, "terrible": 1,
-    }  # fmt: skip
+    for row in rows(made, "sentiment"):
+        number = int(row["text"].split()[-1][:-1])
+        assert row["choices"][row["answer"]] == ("terrible" if number % 2 else "great")
     for row in rows(made, "cloze_medicine"):
         assert row["word"] == " blood"
         assert len(row["text"].split()) >= 20

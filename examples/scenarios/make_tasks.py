@@ -1,4 +1,4 @@
-"""Small stand-ins for the paper's tasks, of real text, without a network: rows for lm-eval and the tasks that read them.
+"""Small stand-ins for the paper's tasks, of real text, without a network: rows for lm-eval, and tasks that read them.
 
     python examples/scenarios/make_tasks.py OUT [--corpus medicine=DIR --corpus licences=DIR] [--read CHARACTERS]
                                                 [--sentiment FILE] [--diseases FILE] [--items 400] [--seed 0]
@@ -12,8 +12,8 @@
     two_hop          closed book: from a definition to its term, and on to a term of the training text that builds on it
 
 DIR holds train.jsonl and test.jsonl; without --corpus the demo's packages give the text. --read says how much of the
-training text the memory has read: questions ask for nothing else. The first SHOTS rows of a task are examples for
-few-shot prompts, and no question.
+training text the memory has read: questions ask for nothing else. The first SHOTS rows of a task, at most a quarter of
+them, are examples for few-shot prompts, and no question.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,11 @@ def sentiment(file: Path) -> Iterator[Row]:
 
 
 def given_diseases(file: Path) -> Iterator[Row]:
-    """Questions that somebody else made."""
+    """Questions of a file, without those that it assigns to training text."""
     for line in file.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        yield {"text": row["question"], "choices": row["choices"], "answer": row["answer"]}
+        if row.get("split") != "train":
+            yield {"text": row["question"], "choices": row["choices"], "answer": row["answer"]}
 
 
 def diseases(rng: random.Random) -> Iterator[Row]:
@@ -74,9 +76,8 @@ def diseases(rng: random.Random) -> Iterator[Row]:
         telling = sorted(sign for sign in signs[name] if not set(words(sign)) & set(words(name)))
         if len(telling) >= 4:
             shown = rng.sample(telling, 4)
-            yield from choose(
-                rng, f"Signs: {', '.join(shown)}.", name, known, lambda other: not signs[other] & set(shown)
-            )
+            fits = partial(disjoint, signs, set(shown))
+            yield from choose(rng, f"Signs: {', '.join(shown)}.", name, known, fits)
 
 
 def cloze(documents: Sequence[str]) -> Iterator[Row]:
@@ -100,16 +101,26 @@ def recall(records: dict[str, str], rng: random.Random) -> Iterator[Row]:
 def two_hop(records: dict[str, str], rng: random.Random) -> Iterator[Row]:
     """A definition, its term A, and the term B whose own definition names A; the words of B do not tell."""
     names = list(records)
-    by_name = {name.lower(): name for name in names if len(words(name)) >= 2}
+    by_name = {name.lower(): name for name in names if len(name) >= 10}
     for name, body in records.items():
         tokens = re.findall(r"[\w-]+", body.lower())
-        spans = {" ".join(tokens[i : i + n]) for n in (2, 3, 4) for i in range(len(tokens) - n + 1)}
+        spans = {" ".join(tokens[i : i + n]) for n in (1, 2, 3, 4) for i in range(len(tokens) - n + 1)}
         for inner in sorted(span for span in spans if span in by_name and by_name[span] != name):
             definition = records[by_name[inner]]
             if not set(words(name)) & set(words(f"{inner} {definition}")):
                 text = f'Something is defined as: "{definition}" Which of these is described by means of it?'
-                yield from choose(rng, text, name, names, lambda other: inner not in records[other].lower())
+                yield from choose(rng, text, name, names, partial(silent, records, inner))
                 break
+
+
+def disjoint(signs: dict[str, set[str]], shown: set[str], disease: str) -> bool:
+    """Whether a disease has none of the signs that are shown."""
+    return not signs[disease] & shown
+
+
+def silent(records: dict[str, str], term: str, name: str) -> bool:
+    """Whether a definition does not name a term."""
+    return term not in records[name].lower()
 
 
 def choose(
@@ -146,12 +157,13 @@ def words(text: str) -> list[str]:
 def write(out: Path, name: str, rows: list[Row], items: int, rng: random.Random) -> None:
     """Write the rows of a task and the task itself; say on stderr how many there are."""
     rng.shuffle(rows)
-    chosen = rows[: SHOTS + items]
-    for split, part in (("train", chosen[:SHOTS]), ("test", chosen[SHOTS:])):
+    shots = min(SHOTS, len(rows) // 4)
+    test = rows[shots : shots + items]
+    for split, part in (("train", rows[:shots]), ("test", test)):
         write_text(out / f"{name}.{split}.jsonl", "".join(json.dumps(row) + "\n" for row in part))
     task = (STANDINS / f"{name}.yaml").read_text(encoding="utf-8").replace("FOLDER", str(out.resolve()))
     write_text(out / f"{name}.yaml", task.partition("\n")[2])
-    print(f"{name}: {len(chosen[SHOTS:])} items of {len(rows)}", file=sys.stderr)
+    print(f"{name}: {len(test)} items of {len(rows)} rows", file=sys.stderr)
 
 
 def main() -> None:

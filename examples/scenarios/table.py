@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lm_eval._cli.utils import key_val_to_dict
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
-from lm_eval.utils import simple_parse_args_string
 
 from memdec_edge.evaluation.harness import MemdecLM
 
@@ -33,7 +33,7 @@ Values = dict[tuple[str, int, str], np.ndarray]  # (task, shots, metric) -> of e
 def run(arguments: str, manager: TaskManager, options: argparse.Namespace) -> Values:
     """The metrics of every item under one system."""
     found: Values = {}
-    model = MemdecLM(**simple_parse_args_string(arguments))
+    model = MemdecLM(**key_val_to_dict(arguments))
     try:
         for shots in options.shots:
             loaded = manager.load(list(options.tasks))

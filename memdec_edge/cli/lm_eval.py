@@ -11,22 +11,30 @@ PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}  # lm-eva
 
 
 def lm_eval(
-    arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[OPTIONS OF LM-EVAL]...", help="Passed on to lm-eval.")
-    ] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="ARGUMENTS", help="Arguments of lm-eval.")] = None,
 ) -> None:
     """Run tasks of lm-evaluation-harness on a base with memories.
 
-    --model-args base=FILE,memory=FILE,lam=auto names the models. lam is the weight of the memories and indexes
-    together, 0 to 1; auto: the weights follow the text. Several files are memory=["FILE","FILE"]. More arguments:
-    n_ctx=8192, max_length=2048, flash_attn=off and other options of loading and mixing, by their names in Python.
+    All arguments are lm-eval's own, with - or _ inside their names. The main ones:
 
-    --tasks NAME,NAME or a YAML file; --include-path DIR with tasks of your own; --num-fewshot N examples before each
-    item; --limit N items of a task; --batch-size N sequences at a time; --gen-kwargs temperature=0.5; --output-path DIR
-    for results, with --log-samples for every item; --apply-chat-template. `lm-eval ls tasks` lists tasks, and
-    `lm-eval run -h` all options. With --model another model than ours runs.
+    \b
+    --model-args base=FILE,memory=FILE,lam=auto   the models, see below
+    --tasks NAME,NAME          tasks of lm-eval, or YAML files
+    --include-path DIR         a folder with more tasks
+    --num-fewshot N            examples before each item
+    --limit N                  items of each task
+    --batch-size N             sequences side by side; default: 16
+    --gen-kwargs NAME=VALUE    options of generation, such as temperature=0.5
+    --apply-chat-template      prompts in the base's chat template
+    --output-path DIR          results as JSON
+    --log-samples              every item as JSON lines, too
+    --model NAME               another model than ours, such as hf
 
-    Tasks of lm-eval download their data sets; tasks of your own may name local files.
+    lam is the weight of the memories and indexes together, 0 to 1; auto: the weights follow the text. Several files are
+    'memory=["FILE","FILE"]', in quotes. Options of loading and mixing go by their names in Python: n_ctx=8192, flash_attn=off.
+
+    `lm-eval run -h` shows all options, `lm-eval ls tasks` all tasks. They download their data sets; tasks of your own
+    may name local files.
     """
     try:
         from memdec_edge.evaluation.harness_command import run

@@ -187,11 +187,12 @@ class MemdecLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     # --- generation -------------------------------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What follows each context, up to a stop string or max_gen_toks. Raises OptionError for options that cannot be.
+        """What follows each context, up to a stop string or max_gen_toks.
 
-        Side by side as far as slots and cells go. Sampling options that the engine lacks are named on stderr.
+        Side by side as far as slots and cells go. Sampling options that the engine lacks are named on stderr. Raises
+        OptionError for options that cannot be.
         """
-        waiting = deque((at, self._prompt(*request.args, seed=at)) for at, request in enumerate(requests))
+        waiting = deque((at, self._prompt(at, *request.args)) for at, request in enumerate(requests))
         texts, running = [""] * len(requests), dict[int, Stream]()
         with progress("texts", len(requests), "texts") as advance, ExitStack() as undo:
             undo.callback(lambda: [stream.session.close() for stream in running.values()])
@@ -218,7 +219,7 @@ class MemdecLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 raise
             return None
 
-    def _prompt(self, context: str, gen_kwargs: Mapping[str, Any], seed: int) -> Prompt:
+    def _prompt(self, seed: int, context: str, gen_kwargs: Mapping[str, Any]) -> Prompt:
         """The end of a context that leaves room for the answer, and how the answer is generated."""
         given = normalize_gen_kwargs(dict(gen_kwargs))
         n_predict = given["max_gen_toks"]

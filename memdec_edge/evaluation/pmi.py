@@ -1,4 +1,4 @@
-"""Domain-conditional PMI, the scoring rule of arXiv 2508.09874 (section 4) for tasks with choices, as an lm-eval metric.
+"""Domain-conditional PMI, the rule by which arXiv 2508.09874 scores zero-shot tasks, as a metric of lm-eval.
 
     class: !function memdec_edge.evaluation.pmi.PmiTask
     output_type: multiple_choice
@@ -30,10 +30,8 @@ from memdec_edge.errors import TaskError
 METRIC = "acc_dcpmi"
 
 
-@register_metric(metric=METRIC, higher_is_better=True, output_type="multiple_choice", aggregation="mean")
-def _same(items: Any) -> Any:
-    """What lm-eval asks for of a metric that the task computes itself."""
-    return items
+# lm-eval asks for a function, which it does not call: PmiTask computes the metric.
+register_metric(metric=METRIC, higher_is_better=True, output_type="multiple_choice", aggregation="mean")(list)
 
 
 class PmiTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types

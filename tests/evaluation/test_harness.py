@@ -1,7 +1,6 @@
 """The model of lm-eval against lm-eval's own Hugging Face model in PyTorch, on local tasks."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from tests.support.tiny import TEXT, edit_gguf
 EXACT: dict[str, Any] = {"flash_attn": "off", "cache_type_k": "f32", "cache_type_v": "f32", "threads": 1}
 NOISE = 2e-3  # nats of a request: float32 sums in another order
 SENTENCES = [" ".join(sentence.split()) for sentence in TEXT.replace("\n", " ").split(".") if len(sentence) > 40]
-TASKS = {
+TASKS: dict[str, tuple[str, Rows]] = {
     "choices": (
         CHOICES,
         [
@@ -52,9 +51,9 @@ def said(model: Any, folder: Path) -> dict[str, Rows]:
 
 
 @pytest.fixture(scope="module")
-def by_torch(family: Family, tasks: Path) -> Iterator[dict[str, dict[str, Rows]]]:
+def by_torch(family: Family, tasks: Path) -> dict[str, dict[str, Rows]]:
     """What lm-eval's own model says of base and memory, in windows of 512 tokens."""
-    yield {
+    return {
         name: said(HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=4), tasks)
         for name, folder in (("base", family.base_checkpoint), ("memory", family.memory_checkpoint))
     }
@@ -176,7 +175,8 @@ def test_generation_options_are_taken_or_named(family: Family, capfd: pytest.Cap
 
 
 def test_a_chat_template_is_the_bases_own(family: Family, tmp_path: Path) -> None:
-    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if not loop.last or add_generation_prompt %};{% endif %}{% endfor %}"
+    end = "{% if not loop.last or add_generation_prompt %};{% endif %}"
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}" + end + "{% endfor %}"
     path = edit_gguf(family.base, tmp_path / "chat.gguf", {"tokenizer.chat_template": template})
     model = MemdecLM(base=path)
     talk = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "It is"}]
@@ -204,7 +204,7 @@ def test_a_chat_template_is_the_bases_own(family: Family, tmp_path: Path) -> Non
 )
 def test_arguments_that_cannot_be_are_refused(family: Family, arguments: dict[str, Any], line: str) -> None:
     with pytest.raises(OptionError, match=line):
-        MemdecLM(**({"base": family.base} if arguments else {}), **arguments)
+        MemdecLM(family.base if arguments else None, **arguments)
 
 
 def test_unknown_arguments_and_missing_files_are_named(family: Family, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ ACC = [0.0, 1.0, 0.0, 1.0, 1.0]  # "great" is always likelier
 def task_of(folder: Path, premise: str = " It was") -> PmiTask:
     write_task(folder, "films", CHOICES + PMI % premise, ROWS)
     found = TaskManager(include_path=str(folder), include_defaults=False).load(["films"])["tasks"]["films"]
-    assert type(found).__name__ == "PmiTask"
+    assert isinstance(found, PmiTask)
     return found
 
 
