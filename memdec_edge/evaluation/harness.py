@@ -153,13 +153,16 @@ class MemdecLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             room = self.max_length + 1 - len(tokens)  # the last token is not decoded
             shortened += len(context) > room
             asked.append(Request(tuple(context[-room:] if room > 0 else ()), tuple(tokens)))
-        if shortened:
-            where = f"of {len(requests)} requests are longer than {self.max_length} tokens"
-            warn([f"{shortened} {where}; their contexts lose the beginning"])
+        self._tell_shortened(shortened, len(requests))
         found = [(one.log_prob, one.greedy) for one in self.scorer.score(asked)]
         for (texts, *_), answer in zip(requests, found, strict=True):
             self.cache_hook.add_partial("loglikelihood", texts, answer)
         return found
+
+    def _tell_shortened(self, count: int, total: int) -> None:
+        if count:
+            where = f"of {total} requests are longer than {self.max_length} tokens"
+            warn([f"{count} {where}; their contexts lose the beginning"])
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-prob of each text, nats, in lm-eval's windows; weights that learn do so from one to the next."""
@@ -192,7 +195,9 @@ class MemdecLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         Side by side as far as slots and cells go. Sampling options that the engine lacks are named on stderr. Raises
         OptionError for options that cannot be.
         """
-        waiting = deque((at, self._prompt(at, *request.args)) for at, request in enumerate(requests))
+        prompts = [self._prompt(at, *request.args) for at, request in enumerate(requests)]
+        self._tell_shortened(sum(shortened for _, shortened in prompts), len(prompts))
+        waiting = deque(enumerate(prompt for prompt, _ in prompts))
         texts, running = [""] * len(requests), dict[int, Stream]()
         with progress("texts", len(requests), "texts") as advance, ExitStack() as undo:
             undo.callback(lambda: [stream.session.close() for stream in running.values()])
@@ -219,8 +224,8 @@ class MemdecLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 raise
             return None
 
-    def _prompt(self, seed: int, context: str, gen_kwargs: Mapping[str, Any]) -> Prompt:
-        """The end of a context that leaves room for the answer, and how the answer is generated."""
+    def _prompt(self, seed: int, context: str, gen_kwargs: Mapping[str, Any]) -> tuple[Prompt, bool]:
+        """The end of a context that leaves room for the answer, how that is generated, and whether this is not all."""
         given = normalize_gen_kwargs(dict(gen_kwargs))
         n_predict = given["max_gen_toks"]
         check_range("max_gen_toks", n_predict, 1, self.max_length - 1)
@@ -234,8 +239,9 @@ class MemdecLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         stop = tuple(text for text in given["until"] if text)
         # Without drafts the rounds do not depend on measured times, and a quantised model's rounding does not either.
         generation = GenerationOptions(n_predict=n_predict, stop=stop, draft=0)
-        tokens = self.tok_encode(context)[-(self.max_length - n_predict) :] or [self.prefix_token_id]
-        return Prompt(tokens, None, sampling, generation, self.engine.mixture(self._mixture))
+        tokens, room = self.tok_encode(context) or [self.prefix_token_id], self.max_length - n_predict
+        prompt = Prompt(tokens[-room:], None, sampling, generation, self.engine.mixture(self._mixture))
+        return prompt, len(tokens) > room
 
 
 def _lambda(lam: float | str) -> float | None:
@@ -254,6 +260,7 @@ def _sequences(batch_size: int | str) -> int:
     if str(batch_size).startswith("auto"):
         return SEQUENCES
     try:
+        check_range("batch_size", int(batch_size), 1, 256)
         return int(batch_size)
     except ValueError:
         raise OptionError("batch_size", batch_size, "must be auto or a whole number") from None

@@ -151,7 +151,10 @@ def test_a_context_that_is_too_long_loses_its_beginning_and_stderr_says_so(
     answer = model.tok_encode(text + " blood and more")[len(ids) :]
     [short] = model._loglikelihood_tokens([(("", ""), ids[-(51 - len(answer)) :], answer)])
     assert long == short
-    assert "1 of 1 requests are longer than 50 tokens; their contexts lose the beginning" in capfd.readouterr().err
+    told = "1 of 1 requests are longer than 50 tokens; their contexts lose the beginning"
+    assert told in capfd.readouterr().err
+    model.generate_until([Instance("generate_until", {}, (text, {"max_gen_toks": 4}), 0)])
+    assert told in capfd.readouterr().err
     model.close()
 
 
@@ -197,6 +200,7 @@ def test_a_chat_template_is_the_bases_own(family: Family, tmp_path: Path) -> Non
         ({"lam": "much"}, "lam is much: must be auto or a number from 0 to 1"),
         ({"lam": 1.5}, "lam is 1.5: must be from 0 to 1"),
         ({"batch_size": "x"}, "batch_size is x: must be auto or a whole number"),
+        ({"batch_size": 0}, "batch_size is 0: must be from 1 to 256"),
         ({"n_ctx": "x"}, "n_ctx is x: must be a whole number"),
         ({"max_length": 1000}, "max_length is 1000: must be from 2 to 512"),
         ({"lam": 0.5}, "lam is 0.5: there is no memory to weigh; give one as memory=FILE"),
