@@ -87,11 +87,12 @@ class MemdecLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             raise OptionError("lam", lam, "there is no memory to weigh; give one as memory=FILE")
         self.engine = Engine(str(base), [MemoryOptions(Path(str(file))) for file in files], loading)
         warn(self.engine.warnings)
-        self.scorer = Scorer(self.engine, self._mixture)
-        self.max_length: int = self.scorer.longest
-        if max_length is not None:
-            check_range("max_length", max_length, 2, self.scorer.longest)
-            self.max_length = max_length
+        with ExitStack() as undo:
+            undo.callback(self.engine.close)
+            self.scorer = Scorer(self.engine, self._mixture)
+            self.max_length = self.scorer.longest if max_length is None else max_length
+            check_range("max_length", self.max_length, 2, self.scorer.longest)
+            undo.pop_all()
         self._told: set[str] = set()
 
     def close(self) -> None:
