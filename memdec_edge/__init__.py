@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         SessionFileError,
         StageBusyError,
         StageError,
+        TaskError,
         TemplateError,
         WorkerError,
     )
@@ -82,6 +83,7 @@ __all__ = [
     "SessionFileError",
     "StageBusyError",
     "StageError",
+    "TaskError",
     "TemplateError",
     "WorkerError",
     "open_model",

@@ -12,6 +12,7 @@
     ├── RoleError                   exit 1, HTTP 400   a memory given as base, or a base as memory
     ├── PairingError                exit 1, HTTP 400   base and memory speak different vocabularies
     ├── CorpusError                 exit 1, HTTP 400   text that cannot be read or is too short
+    ├── TaskError                   exit 1, HTTP 400   a task of lm-eval that is not there or cannot run
     ├── StageError                  exit 1, HTTP 409   a stage folder made with other options, or damaged
     │   └── StageBusyError          exit 1, HTTP 409   another process is at work in it
     ├── ContextError                exit 1, HTTP 400   more tokens than the context holds
@@ -184,6 +185,16 @@ class CorpusError(MemdecError):
     def __init__(self, path: Path | str, reason: str) -> None:
         self.path, self.reason = Path(path), reason
         super().__init__(f"{path}: {reason}")
+
+
+class TaskError(MemdecError):
+    """lm-evaluation-harness refuses its arguments or a task, or fails in one. `reason` is what it says."""
+
+    http_status = 400
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"lm-eval: {reason}")
 
 
 class StageError(MemdecError):

@@ -21,6 +21,7 @@ from memdec_edge.cli.eval import eval_
 from memdec_edge.cli.flags import CommandError, unknown_flag
 from memdec_edge.cli.index import index
 from memdec_edge.cli.listing import list_
+from memdec_edge.cli.lm_eval import PASSED_ON, lm_eval
 from memdec_edge.cli.output import note
 from memdec_edge.cli.process import abandon_broken_streams, open_missing_streams, show_every_character, stoppable
 from memdec_edge.cli.quantize import quantize
@@ -41,9 +42,10 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: instant, and the same in every terminal
 )
 for command in (
-    run, chat, eval_, tune, bench, check, show, index, cache, train, adapt, convert, quantize, list_, rm, demo,
+    run, chat, eval_, lm_eval, tune, bench, check, show, index, cache, train, adapt, convert, quantize, list_, rm, demo,
 ):  # fmt: skip
-    app.command(command.__name__.rstrip("_"))(command)
+    name = command.__name__.rstrip("_").replace("_", "-")
+    app.command(name, context_settings=PASSED_ON if command is lm_eval else None)(command)
 
 
 def _version(wanted: bool) -> None:

@@ -72,7 +72,7 @@ class Context:
         self._notes: list[list[tuple[int, float] | None]] = [[] for _ in range(n_seq)]  # see note(), by position
         self._owned: Owned | None = None
         self._lock = threading.RLock()  # held by the thread at work
-        self._n_rows = 0  # with logits, of the last batch
+        self._end = 0  # tokens of the last batch; _wanted says which of them have logits
         self.n_decoded = 0  # tokens, since it was made
         self._abort = abort or AbortFlag()
         threads = options.threads or default_threads()
@@ -161,7 +161,7 @@ class Context:
             self.use_threads(0)
             self.truncate(min(self.shared(tokens, slot), most), slot)
             for start in range(len(self.tokens[slot]), len(tokens), self.n_batch):
-                self._decode([(slot, tokens[start : start + self.n_batch])], every_row=False)
+                self._decode([(slot, tokens[start : start + self.n_batch])], [1])
             # A GPU works on after llama_decode: times are to count all of it.
             llama_cpp.llama_synchronize(owned.pointer)
 
@@ -174,16 +174,17 @@ class Context:
         step = min(self.n_batch, most)
         for start in range(0, len(tokens), step):
             chunk = tokens[start : start + step]
-            self._decode([(slot, chunk)], every_row=True)
+            self.decode([(slot, chunk)])
             yield from self.rows(0, len(chunk))
 
-    def decode(self, parts: Sequence[tuple[int, Sequence[int]]]) -> None:
+    def decode(self, parts: Sequence[tuple[int, Sequence[int]]], wanted: Sequence[int] | None = None) -> None:
         """Decode one batch: for each (slot, tokens) the tokens go after what the slot holds, with logits after each.
 
-        At most n_batch tokens. Row i of rows() belongs to the i-th token of the batch. Raises as prefill(); every slot
-        then holds what it held.
+        At most n_batch tokens. Row i of rows() belongs to the i-th token of the batch. wanted: for each part, how many
+        of its last tokens get logits, see wanted_rows(); None: all of them. Raises as prefill(); every slot then holds
+        what it held.
         """
-        self._decode(parts, every_row=True)
+        self._decode(parts, [len(tokens) for _, tokens in parts] if wanted is None else wanted)
 
     def use_threads(self, count: int) -> None:
         """Decode with `count` threads from here on; 0: with as many as the options say, as prefill() does."""
@@ -196,25 +197,31 @@ class Context:
     def rows(self, first: int, count: int = 1) -> Row:
         """Logits of `count` rows of the last batch, float32 [count, n_vocab]: a view, valid until the next decode.
 
-        `first` counts from the batch's start; -1 is its last row. llama.cpp keeps rows in the order of the batch, side
-        by side. Raises DecodeError for rows that the batch has no logits of.
+        `first` counts tokens from the batch's start; -1 is its last one. llama.cpp keeps the rows of tokens that have
+        logits in the order of the batch, side by side. Raises DecodeError for rows that the batch has no logits of.
         """
         with self._alone() as owned:
             address = ctypes.cast(llama_cpp.llama_get_logits_ith(owned.pointer, first), ctypes.c_void_p).value
-        if address is None or not 1 <= count <= self._n_rows - (self._n_rows - 1 if first < 0 else first):
+        held = int(self._wanted[first if first >= 0 else self._end - 1 : self._end].sum())
+        if address is None or not 1 <= count <= held:
             raise DecodeError(f"{self.model.path}: llama.cpp kept no logits of {count} rows from {first} on")
         floats = (ctypes.c_float * (count * self.model.n_vocab)).from_address(address)
         floats.owner = owned  # type: ignore[attr-defined]  # a view outlives close()
         return np.frombuffer(memoryview(floats).cast("B"), np.float32).reshape(count, -1)
 
-    def _decode(self, parts: Sequence[tuple[int, Sequence[int]]], *, every_row: bool) -> None:
+    def wanted_rows(self) -> Row:
+        """Logits of all tokens of the last batch that have some, as rows(). Raises DecodeError where none has."""
+        wanted = self._wanted[: self._end]
+        return self.rows(int(wanted.argmax()) if self._end else 0, int(wanted.sum()))
+
+    def _decode(self, parts: Sequence[tuple[int, Sequence[int]]], wanted: Sequence[int]) -> None:
         with self._alone() as owned:
-            end = self._fill(parts, every_row)
-            self._n_rows = 0
+            self._end = 0
+            end = self._fill(parts, wanted)
             forget_reasons()
             status = llama_cpp.llama_decode(owned.pointer, self._batch)
             if status == 0:
-                self._n_rows = end if every_row else 1
+                self._end = end
                 self.n_decoded += end
                 for slot, tokens in parts:
                     self.tokens[slot].extend(tokens)
@@ -227,10 +234,10 @@ class Context:
         raise DecodeError(f"{self.model.path}: llama.cpp could not decode {end} tokens "
                           f"(status {status}: {reason('no reason given')})")  # fmt: skip
 
-    def _fill(self, parts: Sequence[tuple[int, Sequence[int]]], every_row: bool) -> int:
-        """Put tokens into the llama_batch, with logits of every row or of the last; return how many there are."""
+    def _fill(self, parts: Sequence[tuple[int, Sequence[int]]], wanted: Sequence[int]) -> int:
+        """Put tokens into the llama_batch, with logits of the last `wanted` of each part; return how many there are."""
         end = 0
-        for slot, tokens in parts:
+        for (slot, tokens), count in zip(parts, wanted, strict=True):
             self._check_slot(slot)
             start, held, end = end, len(self.tokens[slot]), end + len(tokens)
             if not tokens:
@@ -244,10 +251,10 @@ class Context:
             self._ids[start:end] = tokens
             self._positions[start:end] = range(held, held + len(tokens))
             self._slots[start:end] = self._slot_addresses[slot]
+            self._wanted[start:end] = 0
+            self._wanted[max(end - count, start) : end] = 1
         if not end:
             raise DecodeError(f"{self.model.path}: nothing to decode; give at least one token")
-        self._wanted[:end] = every_row
-        self._wanted[end - 1] = 1
         self._batch.n_tokens = end
         return end
 

@@ -187,6 +187,23 @@ def test_sessions_of_one_batch_get_the_rows_of_their_own_timelines(model: Model,
     assert slots.tokens == [*(prompt + added for prompt, added in zip(prompts, more, strict=True)), []]
 
 
+def test_only_the_wanted_rows_of_a_batch_are_computed_and_they_are_those_of_all(slots: Context) -> None:
+    parts: list[tuple[int, list[int]]] = [(0, [7, 9, 11, 13]), (1, [5, 6]), (2, [8, 4, 2])]
+    slots.decode(parts)
+    every = slots.wanted_rows().copy()
+    assert every.shape == (9, slots.model.n_vocab)
+    slots.clear()
+    slots.decode(parts, [2, 0, 1])
+    np.testing.assert_allclose(slots.wanted_rows(), every[[2, 3, 8]], atol=1e-3)
+    np.testing.assert_array_equal(slots.rows(2, 2), slots.wanted_rows()[:2])
+    for first, count in ((1, 1), (2, 4), (4, 1), (-1, 2)):
+        with pytest.raises(DecodeError, match="no logits"):
+            slots.rows(first, count)
+    slots.decode([(1, [3, 3])], [0])  # a piece of a prompt
+    with pytest.raises(DecodeError, match="no logits"):
+        slots.wanted_rows()
+
+
 def test_a_copied_slot_shares_cells_and_then_goes_its_own_way(model: Model, slots: Context) -> None:
     prompt = list(range(1, 101))
     slots.prefill(prompt)

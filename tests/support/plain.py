@@ -158,13 +158,13 @@ def watched(
     decodes: list[list[tuple[int, ...]]] = []
     decode = context._decode
 
-    def spy(parts: Sequence[tuple[int, Sequence[int]]], *, every_row: bool) -> None:
+    def spy(parts: Sequence[tuple[int, Sequence[int]]], wanted: Sequence[int]) -> None:
         before()
         prefixes = []
         for slot, tokens in parts:
             held = context.tokens[slot]
             prefixes += [(*held, *tokens[: index + 1]) for index in range(len(tokens))]
-        decode(parts, every_row=every_row)
+        decode(parts, wanted)
         decodes.append(prefixes)
         after()
 

@@ -1,0 +1,152 @@
+"""Log-likelihoods of continuations against PyTorch, against sessions that generate them, and against themselves."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memdec_edge.engine import Engine
+from memdec_edge.errors import BusyError, ContextError, OptionError
+from memdec_edge.evaluation.likelihood import Request, Scorer, batches
+from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, MixtureOptions
+from tests.conftest import Family
+from tests.engine.test_engine import torch_log_probs
+from tests.engine.test_index import TEXTS, tiny_index
+from tests.support.plain import GREEDY, ONE_THREAD, finish
+
+WIDE = replace(ONE_THREAD, n_seq=8, n_ctx=1024)
+NARROW = replace(ONE_THREAD, n_seq=2, n_ctx=96, n_batch=16)
+LEARNING = MixtureOptions(eta=0.3, share=0.01, evidence=12, generated=1.0)
+
+
+def requests(seed: int = 5) -> list[Request]:
+    """Contexts of several lengths, each with continuations of one token and more; some stand twice."""
+    random = np.random.default_rng(seed)
+    found = []
+    for length in (1, 9, 30, 70):
+        context = tuple(random.integers(1, 400, length).tolist())
+        for more in (1, 1, 2, 5, 11):
+            found.append(Request(context, tuple(random.integers(1, 400, more).tolist())))
+    return [*found, *found[3:9]]
+
+
+def scored(
+    paths: Sequence[Path | str], options: LoadOptions, mixture: MixtureOptions, asked: list[Request]
+) -> list[float]:
+    base, *memories = paths
+    with closing(Engine(base, [MemoryOptions(Path(path)) for path in memories], options)) as engine:
+        return [found.log_prob for found in Scorer(engine, mixture).score(asked)]
+
+
+def by_torch(checkpoints: Sequence[Path], weights: Sequence[float], request: Request) -> tuple[float, bool]:
+    tokens = [*request.context, *request.tokens]
+    rows = [torch_log_probs(path, tokens)[len(request.context) - 1 : -1, :400] for path in checkpoints]
+    mixed = np.logaddexp.reduce([row + np.log(weight) for row, weight in zip(rows, weights, strict=True)])
+    places = np.arange(len(request.tokens)), list(request.tokens)
+    return float(mixed[places].sum()), mixed.argmax(-1).tolist() == list(request.tokens)
+
+
+@pytest.fixture(scope="module")
+def engine(family: Family) -> Iterator[Engine]:
+    with closing(Engine(family.base, [MemoryOptions(family.memory)], WIDE)) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_log_probs_are_those_of_pytorch(family: Family, engine: Engine, weight: float) -> None:
+    pairs = [(family.base_checkpoint, 1 - weight), (family.memory_checkpoint, weight)]
+    checkpoints, weights = zip(*(pair for pair in pairs if pair[1] > 0), strict=True)
+    asked = requests()[:20:3]
+    for request, found in zip(asked, Scorer(engine, MixtureOptions(total=weight)).score(asked), strict=True):
+        log_prob, greedy = by_torch(checkpoints, weights, request)
+        assert found.log_prob == pytest.approx(log_prob, abs=1e-3)
+        assert found.greedy == greedy
+
+
+def test_lambda_zero_is_the_base_to_the_bit(family: Family) -> None:
+    asked = requests()
+    assert scored([family.base, family.memory], WIDE, MixtureOptions(total=0.0), asked) == scored(
+        [family.base], WIDE, MixtureOptions(), asked
+    )
+
+
+def test_what_finds_no_room_side_by_side_is_scored_one_after_the_other(family: Family) -> None:
+    asked = requests()
+    for mixture in (MixtureOptions(total=0.4), LEARNING):
+        wide, narrow = (scored([family.base, family.memory], options, mixture, asked) for options in (WIDE, NARROW))
+        np.testing.assert_allclose(narrow, wide, atol=2e-3)
+        assert wide[20:] == wide[3:9]
+
+
+@pytest.mark.parametrize("with_index", [False, True])
+def test_weights_that_learn_give_what_a_session_says_while_it_generates(
+    family: Family, tmp_path: Path, with_index: bool
+) -> None:
+    voices = [MemoryOptions(family.memory)]
+    if with_index:
+        voices.append(MemoryOptions(tiny_index(tmp_path / "memdec-index.gguf", family.base, TEXTS)))
+    with closing(Engine(family.base, voices, WIDE)) as engine:
+        asked, expected = [], []
+        for text in TEXTS[:3]:
+            mixture = engine.mixture(LEARNING)
+            generation = GenerationOptions(ignore_eos=True, draft=0)
+            with closing(engine.session(text[:30], GREEDY, generation, mixture=mixture, limit=40)) as session:
+                samples = finish(engine, session)
+                expected.append((sum(sample.log_prob for sample in samples), session.mixture))
+            asked.append(Request(tuple(text[:30]), tuple(sample.token for sample in samples)))
+        for found, (log_prob, weights) in zip(Scorer(engine, LEARNING).score(asked), expected, strict=True):
+            assert found.log_prob == pytest.approx(log_prob, abs=2e-3)
+            assert found.greedy
+            for mine, theirs in zip(found.mixture.vectors, weights.vectors, strict=True):
+                np.testing.assert_allclose(mine, theirs, atol=1e-4)
+
+
+def test_a_text_in_two_pieces_scores_as_in_one(engine: Engine) -> None:
+    scorer, text = Scorer(engine, LEARNING), tuple(TEXTS[0][:50])
+    [whole] = scorer.score([Request(text[:1], text[1:], scorer.begin)])
+    [first] = scorer.score([Request(text[:1], text[1:20], scorer.begin)])
+    [second] = scorer.score([Request(text[:20], text[20:], first.mixture)])
+    assert first.log_prob + second.log_prob == pytest.approx(whole.log_prob, abs=2e-3)
+    np.testing.assert_allclose(second.mixture.shares, whole.mixture.shares, atol=1e-4)
+    [anew] = scorer.score([Request(text[:20], text[20:])])
+    assert abs(anew.log_prob - second.log_prob) > 0.01  # the weights had learned something
+
+
+def test_no_tokens_have_probability_one_and_impossible_requests_are_refused(engine: Engine) -> None:
+    scorer = Scorer(engine, LEARNING)
+    [nothing] = scorer.score([Request((1, 2), ())])
+    assert (nothing.log_prob, nothing.greedy) == (0.0, True)
+    assert scorer.score([]) == []
+    with pytest.raises(OptionError, match="context is empty"):
+        scorer.score([Request((), (1,))])
+    with pytest.raises(ContextError, match="500 tokens and 20 new ones do not fit the context of 512"):
+        scorer.score([Request((1,) * 500, (1,) * 21)])
+    with closing(engine.session([1, 2, 3], limit=10)), pytest.raises(BusyError):
+        scorer.score(requests()[:1])
+
+
+@given(
+    st.lists(st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), max_size=8),
+    st.integers(1, 40),
+    st.integers(1, 30),
+)
+def test_batches_hold_every_token_once_in_order_and_keep_to_their_limits(
+    parts: list[tuple[int, int]], most_tokens: int, most_rows: int
+) -> None:
+    found = list(batches(parts, most_tokens, most_rows))
+    assert all(batch for batch in found)
+    for batch in found:
+        assert sum(end - start for _, start, end, _ in batch) <= most_tokens
+        assert sum(wanted for *_, wanted in batch) <= most_rows
+        assert len({at for at, *_ in batch}) == len(batch)  # a slot stands once in a batch
+    pieces = [piece for batch in found for piece in batch]
+    for at, (length, wanted) in enumerate(parts):
+        mine = [piece for piece in pieces if piece[0] == at]
+        assert [token for _, start, end, _ in mine for token in range(start, end)] == list(range(length))
+        rows = [token for _, _, end, count in mine for token in range(end - count, end)]
+        assert rows == list(range(length - wanted, length))
