@@ -34,7 +34,8 @@ from memdec_edge.train.corpus import Tokens, pack
 from memdec_edge.train.knn.exact import Exact
 from memdec_edge.train.knn.gate import TAUS, fit_gate
 from memdec_edge.train.targets import kernel
-from memdec_edge.train.teacher import Reading, Teacher, gather_blocks, n_blocks, open_teacher, spread_blocks
+from memdec_edge.train.teacher import Reading, Teacher, gather_blocks, n_blocks, spread_blocks
+from memdec_edge.train.teachers import open_teacher
 
 CPU = torch.device("cpu")
 BLOCK = 1024

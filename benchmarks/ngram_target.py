@@ -33,9 +33,10 @@ from memdec_edge.train.knn.build import fill_cache
 from memdec_edge.train.knn.cache import Cache
 from memdec_edge.train.loop import LAYOUT, accelerator, fit, settings
 from memdec_edge.train.models import load_source
-from memdec_edge.train.step import Data
+from memdec_edge.train.feed import Data
 from memdec_edge.train.targets import Support, Targets
-from memdec_edge.train.teacher import n_blocks, open_teacher
+from memdec_edge.train.teacher import n_blocks
+from memdec_edge.train.teachers import open_teacher
 from memdec_edge.train.validation import Validation
 
 END = 65_535
