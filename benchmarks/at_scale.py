@@ -3,8 +3,8 @@
     python benchmarks/at_scale.py --teacher DIR --ids DIR --out DIR [--sizes 1600000 400000 100000 25000]
     python benchmarks/at_scale.py --out DIR --figure
 
-DIR of --ids holds folders of token ids, as benchmarks/travel.py makes them: licences and medicine (train.npy, valid.npy,
-test.npy) and general (test.npy). A cell is one training:
+DIR of --ids holds folders of token ids, as benchmarks/travel.py makes them: licences and medicine (train.npy,
+valid.npy, test.npy) and general (test.npy). A cell is one training:
 
     control   plain fine-tuning (beta 0)
     memory    imitates a fine-tuned teacher and its retriever (the target knn-lm)
@@ -41,7 +41,18 @@ import torch
 from ngram_target import Ngrams
 from provenance import made_by, metrics
 from torch_scores import (
-    IndexVoice, Logs, Text, best_lambda, by_distance, gain, mixed, online, paired_error, perplexity, rate, whole_blocks,
+    IndexVoice,
+    Logs,
+    Text,
+    best_lambda,
+    by_distance,
+    gain,
+    mixed,
+    online,
+    paired_error,
+    perplexity,
+    rate,
+    whole_blocks,
 )  # fmt: skip
 
 from memdec_edge.errors import MemoryLimitError
@@ -301,7 +312,8 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
             for row in with_gain
             if (row["corpus"], row["way"], row["seed"]) == way
         )
-        axes.errorbar(*zip(*points, strict=True), marker="o", capsize=3, label=f"{way[0]}, {way[1]}, seed {way[2]}")
+        tokens, gains, errors = zip(*points, strict=True)
+        axes.errorbar(tokens, gains, errors, marker="o", capsize=3, label=f"{way[0]}, {way[1]}, seed {way[2]}")
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set(xscale="log", xlabel="training tokens", ylabel="perplexity below the control's, %",
              title="base + memory against base + control")  # fmt: skip

@@ -101,7 +101,9 @@ def measure(keys: list[np.ndarray], options: argparse.Namespace) -> dict[str, ob
         index.exact.dtype = dtype
         return search(index.exact, keys, options, options.queries)
 
-    tiles = {dtype: (torch.ones(ON_CPU.rows, d, dtype=dtype), torch.ones(ON_CPU.keys, d, dtype=dtype).T) for dtype in TYPES}
+    tiles = {
+        dtype: (torch.ones(ON_CPU.rows, d, dtype=dtype), torch.ones(ON_CPU.keys, d, dtype=dtype).T) for dtype in TYPES
+    }
     works: dict[str, Callable[[], object]] = {
         "sgemm": lambda: [torch.mm(*tiles[torch.float32]) for _ in range(PRODUCTS)],
         "exact float32": lambda: exactly(torch.float32),

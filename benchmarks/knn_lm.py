@@ -123,7 +123,8 @@ class Kept:
     def search(self, store: Store, teacher: Teacher) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """Neighbours of the scored tokens. A stream of one block for each window lets the teacher read them."""
         stream = np.zeros(len(self.windows) * BLOCK + 1, np.uint32)
-        rows, labels = [], []
+        rows: list[int] = []
+        labels = []
         for number, window in enumerate(self.windows):
             stream[number * BLOCK :][: window.end - window.start] = self.tokens[window.start : window.end]
             rows += range(

@@ -4,8 +4,8 @@
     python travel.py unpack PIECES --out DIR
 
 pack     PATH is a folder with splits, or a file, which becomes the split "test". Into DIR come travel.py itself,
-         travel.json with the digest of each piece, and the pieces: the base as the GGUF that it is, token ids, the Python
-         files of memdec_edge and gguf, the C extension where it is built, and these benchmarks.
+         travel.json with the digest of each piece, and the pieces: the base as the GGUF that it is, token ids, the
+         Python files of memdec_edge and gguf, the C extension where it is built, and these benchmarks.
 unpack   PIECES are folders that hold the pieces, one or several. Checks their digests, and makes DIR: src, ids, and the
          base as a Hugging Face folder. Needs no package of ours, and PyTorch and transformers for the base alone.
 
@@ -21,7 +21,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 PIECES, MEGABYTES = "travel.json", 44.0
@@ -54,31 +54,38 @@ def _content(base: Path, texts: dict[str, Path], out: Path) -> Iterator[tuple[st
     import gguf
     from provenance import commit
 
+    from memdec_edge.llama.model import Model
+    from memdec_edge.train.models import gguf_encoder
+
+    encoder = gguf_encoder(Model(base, vocab_only=True))
     yield "base.gguf", base.read_bytes()
     for name, path in texts.items():
-        for file in _ids(base, path, out / ".ids" / name):
+        for file in _ids(base, encoder, path, out / ".ids" / name):
             yield f"ids/{name}/{file.name}", file.read_bytes()
     shutil.rmtree(out / ".ids")
-    trees = {"memdec_edge": ROOT / "memdec_edge", "memdec_edge/train": ROOT / "train", "gguf": Path(gguf.__file__).parent}
+    trees = {
+        "memdec_edge": ROOT / "memdec_edge",
+        "memdec_edge/train": ROOT / "train",
+        "gguf": Path(gguf.__file__).parent,
+    }
     for name, tree in trees.items():
         for file in sorted(path for path in tree.rglob("*") if path.suffix in (".py", ".txt", ".so")):
             yield f"src/{name}/{file.relative_to(tree).as_posix()}", file.read_bytes()
-    for file in sorted(Path(gguf.__file__).parents[1].glob("gguf-*.dist-info/METADATA")):  # transformers asks its version
+    for file in sorted(
+        Path(gguf.__file__).parents[1].glob("gguf-*.dist-info/METADATA")
+    ):  # transformers asks its version
         yield f"src/{file.parent.name}/METADATA", file.read_bytes()
     for name in BENCHMARKS:
         yield f"src/benchmarks/{name}", (ROOT / "benchmarks" / name).read_bytes()
     yield "src/benchmarks/COMMIT", f"{commit()}\n".encode()
 
 
-def _ids(base: Path, path: Path, folder: Path) -> list[Path]:
+def _ids(base: Path, encoder: Any, path: Path, folder: Path) -> list[Path]:
     """Files of token ids of a text, one for each split, and what says whose they are."""
     from memdec_edge.documents import read_documents, split_documents
-    from memdec_edge.llama.model import Model
     from memdec_edge.train import write_ids
     from memdec_edge.train.corpus import pack as pack_tokens
-    from memdec_edge.train.models import gguf_encoder
 
-    encoder = gguf_encoder(Model(base, vocab_only=True))
     if path.is_dir():
         splits = {name: [each.text for each in some] for name, some in split_documents(path, 0.05, 0.05, 0).items()}
     else:
@@ -158,6 +165,8 @@ def main() -> None:
     from memdec_edge.errors import MemdecError
 
     texts = {name: Path(path) for name, _, path in (text.partition("=") for text in arguments.texts)}
+    if Path() in texts.values():
+        packing.error("--texts takes NAME=PATH")
     try:
         pack(arguments.base, texts, arguments.out, arguments.megabytes)
     except MemdecError as error:

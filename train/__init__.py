@@ -9,8 +9,8 @@ train_apart() do the same in a process of their own, where waiting threads do no
 calls those.
 
 Importing this package raises MissingExtraError when a library is missing that every training needs, and imports none of
-them. Some trainings need no more: faiss is asked for where an index searches, llama.cpp where the teacher is a GGUF, and
-without matplotlib no curves are drawn. Knows nothing of GGUF writing and mixing.
+them. Other libraries only some trainings need: faiss where an index searches, llama.cpp where the teacher is a GGUF.
+Without matplotlib no curves are drawn. Knows nothing of GGUF writing and mixing.
 """
 
 from importlib import import_module

@@ -17,6 +17,7 @@ from memdec_edge.progress import progress
 
 from .artifacts import Stage, open_stage
 from .checkpoint import write_metadata
+from .feed import Data
 from .head import check_head
 from .knn.build import fill_cache, interruptible
 from .knn.cache import Cache
@@ -26,7 +27,6 @@ from .model_files import digests, model_files, unread_files
 from .models import Source, load_source
 from .report import TrainReport
 from .state import remove_kept
-from .feed import Data
 from .student import memory_shape
 from .teachers import open_teacher
 from .validation import ALONE, FIGURES, LAMBDA, Validation
@@ -53,7 +53,9 @@ def train(options: TrainOptions) -> TrainReport:
         if source and not stage.begun:
             _check(options, source)
         teacher = source if options.init is None else None
-        fill_cache(cache, processes, teacher, retrieve=options.beta > 0, pace=Pace(options.accumulate, options.save_every))
+        fill_cache(
+            cache, processes, teacher, retrieve=options.beta > 0, pace=Pace(options.accumulate, options.save_every)
+        )
         if processes.is_main_process:
             stage.begin()
         if source and "finished" not in stage.manifest:

@@ -25,7 +25,15 @@ from .vocabulary import read_vocabulary, vocabulary_digest
 
 SUFFIX, DIGEST, N_VOCAB = ".npy", "tokenizer_sha256", "n_vocab"
 TYPES = (np.dtype(np.uint16), np.dtype(np.uint32))
-UNREADABLE = (OSError, ValueError, EOFError, TypeError, OverflowError, SyntaxError, zipfile.BadZipFile)  # of strange bytes
+UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    OverflowError,
+    SyntaxError,
+    zipfile.BadZipFile,
+)  # of strange bytes
 AGAIN = "tokenize the text again"
 
 
@@ -69,7 +77,7 @@ def read_ids(file: Path, teacher: Path, limit: int = 0) -> Tokens:
 
 
 def write_ids(path: Path, ids: Any, model: Path) -> None:
-    """Write ids of a model's tokens as NAME.npy, and NAME.json beside it. Raises OutputError, and what model_files() does.
+    """Write ids of a model's tokens as NAME.npy, and NAME.json beside it. Raises CorpusError and OutputError.
 
     path   NAME.npy
     ids    of documents one after the other, each ended by EOS; integers that the model's vocabulary has

@@ -1,4 +1,4 @@
-"""The vocabulary of a model: the text of each token id. No weights are read. Knows nothing of how text becomes tokens."""
+"""The vocabulary of a model: the text of each token id; no weights are read. Knows nothing of how text becomes ids."""
 
 import hashlib
 import json

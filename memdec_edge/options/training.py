@@ -24,7 +24,11 @@ class CacheOptions(Checked):
     """
 
     teacher: Path = field(metadata=about("--teacher", metavar="PATH", help="Teacher: Hugging Face folder or GGUF."))
-    corpus: Path = field(metadata=about("--corpus", metavar="PATH", help="Text: a file, a zip or a folder of them; or .npy of token ids."))
+    corpus: Path = field(
+        metadata=about(
+            "--corpus", metavar="PATH", help="Text: a file, a zip or a folder of them; or .npy of token ids."
+        )
+    )
     out: Path = field(metadata=OUT)
     finetune_teacher: float = option(
         2.0, "--finetune-teacher", metavar="EPOCHS", low=0.0, high=1e6,

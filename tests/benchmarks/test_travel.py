@@ -24,14 +24,14 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gguf = tiny_gguf(folder / "base.gguf", folder / "teacher")
     (folder / "general.txt").write_text("\n\n".join(words(3, 9)))
     texts = [f"notes={folder / 'corpus'}", f"general={folder / 'general.txt'}"]
-    command = [sys.executable, TRAVEL, "pack", "--base", gguf, "--texts", *texts, "--out", folder / "out"]
-    subprocess.run([*command, "--megabytes", "1.2"], check=True, capture_output=True)
+    command: list[str | Path] = [sys.executable, TRAVEL, "pack", "--base", gguf, "--texts", *texts, "--out"]
+    subprocess.run([*command, folder / "out", "--megabytes", "1.2"], check=True, capture_output=True)
     return folder
 
 
 def unpack(*folders: Path, out: Path) -> "subprocess.CompletedProcess[str]":
     script = BARE + f"sys.argv[0] = {str(folders[0] / 'travel.py')!r}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", script, "unpack", *folders, "--out", out]
+    command: list[str | Path] = [sys.executable, "-c", script, "unpack", *folders, "--out", out]
     return subprocess.run(command, capture_output=True, text=True, cwd="/")
 
 
@@ -78,7 +78,7 @@ def test_a_piece_that_is_missing_or_damaged_is_named_and_nothing_is_left(packed:
 def test_what_exists_is_not_overwritten(packed: Path, tmp_path: Path) -> None:
     assert "exists and is not overwritten" in unpack(packed / "out", out=tmp_path).stderr
     gguf = tiny_gguf(tmp_path / "a.gguf", tiny_checkpoint(tmp_path / "a"))
-    command = [sys.executable, TRAVEL, "pack", "--base", gguf, "--texts", f"a={packed / 'corpus'}", "--out"]
-    done = subprocess.run([*command, packed / "out"], capture_output=True, text=True)
+    command: list[str | Path] = [sys.executable, TRAVEL, "pack", "--base", gguf, "--texts", f"a={packed / 'corpus'}"]
+    done = subprocess.run([*command, "--out", packed / "out"], capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "travel.json exists" in done.stderr

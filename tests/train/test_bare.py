@@ -1,4 +1,4 @@
-"""Training where only PyTorch and its kin are installed, as on many GPU servers: no llama.cpp, no faiss, no C extension."""
+"""Training where only PyTorch and its kin are installed, as on many GPU servers: no llama.cpp, faiss, C extension."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(program: str, room: Path, out: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", program + "sys.exit(run(Path(sys.argv[2])))", room, out]
+    command: list[str | Path] = [sys.executable, "-c", program + "sys.exit(run(Path(sys.argv[2])))", room, out]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
@@ -37,7 +37,7 @@ def test_a_cache_and_a_memory_are_made_without_llama_cpp(room: Path, tmp_path: P
 
 def test_a_gguf_as_the_teacher_asks_for_llama_cpp(room: Path, tmp_path: Path) -> None:
     teacher = tiny_gguf(room / "teacher.gguf", room / "teacher")
-    done = run(BARE.replace('room / "teacher"', 'room / "teacher.gguf"').replace('"gguf", ', ""), room, tmp_path)
+    done = run(BARE.replace('room / "teacher"', 'room / "teacher.gguf"').replace("'gguf', ", ""), room, tmp_path)
     assert (done.returncode, done.stdout) == (
         1,
         f"{teacher}: llama-cpp-python, which reads the text for a GGUF, is not installed; "

@@ -95,7 +95,7 @@ class Index:
         """Read it into memory; the keys may stay on disk."""
         import faiss
 
-        self._index = faiss.read_index(str(path))
+        self._index: Any = faiss.read_index(str(path))
         self._is_graph = isinstance(self._index, faiss.IndexHNSW)
         self.exact = Exact(keys, torch.device("cpu"))
 

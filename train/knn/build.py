@@ -6,10 +6,9 @@ processes share the shards among them. Knows nothing of memories.
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -22,13 +21,13 @@ from memdec_edge.progress import progress
 
 from ..artifacts import open_stage
 from ..corpus import Tokens
+from ..feed import Data
 from ..limits import enough_memory
 from ..loop import LAYOUT, Pace, accelerator, fit, settings
 from ..models import Source, load_source
 from ..report import CacheReport
 from ..shards import Array, Arrays
 from ..state import STATE
-from ..feed import Data
 from ..targets import ROW_BYTES, aggregate, blend, join, kernel
 from ..teacher import Reading, n_blocks
 from ..teachers import open_teacher
@@ -208,10 +207,10 @@ def _write_targets(cache: Cache, state: Accelerator) -> None:
     searcher, tokens = open_searcher(cache, state.device), cache.tokens("train")
     label, total = "neighbours", sum(len(blocks) for _, blocks in mine) * options.block
     with ThreadPoolExecutor(usable_cpus()) as threads, progress(label, total) as advance:
-        ready: Callable[[], None] = lambda: None  # writes the shard before, which threads make beside the next search
+        made: list[tuple[str, list[Future[dict[str, Array]]]]] = []  # shards, by threads, beside the next one's search
         for name, blocks in mine:
             read = cache.stage.read(name.replace("targets", "keys"))  # a shard of each kind covers the same positions
-            parts: list[Future[dict[str, Array]]] = []
+            made.append((name, []))
             for low in range(0, len(read["keys"]), SEARCHED):
                 some = {each: array[low : low + SEARCHED] for each, array in read.items()}
                 queries = torch.from_numpy(some["keys"]).to(state.device)
@@ -220,11 +219,11 @@ def _write_targets(cache: Cache, state: Accelerator) -> None:
                 for start in range(0, len(queries), AGGREGATED):
                     rows = slice(start, start + AGGREGATED)
                     own = {each: array[rows] for each, array in some.items()}
-                    parts.append(threads.submit(_targets, cache, tokens, own, distances[rows], indices[rows]))
+                    made[-1][1].append(threads.submit(_targets, cache, tokens, own, distances[rows], indices[rows]))
                 advance(len(queries))
-            ready()
-            ready = partial(_write_shard, cache, name, parts)
-        ready()
+            if len(made) > 1:
+                _write_shard(cache, *made.pop(0))
+        _write_shard(cache, *made.pop())
 
 
 def _write_shard(cache: Cache, name: str, parts: list[Future[dict[str, Array]]]) -> None:

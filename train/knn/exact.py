@@ -56,10 +56,10 @@ class Neighbours(NamedTuple):
 class Exact:
     """Exact search in a datastore on a device.
 
-    Memory holds the sample, a tile of keys, a tile of scores, and the candidates of 4,096 queries, on CUDA of 16,384, at
-    12 bytes each. At k = 1024 a query of a million keys has some 3,500 candidates, which makes 300 MB in all on a
-    CPU. Ten million keys give 13,000 candidates, fifty million 49,000 and 2.4 GB, since the sample is bounded. CUDA holds
-    the keys, too, where they fit into half of its free memory.
+    Memory holds the sample, a tile of keys, a tile of scores, and the candidates of 4,096 queries, on CUDA of 16,384,
+    at 12 bytes each. At k = 1024 a query of a million keys has some 3,500 candidates, which makes 300 MB in all on a
+    CPU. Ten million keys give 13,000 candidates, fifty million 49,000 and 2.4 GB, since the sample is bounded. CUDA
+    holds the keys, too, where they fit into half of its free memory.
     """
 
     def __init__(self, keys: Sequence[np.ndarray], device: torch.device) -> None:
@@ -139,7 +139,9 @@ class _Pass:
     def _thresholds(self, rank: int) -> Tensor:
         """The rank-th largest q.x - |x|^2 / 2 in the sample, float32 [q]."""
         half = self.exact.sample.square().sum(1) / -2
-        scores = (torch.addmm(half, rows, self.exact.sample.T) for rows in torch.split(self.queries, self.exact.tiling.rows))
+        scores = (
+            torch.addmm(half, rows, self.exact.sample.T) for rows in torch.split(self.queries, self.exact.tiling.rows)
+        )
         return torch.cat([part.topk(rank, sorted=False).values.amin(1) for part in scores])
 
     def run(self) -> tuple[Tensor, Tensor, Tensor]:
