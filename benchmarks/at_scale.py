@@ -60,7 +60,6 @@ from memdec_edge.files import atomic_path, write_text
 from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.options.fields import INT_MAX
 from memdec_edge.train.artifacts import open_stage
-from memdec_edge.train.corpus import Tokens
 from memdec_edge.train.feed import Data
 from memdec_edge.train.knn.build import fill_cache
 from memdec_edge.train.knn.cache import OWN, Cache
@@ -112,10 +111,15 @@ class Bench:
         self.processes = accelerator()
         self.device = self.processes.device
         self._texts: dict[tuple[str, str], Text] = {}
+        self._indexes: dict[tuple[str, int], IndexVoice] = {}
 
     @cached_property
     def source(self) -> Any:
         return load_source(self.arguments.teacher)
+
+    @property
+    def eos(self) -> int:
+        return int(self.source.tokenizer.eos_token_id)
 
     def text(self, corpus: str, split: str) -> Text:
         """What is scored of a split; of general text whatever the corpus is."""
@@ -124,6 +128,20 @@ class Bench:
             tokens = read_ids(self.arguments.ids / folder / f"{name}.npy", self.arguments.teacher)
             self._texts[folder, name] = Text.of(tokens, self.arguments.block, POSITIONS[split])
         return self._texts[folder, name]
+
+    def index(self, cell: Cell, cache: Cache) -> IndexVoice:
+        """The training tokens as an index, and what it says of the test split."""
+        if (cell.corpus, cell.tokens) not in self._indexes:
+            train, valid = (np.asarray(cache.tokens(split)) for split in ("train", "valid"))
+            self._indexes = {
+                (cell.corpus, cell.tokens): IndexVoice(train, valid, self.eos, self.text(cell.corpus, "test"))
+            }
+        return self._indexes[cell.corpus, cell.tokens]
+
+    def teacher(self, cache: Cache) -> TorchTeacher:
+        """That of a cache, fine-tuned or not."""
+        source = load_source(cache.teacher) if cache.finetuned else self.source
+        return TorchTeacher(source, cache.options.key, self.device)
 
     def has(self, cell: Cell) -> bool:
         """Whether the corpus has so many training tokens."""
@@ -180,25 +198,27 @@ def make(bench: Bench, cell: Cell, batch: int, passes: int) -> dict[str, Any]:
     options, began = bench.options(cell, batch), time.monotonic()
     cache, retrieve = Cache(options), cell.way in ("memory", "knn")
     fill_cache(cache, bench.processes, bench.source, retrieve=retrieve, pace=Pace(passes, INT_MAX))
-    cached = time.monotonic()
+    cached = time.monotonic() - began
     base = bench.base(cell.corpus, batch)
     training = TrainOptions(
         options, bench.out / "cells" / cell.name, epochs=bench.arguments.epochs, lr=bench.arguments.lr,
         beta=0.0 if cell.way == "control" else bench.arguments.beta, accumulate=passes,
         save_every=INT_MAX, valid_every=INT_MAX,  # an epoch's end is validated in any case
     )  # fmt: skip
+    began = time.monotonic()
     report = learn(bench, cell, cache, training, base["valid"])
-    trained = time.monotonic()
+    trained = time.monotonic() - began
     logs = bench.logs(cell.name, cell.corpus, lambda: load_source(training.out), batch)
     per_step = batch * passes * options.block
     seconds = [line["seconds"] for line in metrics(training.out)]
     line: dict[str, Any] = {"cell": cell.name, **asdict(cell), "steps": report["steps"]}
     epoch = n_blocks(cache.tokens("train"), options.block) * options.block
     line |= {"best_epoch": report["best_step"] * per_step / epoch}
-    line |= compare(bench, cell, cache, base, logs)
+    teacher = bench.teacher(cache) if retrieve else None
+    line |= compare(bench, cell, cache, base, logs, teacher)
     line |= {"train_tps": per_step / median(seconds[len(seconds) // 2 :])}
-    line |= rates(bench, cache, options) if retrieve else {}
-    line |= {"cache_seconds": cached - began, "train_seconds": trained - cached, "batch": batch, "peak_gb": peak()}
+    line |= rates(bench, cache, teacher) if teacher else {}
+    line |= {"cache_seconds": cached, "train_seconds": trained, "batch": batch, "peak_gb": peak()}
     return line | {"device": torch.cuda.get_device_name() if bench.device.type == "cuda" else "CPU"}
 
 
@@ -208,8 +228,7 @@ def learn(bench: Bench, cell: Cell, cache: Cache, training: TrainOptions, base: 
     validation = Validation(valid, block, torch.from_numpy(-base.astype(np.float32)))
     targets: Targets | None = None
     if cell.way == "ngram":
-        eos = int(bench.source.tokenizer.eos_token_id)
-        targets = Ngrams(np.asarray(train), np.asarray(valid), eos, n_blocks(train, block) * block)
+        targets = Ngrams(np.asarray(train), np.asarray(valid), bench.eos, n_blocks(train, block) * block)
     elif cell.way != "control":
         targets = cache.targets()
     chosen = settings(training, bench.processes.num_processes) | {"imitates": cell.way}
@@ -221,18 +240,18 @@ def learn(bench: Bench, cell: Cell, cache: Cache, training: TrainOptions, base: 
         return found
 
 
-def compare(bench: Bench, cell: Cell, cache: Cache, base: dict[str, Logs], logs: dict[str, Logs]) -> dict[str, Any]:
+def compare(
+    bench: Bench, cell: Cell, cache: Cache, base: dict[str, Logs], logs: dict[str, Logs], teacher: TorchTeacher | None
+) -> dict[str, Any]:
     """Perplexities, and the gain over the control where that is done."""
-    share, eos = best_lambda(logs["valid"], base["valid"]), int(bench.source.tokenizer.eos_token_id)
+    share, index = best_lambda(logs["valid"], base["valid"]), bench.index(cell, cache)
     fixed = {split: mixed(logs[split], base[split], share) for split in ("test", "general")}
     follows = {split: online(logs[split], base[split]) for split in ("test", "general")}
-    index = IndexVoice(*(np.asarray(cache.tokens(split)) for split in ("train", "valid")), eos)
-    text = bench.text(cell.corpus, "test")
     found = {
         "lambda": share, "base": perplexity(base["test"]), "alone": perplexity(logs["test"]),
         "fixed": perplexity(fixed["test"]), "online": perplexity(follows["test"]),
-        "index": perplexity(index.online(text, base["test"])),
-        "memory_and_index": perplexity(index.online(text, base["test"], logs["test"])),
+        "index": perplexity(index.online(base["test"])),
+        "memory_and_index": perplexity(index.online(base["test"], logs["test"])),
         "general_base": perplexity(base["general"]), "general_fixed": perplexity(fixed["general"]),
         "general_online": perplexity(follows["general"]),
     }  # fmt: skip
@@ -243,18 +262,17 @@ def compare(bench: Bench, cell: Cell, cache: Cache, base: dict[str, Logs], logs:
     theirs = mixed(rival["test"], base["test"], best_lambda(rival["valid"], base["valid"]))
     block = bench.arguments.block
     found |= {"gain": gain(fixed["test"], theirs), "gain_error": 100 * paired_error(fixed["test"], theirs, block)}
-    if cell.way != "ngram":
-        keys = text.read(TorchTeacher(load_source(cache.teacher), cache.options.key, bench.device), 4, "keys").keys
+    if teacher:
+        keys = bench.text(cell.corpus, "test").read(teacher, cache.options.batch, "keys").keys
         nearest = open_searcher(cache, bench.device).search(torch.from_numpy(keys), 1).distances[:, 0].cpu().numpy()
         gains = by_distance(nearest, fixed["test"], theirs, QUANTILES)
         found |= {f"gain_{part}": value for part, value in enumerate(gains, 1)}
     return found
 
 
-def rates(bench: Bench, cache: Cache, options: CacheOptions) -> dict[str, float]:
+def rates(bench: Bench, cache: Cache, teacher: TorchTeacher) -> dict[str, float]:
     """Tokens a second that the teacher reads, and queries a second that are searched."""
-    tokens: Tokens = np.asarray(cache.tokens("train"))
-    teacher = TorchTeacher(load_source(cache.teacher), options.key, bench.device)
+    options, tokens = cache.options, np.asarray(cache.tokens("train"))
     blocks, most = whole_blocks(tokens, options.block, PROBED["read"]), OWN if options.target == "knn-lm" else 0
     read = partial(teacher.read, tokens, blocks, options.block, options.batch, lambda count: None, most=most)
     keys = torch.from_numpy(read().keys)

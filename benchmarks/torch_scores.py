@@ -81,24 +81,24 @@ def paired_error(ours: Logs, theirs: Logs, block: int) -> float:
 
 
 class IndexVoice:
-    """An index of training tokens as a voice beside base and memory, as engine/blend.py mixes one."""
+    """What an index of training tokens says of a text, as a voice beside base and memory (engine/blend.py)."""
 
-    def __init__(self, train: Tokens, valid: Tokens, eos: int) -> None:
+    def __init__(self, train: Tokens, valid: Tokens, eos: int, text: Text) -> None:
         stream = marked(train, eos)
-        self._part = Part(stream, sorted_prefixes(stream, END - 1), END - 1)
+        index = Part(stream, sorted_prefixes(stream, END - 1), END - 1)
         held_out = np.split(valid, np.flatnonzero(valid == eos) + 1)
-        self._trust = measured_trust(self._part, (document.astype(np.uint16) for document in held_out)).tolist()
+        self._trust = measured_trust(index, (document.astype(np.uint16) for document in held_out)).tolist()
+        self._says = index_scores(index, text.tokens.tolist(), text.windows)
 
-    def online(self, text: Text, base: Logs, memory: Logs | None = None) -> Logs:
+    def online(self, base: Logs, memory: Logs | None = None) -> Logs:
         """Log-probs of base, index and perhaps a memory, whose weights follow the text."""
-        says = index_scores(self._part, text.tokens.tolist(), text.windows)
         own = () if memory is None else (INITIAL_LAMBDA,)
         parts = [INITIAL_INDEX * trust**2 for trust in self._trust]
         matched = tuple(self._lifted((*(weight * (1 - part) for weight in own), part)) for part in parts)
         mixture = Mixture(self._lifted(own), (1.0,) * len(own), matched)
-        columns = [base, *([] if memory is None else [memory]), says.log_probs]
+        columns = [base, *([] if memory is None else [memory]), self._says.log_probs]
         rule = SoftBayes(mixture.weights, matched=matched)
-        return learn(mixture, rule, np.stack(columns), says.classes[None]).log_probs
+        return learn(mixture, rule, np.stack(columns), self._says.classes[None]).log_probs
 
     @staticmethod
     def _lifted(weights: tuple[float, ...]) -> tuple[float, ...]:
