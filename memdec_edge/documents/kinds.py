@@ -25,9 +25,10 @@ CODE = (
 OTHER_WAYS = {  # suffixes that people give, and what makes text of them
     ".doc": "save it as .docx", ".odt": "save it as .docx", ".rtf": "save it as .docx", ".pages": "save it as .docx",
     ".mobi": "convert it to .epub", ".azw3": "convert it to .epub", ".djvu": "convert it to .pdf",
-    ".npy": "token ids are no text; train and cache alone take them", ".xlsx": "save it as .csv", ".xls": "save it as .csv", ".pptx": "save it as .pdf", ".ppt": "save it as .pdf",
+    ".xlsx": "save it as .csv", ".xls": "save it as .csv", ".pptx": "save it as .pdf", ".ppt": "save it as .pdf",
     ".tar": "unpack it into a folder", ".tgz": "unpack it into a folder", ".7z": "unpack it into a folder",
     ".rar": "unpack it into a folder", ".zst": "unpack it first", ".xz": "unpack it first", ".bz2": "unpack it first",
+    ".npy": "only train and cache take token ids; give the text",
 }  # fmt: skip
 
 
