@@ -55,7 +55,7 @@ from torch_scores import (
     whole_blocks,
 )  # fmt: skip
 
-from memdec_edge.errors import MemoryLimitError
+from memdec_edge.errors import MemdecError, MemoryLimitError
 from memdec_edge.files import atomic_path, write_text
 from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.options.fields import INT_MAX
@@ -340,6 +340,24 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
         figure.savefig(part, format="png", dpi=110)
 
 
+def run(bench: Bench, path: Path) -> None:
+    """All cells that the CSV does not have yet; each is in it as soon as it is done."""
+    arguments, rows = bench.arguments, list[dict[str, Any]](read_rows(path))
+    done = {row["cell"] for row in rows}
+    for cell in cells(sorted(arguments.sizes, reverse=True), arguments.corpora, arguments.seeds):
+        if cell.name in done:
+            continue
+        if not bench.has(cell):
+            print(f"{cell.name}: the corpus has no {cell.tokens:,} training tokens", file=sys.stderr)
+            continue
+        batch, began = arguments.batch or batch_of(cell.tokens), time.monotonic()
+        line = with_less(batch, bench.options(cell, batch), partial(make, bench, cell))
+        rows.append(line)
+        write_rows(path, rows)
+        shown = {name: round(line[name], 2) for name in ("fixed", "online", "gain", "train_tps") if name in line}
+        print(f"{cell.name}: {shown}, {time.monotonic() - began:.0f} s", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -358,23 +376,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=0, help="blocks of a step; 0: more for more text")
     arguments = parser.parse_args()
     path = arguments.out / "at_scale.csv"
-    rows: list[dict[str, Any]] = list(read_rows(path))
     if not arguments.figure:
         if not arguments.teacher or not arguments.ids:
             parser.error("--teacher and --ids are needed")
-        bench, done = Bench(arguments), {row["cell"] for row in rows}
-        for cell in cells(sorted(arguments.sizes, reverse=True), arguments.corpora, arguments.seeds):
-            if cell.name in done:
-                continue
-            if not bench.has(cell):
-                print(f"{cell.name}: the corpus has no {cell.tokens:,} training tokens", file=sys.stderr)
-                continue
-            batch, began = arguments.batch or batch_of(cell.tokens), time.monotonic()
-            line = with_less(batch, bench.options(cell, batch), partial(make, bench, cell))
-            rows.append(line)
-            write_rows(path, rows)
-            shown = {name: line[name] for name in ("fixed", "online", "gain", "train_tps") if name in line}
-            print(f"{cell.name}: {shown}, {time.monotonic() - began:.0f} s", flush=True)
+        try:
+            run(Bench(arguments), path)
+        except MemdecError as error:
+            sys.exit(f"Error: {error}")
     try:
         draw(read_rows(path), arguments.out / "at_scale.png")
     except ImportError:

@@ -39,7 +39,7 @@ from .tokens import check_neighbours, say_k, write_tokens
 
 SEARCHED = 16384  # positions at a time: their neighbours take 12 bytes each, 200 MB at k = 1024, twice
 AGGREGATED = 256  # positions at a time in a thread: what is made of neighbours on the way takes 50 bytes each
-ALONE = Pace()
+USUAL = Pace()
 AGAIN = "what was finished is kept: run the same command again to go on"
 
 
@@ -73,7 +73,7 @@ def interruptible() -> Iterator[None]:
 
 
 def fill_cache(
-    cache: Cache, state: Accelerator, source: Source | None = None, *, retrieve: bool = True, pace: Pace = ALONE
+    cache: Cache, state: Accelerator, source: Source | None = None, *, retrieve: bool = True, pace: Pace = USUAL
 ) -> None:
     """Make what the cache lacks; without `retrieve` only the tokens.
 
