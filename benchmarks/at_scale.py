@@ -57,6 +57,7 @@ from torch_scores import (
 
 from memdec_edge.errors import MemdecError, MemoryLimitError
 from memdec_edge.files import atomic_path, write_text
+from memdec_edge.mixture.kernels import MISSING
 from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.options.fields import INT_MAX
 from memdec_edge.train.artifacts import open_stage
@@ -379,6 +380,8 @@ def main() -> None:
     if not arguments.figure:
         if not arguments.teacher or not arguments.ids:
             parser.error("--teacher and --ids are needed")
+        if MISSING:
+            print(f"indexes are searched by NumPy, which takes longer ({MISSING})", file=sys.stderr)
         try:
             run(Bench(arguments), path)
         except MemdecError as error:
