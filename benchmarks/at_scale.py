@@ -355,8 +355,9 @@ def run(bench: Bench, path: Path) -> None:
         line = with_less(batch, bench.options(cell, batch), partial(make, bench, cell))
         rows.append(line)
         write_rows(path, rows)
-        shown = {name: round(line[name], 2) for name in ("fixed", "online", "gain", "train_tps") if name in line}
-        print(f"{cell.name}: {shown}, {time.monotonic() - began:.0f} s", flush=True)
+        wanted = ("base", "fixed", "online", "gain", "gain_error", "read_tps", "search_qps", "train_tps")
+        shown = ", ".join(f"{name} {line[name]:.5g}" for name in wanted if name in line)
+        print(f"{cell.name}: {shown}; {time.monotonic() - began:.0f} s", flush=True)
 
 
 def main() -> None:
@@ -390,7 +391,8 @@ def main() -> None:
         draw(read_rows(path), arguments.out / "at_scale.png")
     except ImportError:
         print("no figure: matplotlib is not installed; draw it elsewhere with --figure", file=sys.stderr)
-    print(json.dumps({"benchmark": "at_scale", "rows": read_rows(path)}))
+    shown = [[row[name] for name in ("cell", "lambda", "fixed", "gain", "gain_error")] for row in read_rows(path)]
+    print(json.dumps({"benchmark": "at_scale", "cells": shown}))
 
 
 if __name__ == "__main__":
