@@ -40,10 +40,11 @@ from memdec_edge.options import LAMBDAS, CacheOptions, ConvertOptions, TrainOpti
 from memdec_edge.train import build_cache, train
 from memdec_edge.train.corpus import Tokens, pack
 from memdec_edge.train.knn.cache import Cache
-from memdec_edge.train.knn.retriever import open_searcher
+from memdec_edge.train.knn.fit import open_searcher
 from memdec_edge.train.models import load_source
 from memdec_edge.train.targets import kernel
-from memdec_edge.train.teacher import gather_blocks, open_teacher, spread_blocks
+from memdec_edge.train.teacher import gather_blocks, spread_blocks
+from memdec_edge.train.teachers import open_teacher
 
 DISTANCES = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0, np.inf)
 POSITIONS = {"valid": 8_192, "test": 32_768, "general": 8_192}

@@ -25,7 +25,8 @@ from provenance import made_by
 
 from memdec_edge.documents import read_documents
 from memdec_edge.engine import Engine, Index
-from memdec_edge.evaluation.perplexity import IndexScores, TokenScores, index_scores, join_documents, score_tokens
+from memdec_edge.evaluation.matches import IndexScores, index_scores
+from memdec_edge.evaluation.perplexity import TokenScores, join_documents, score_tokens
 from memdec_edge.evaluation.windows import Window
 from memdec_edge.indexing.build import build_index
 from memdec_edge.mixture.match import Matcher

@@ -23,7 +23,7 @@ import torch
 from memdec_edge.documents import read_documents
 from memdec_edge.train.corpus import pack
 from memdec_edge.train.knn.approximate import Index, build, share_of_mass
-from memdec_edge.train.knn.exact import KEY_TILE, ROWS, Exact, Neighbours, gather
+from memdec_edge.train.knn.exact import ON_CPU, Exact, Neighbours, gather
 from memdec_edge.train.models import cast_parameters, load_source, work_dtype
 
 SHARD, BLOCK = 32768, 512  # positions
@@ -101,7 +101,9 @@ def measure(keys: list[np.ndarray], options: argparse.Namespace) -> dict[str, ob
         index.exact.dtype = dtype
         return search(index.exact, keys, options, options.queries)
 
-    tiles = {dtype: (torch.ones(ROWS, d, dtype=dtype), torch.ones(KEY_TILE, d, dtype=dtype).T) for dtype in TYPES}
+    tiles = {
+        dtype: (torch.ones(ON_CPU.rows, d, dtype=dtype), torch.ones(ON_CPU.keys, d, dtype=dtype).T) for dtype in TYPES
+    }
     works: dict[str, Callable[[], object]] = {
         "sgemm": lambda: [torch.mm(*tiles[torch.float32]) for _ in range(PRODUCTS)],
         "exact float32": lambda: exactly(torch.float32),
@@ -120,7 +122,7 @@ def measure(keys: list[np.ndarray], options: argparse.Namespace) -> dict[str, ob
             results[name] = work()
             seconds[name].append(time.perf_counter() - begin)
     times = {name: median(values) for name, values in seconds.items()}
-    products = dict.fromkeys(times, PRODUCTS * ROWS * KEY_TILE) | dict.fromkeys(EXACT, n * options.queries)
+    products = dict.fromkeys(times, PRODUCTS * ON_CPU.rows * ON_CPU.keys) | dict.fromkeys(EXACT, n * options.queries)
     rates = {name: 2e-9 * d * products[name] / times[name] for name in times if name != options.index}
     each = {name: 1e3 * times[name] / options.queries for name in times if name in EXACT}
     each[options.index] = 1e3 * times[options.index] / (INDEX_QUERIES * options.queries)

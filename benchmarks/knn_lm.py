@@ -34,7 +34,8 @@ from memdec_edge.train.corpus import Tokens, pack
 from memdec_edge.train.knn.exact import Exact
 from memdec_edge.train.knn.gate import TAUS, fit_gate
 from memdec_edge.train.targets import kernel
-from memdec_edge.train.teacher import Reading, Teacher, gather_blocks, n_blocks, open_teacher, spread_blocks
+from memdec_edge.train.teacher import Reading, Teacher, gather_blocks, n_blocks, spread_blocks
+from memdec_edge.train.teachers import open_teacher
 
 CPU = torch.device("cpu")
 BLOCK = 1024
@@ -122,7 +123,8 @@ class Kept:
     def search(self, store: Store, teacher: Teacher) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """Neighbours of the scored tokens. A stream of one block for each window lets the teacher read them."""
         stream = np.zeros(len(self.windows) * BLOCK + 1, np.uint32)
-        rows, labels = [], []
+        rows: list[int] = []
+        labels = []
         for number, window in enumerate(self.windows):
             stream[number * BLOCK :][: window.end - window.start] = self.tokens[window.start : window.end]
             rows += range(

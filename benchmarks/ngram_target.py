@@ -29,13 +29,14 @@ from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.progress import progress
 from memdec_edge.train.artifacts import open_stage
 from memdec_edge.train.corpus import Tokens
+from memdec_edge.train.feed import Data
 from memdec_edge.train.knn.build import fill_cache
 from memdec_edge.train.knn.cache import Cache
 from memdec_edge.train.loop import LAYOUT, accelerator, fit, settings
 from memdec_edge.train.models import load_source
-from memdec_edge.train.step import Data
 from memdec_edge.train.targets import Support, Targets
-from memdec_edge.train.teacher import n_blocks, open_teacher
+from memdec_edge.train.teacher import n_blocks
+from memdec_edge.train.teachers import open_teacher
 from memdec_edge.train.validation import Validation
 
 END = 65_535
@@ -85,7 +86,7 @@ def main() -> None:
     print(json.dumps({"benchmark": "ngram_target", "trust": targets.trust.tolist(), "rows": rows}))
 
 
-class Ngrams(Targets):
+class Ngrams(Targets):  # type: ignore[misc, unused-ignore]
     """Targets of all training positions, in memory."""
 
     def __init__(self, train: Tokens, valid: Tokens, eos: int, positions: int) -> None:
@@ -99,9 +100,9 @@ class Ngrams(Targets):
             self.trust[kind] += match.probs[match.ids == label].sum()
         self.trust = np.where(np.arange(len(counts)) > 0, self.trust / np.maximum(counts, 1), 0)
         self.rows_: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
-        self._fill(stream, prefixes, positions)
+        self._fill(stream, prefixes, positions, eos)
 
-    def _fill(self, stream: npt.NDArray[np.uint16], prefixes: Positions, positions: int) -> None:
+    def _fill(self, stream: npt.NDArray[np.uint16], prefixes: Positions, positions: int, eos: int) -> None:
         document = np.concatenate([[0], np.cumsum(stream[:-1] == END)])
         parts = {fold: prefixes[document[prefixes] % FOLDS != fold] for fold in range(FOLDS)}
         found: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = {}
@@ -112,7 +113,7 @@ class Ngrams(Targets):
                 part = Part(stream, parts[number % FOLDS], END - 1)
                 for at, (match, label) in zip(span, matches(part, stream, span), strict=True):
                     trust = self.trust[class_of(match.length)]
-                    ids, place = np.unique(np.append(match.ids, label), return_inverse=True)
+                    ids, place = np.unique(np.append(match.ids, eos if label == END else label), return_inverse=True)
                     probs = np.bincount(place, np.append(trust * match.probs, 1 - trust))
                     found[at] = ids.astype(np.int64), probs.astype(np.float32)
                 advance(len(span) + 1)
@@ -120,7 +121,7 @@ class Ngrams(Targets):
         self.rows_ = [found.get(at, nothing) for at in range(positions)]
 
     def rows(self, starts: list[int], length: int) -> Support:
-        """As Targets.rows(); no target after the last token of a document."""
+        """As Targets.rows(); no target after an EOS, where another document begins."""
         chosen = [self.rows_[at] for start in starts for at in range(start, start + length)]
         offsets = np.cumsum([0, *(len(ids) for ids, _ in chosen)])
         ids, probs = (np.concatenate(part) for part in zip(*chosen, strict=True))

@@ -9,8 +9,15 @@ from typing import Any
 
 def made_by() -> str:
     """Command and commit of this run, as the comment that a result's file begins with."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    return f"# {' '.join(['python', *sys.argv])}\n# commit {commit.strip() or 'unknown'}\n"
+    return f"# {' '.join(['python', *sys.argv])}\n# commit {commit()}\n"
+
+
+def commit() -> str:
+    """The commit of this folder; where benchmarks/travel.py brought it, the one that it came from."""
+    if (kept := Path(__file__).with_name("COMMIT")).is_file():
+        return kept.read_text(encoding="utf-8").strip()
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    return found.strip() or "unknown"
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from memdec_edge.errors import ModelFileError
 from memdec_edge.gguf.header import Header
+from memdec_edge.gguf.padding import MAX_PADDING
 from memdec_edge.gguf.writer import Value, pack_entry
 from memdec_edge.hf_folder import read_json
-from memdec_edge.llama.pairing import MAX_PADDING
 
 from .folder import TOKENIZERS
 from .pretokenizer import recognise

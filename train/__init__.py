@@ -3,13 +3,15 @@
     build_cache(CacheOptions) -> CacheReport     what a kNN retriever would answer at every position of a corpus
     train(TrainOptions) -> TrainReport           a small causal LM that has learned to answer so (2508.09874)
     adapt(AdaptOptions) -> TrainReport           such a memory for another vocabulary
+    write_ids(path, ids, model)                  token ids as a corpus, for text that is tokenized elsewhere
 
 These run in the calling process, which they leave as it is: its threads, its signals. build_cache_apart(),
 train_apart() and adapt_apart() do the same in a process of their own, where waiting threads do not disturb other work;
 the command line calls those.
 
-Importing this package raises MissingExtraError when a library of the extra is not installed, and imports none of them.
-Knows nothing of GGUF writing and mixing.
+Importing this package raises MissingExtraError when a library is missing that every training needs, and imports none of
+them. Other libraries only some trainings need: faiss where an index searches, llama.cpp where the teacher is a GGUF.
+Without matplotlib no curves are drawn. Knows nothing of GGUF writing and mixing.
 """
 
 from importlib import import_module
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from .knn.build import build_cache
     from .pipeline import train
     from .report import NOTICE, CacheReport, TrainReport
+    from .token_files import write_ids
 
 __all__ = [
     "NOTICE",
@@ -35,6 +38,7 @@ __all__ = [
     "build_cache_apart",
     "train",
     "train_apart",
+    "write_ids",
 ]
 
 _HOMES = {
@@ -47,9 +51,10 @@ _HOMES = {
     "NOTICE": ".report",
     "CacheReport": ".report",
     "TrainReport": ".report",
+    "write_ids": ".token_files",
 }
 
-for _module in ("torch", "transformers", "accelerate", "safetensors", "faiss", "matplotlib"):
+for _module in ("torch", "transformers", "accelerate", "safetensors", "filelock"):
     if find_spec(_module) is None:
         raise MissingExtraError(_module, "train")
 

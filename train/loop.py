@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -22,19 +22,28 @@ from memdec_edge.progress import Advance, progress
 
 from .artifacts import Stage
 from .checkpoint import write_checkpoint
+from .feed import Data
 from .interrupts import unbroken
 from .layers import POSITIONS, choose_layers
+from .limits import is_out_of_memory, release
 from .metrics import CURVES, METRICS, TENSORBOARD, Metrics, draw_curves, read_metrics
 from .models import Source
 from .rate import FRESH_RATES, RATES, choose_rate, learning_rate, trial_steps
 from .state import BEST, STATE, best_figures, best_weights, load_state, remove_kept, save_best, save_state
-from .step import Data, Learner
+from .step import Found, Learner, Losses
 from .student import make_memory
 from .teacher import gather_blocks, spread_blocks
 from .validation import ALONE, FIGURES, MIXED, Figures, Validation, merit
 
 LAYOUT = (METRICS, CURVES, STATE, BEST, "config.json", "model.safetensors", f"{TENSORBOARD}/*")
 TRIAL_POSITIONS = 2048  # of validation text that a trial of a learning rate is measured on
+
+
+class Pace(NamedTuple):
+    """How a training divides its work; none of it decides the weights, but for rounding."""
+
+    accumulate: int = TrainOptions.accumulate
+    save_every: int = TrainOptions.save_every
 
 
 def settings(options: TrainOptions, processes: int) -> dict[str, Any]:
@@ -47,8 +56,7 @@ def settings(options: TrainOptions, processes: int) -> dict[str, Any]:
         "steps": options.steps,
         "beta": options.beta,
         "lr": "auto" if options.lr is None else options.lr,
-        "batch": options.cache.batch,
-        "accumulate": options.accumulate,
+        "batch": options.cache.batch * options.accumulate,  # so that memory may run out, and half as many go on
         "seed": options.cache.seed,
         "warmup": options.warmup,
         "weight_decay": options.weight_decay,
@@ -71,7 +79,8 @@ def fit(
 
     Prints to stderr where the model, called `name`, stands before the first step, and the learning rate that was
     chosen. Raises OutputError, StageError for a damaged state, NumericsError naming the step whose loss is no number,
-    and KeyboardInterrupt, after which all finished steps are kept. After an error what was saved last is kept.
+    and KeyboardInterrupt, after which all finished steps are kept. So they are when memory runs out; after another
+    error what was saved last is kept.
     """
     if "finished" in stage.manifest:
         if accelerator.is_main_process:
@@ -93,8 +102,10 @@ def fit(
 class _Run:
     """One training. `step` steps are done, `saved` of them are on disk.
 
-    line   what is to be recorded of the last step, once its validation is done; empty: it is recorded
-    sound  after so many steps the weights are known to give a loss that is a number
+    coming  losses of the last step, at which a device may still be at work, and its learning rate
+    line    what is to be recorded of the last step, once its validation is done; empty: it is coming, or recorded
+    sound   after so many steps the weights are known to give a loss that is a number
+    clock   when the numbers of the step before were known
     """
 
     def __init__(self, options: TrainOptions, learner: Learner, tokenizer: Any, stage: Stage, name: str) -> None:
@@ -105,6 +116,8 @@ class _Run:
         self.frozen = math.ceil(options.freeze_body * self.steps)  # steps in which embedding and head learn alone
         self.step, self.line = load_state(stage, learner.weights, learner.optimizer)
         self.saved = self.sound = self.step
+        self.coming: tuple[Found, float] | None = None
+        self.metrics: Metrics | None = None
         learner.show_weights()
 
     def run(self) -> None:
@@ -113,24 +126,31 @@ class _Run:
         self._choose_rate()
         self.best = best_figures(self.stage)
         recorded, tokens = self.step - bool(self.line), self.learner.blocks_per_step * self.data.block
-        metrics = Metrics(self.stage, recorded) if self.main else None
+        self.metrics = Metrics(self.stage, recorded) if self.main else None
+        self.clock = time.monotonic()
         try:
             with progress(f"training the {self.name}", self.steps * tokens, done=recorded * tokens) as advance:
                 while self.step < self.steps or self.line:
                     if not self.line:
                         self._learn()
-                    if metrics:
-                        metrics.add(self.step, self.line | self._validate())
-                    self.line = {}
+                    if self.line or self._validates():
+                        self._settle()
+                        self._record()
                     advance(tokens)
             if self.main:
                 self._publish()
         except KeyboardInterrupt:
             self._keep()
             raise
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                release(error)
+                self._keep()
+            raise
         finally:
-            if metrics:
-                metrics.close()
+            self.learner.close()
+            if self.metrics:
+                self.metrics.close()
 
     def _measure_start(self) -> None:
         """Score the weights before the first step, and keep them: nothing worse is published."""
@@ -165,7 +185,7 @@ class _Run:
         learner, steps, done = self.learner, trial_steps(self.steps), self.stage.manifest.get("trials", {})
         if str(rate) not in done:
             for step in range(steps):
-                if not learner.gradients(step).is_finite:
+                if not learner.gradients(step).known().is_finite:
                     break
                 learner.update(learning_rate(rate, 0.5, step, steps))
                 advance(1)
@@ -183,22 +203,48 @@ class _Run:
         self.stage.reload()
 
     def _learn(self) -> None:
-        """Take a step. Raises NumericsError where its loss is no number."""
-        began, learner = time.monotonic(), self.learner
-        losses = learner.gradients(self.step)
+        """Take a step. Raises NumericsError where the loss of the step before is no number.
+
+        The CPU learns of a step's losses when a device is at work on the next step, so that neither waits.
+        """
+        learner, began = self.learner, self.step
+        found = learner.gradients(began)
+        self._settle()
+        self._record()
+        if self.main and self.saved < began and began % self.options.save_every == 0:
+            self._refuse(found.known(), began + 1)
+            self.sound = began
+            self._save()
+        rate = learning_rate(self.peak, self.options.warmup, began, self.steps)
+        with unbroken():  # so that weights and moments are always those after `step` steps
+            learner.update(rate, body=began >= self.frozen)
+            self.step += 1
+            self.coming = found, rate
+
+    def _settle(self) -> None:
+        """Wait for the losses of the last step. Raises NumericsError where they are no numbers."""
+        if not self.coming:
+            return
+        found, rate = self.coming
+        losses = found.known()
+        self._refuse(losses, self.step)
+        now = time.monotonic()
+        self.line = {**asdict(losses), "lr": rate, "seconds": round(now - self.clock, 3)}
+        self.coming, self.sound, self.clock = None, max(self.sound, self.step - 1), now
+
+    def _refuse(self, losses: Losses, step: int) -> None:
+        """Raise NumericsError unless the losses of a step, from 1, are numbers."""
         if not losses.is_finite:
             bad = "the gradient's norm" if math.isfinite(losses.loss) else "the loss"
             value = losses.grad_norm if math.isfinite(losses.loss) else losses.loss
             kept = f"the state after step {self.saved} is kept" if self.saved else "nothing was saved yet"
-            raise NumericsError(f"{bad} is {value} at step {self.step + 1}; {kept}; use `fresh` and a lower `lr`")
-        self.sound = self.step
-        if self.main and self.saved < self.step and self.step % self.options.save_every == 0:
-            self._save()
-        rate = learning_rate(self.peak, self.options.warmup, self.step, self.steps)
-        with unbroken():  # so that weights and moments are always those after `step` steps
-            learner.update(rate, body=self.step >= self.frozen)
-            self.step += 1
-            self.line = {**asdict(losses), "lr": rate, "seconds": round(time.monotonic() - began, 3)}
+            raise NumericsError(f"{bad} is {value} at step {step}; {kept}; use `fresh` and a lower `lr`")
+
+    def _record(self) -> None:
+        """Record what is known of the last step, after its validation where that is due."""
+        if self.line and self.metrics:
+            self.metrics.add(self.step, self.line | self._validate())
+        self.line = {}
 
     def _save(self) -> None:
         save_state(self.stage, self.step, self.learner.weights, self.learner.optimizer, self.line)
@@ -206,20 +252,32 @@ class _Run:
 
     def _keep(self) -> None:
         """Save all finished steps, unless that is done or their weights give no number."""
-        unsaved = self.main and self.saved < self.step
-        if unsaved and (self.sound == self.step or self.learner.is_sound(self.step)):
-            self._save()
+        try:
+            if self.coming:
+                self._settle()
+                if not self._validates():
+                    self._record()
+            unsaved = self.main and self.saved < self.step
+            if unsaved and (self.sound == self.step or self.learner.is_sound(self.step)):
+                self._save()
+        except NumericsError:  # so that the state before stays
+            return
+
+    def _validates(self) -> bool:
+        """Whether the weights after the last step are to be scored."""
+        every, learner = self.options.valid_every, self.learner
+        ends_epoch = self.step * learner.blocks_per_step % learner.blocks < learner.blocks_per_step
+        return self.step == self.steps or (every > 0 and (self.step % every == 0 or ends_epoch))
 
     def _validate(self) -> Figures:
         """Score the memory where that is due, and keep its weights if they do better than those before."""
-        every, learner = self.options.valid_every, self.learner
-        ends_epoch = self.step * learner.blocks_per_step % learner.blocks < learner.blocks_per_step
-        if self.step < self.steps and (not every or (self.step % every and not ends_epoch)):
+        if not self._validates():
             return {}
         found = self._score(self.data.validation)
         if merit(found) < merit(self.best):
             self.best = {"step": self.step, **found}
-            save_best(self.stage, learner.weights, self.best)
+            save_best(self.stage, self.learner.weights, self.best)
+        self.clock = time.monotonic()
         return found
 
     def _score(self, text: Validation) -> Figures:

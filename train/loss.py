@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .head import last_hidden, logit_chunks, softmax_tiles, wide_type
 from .targets import Support
+from .transfer import send
 
 
 class Objective(torch.nn.Module):
@@ -34,7 +35,8 @@ class Objective(torch.nn.Module):
 
         KL is 0 at positions without p_kNN.
 
-        ids  int64 [batch, length + 1]; support  of the batch * length positions, on the same device; beta in [0, 1]
+        ids  int64 [batch, length + 1]; support  of the batch * length positions, its pairs on the same device; beta in
+        [0, 1]
         """
         hidden, head = last_hidden(self.model, ids), self.model.get_output_embeddings()
         labels = ids[:, 1:].flatten()
@@ -52,14 +54,15 @@ class _HeadLoss(torch.autograd.Function):
         weight: Tensor,  # [n_vocab, width]
         bias: Tensor | None,  # [n_vocab]
         labels: Tensor,
-        offsets: Tensor,
+        offsets: Tensor,  # on the CPU
         ids: Tensor,
         probs: Tensor,
         beta: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         n, device, wide = len(hidden), hidden.device, wide_type(hidden)
         probs = probs.to(wide)
-        rows = torch.repeat_interleave(torch.arange(n, device=device), offsets.diff())
+        lengths = send(offsets.diff(), device)
+        rows = torch.repeat_interleave(torch.arange(n, device=device), lengths, output_size=len(ids))
         share = beta * torch.zeros(n, dtype=wide, device=device).index_add_(0, rows, probs) + (1 - beta)
         lse, own, on_support = torch.empty_like(share), torch.empty_like(share), torch.empty_like(probs)
         # Summed in the head's own type: in bfloat16 one rounding a chunk (error 0.28 % over 8 chunks, 0.17 % in one),

@@ -103,7 +103,13 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def _by_field(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a manifest, of an earlier version's too, by their fields; its identity keeps its own names."""
-    return {EARLIER.get(name) or name.removeprefix("--").replace("-", "_"): value for name, value in options.items()}
+    found = {EARLIER.get(name) or name.removeprefix("--").replace("-", "_"): value for name, value in options.items()}
+    batch, passes = found.get("batch"), found.get("accumulate")
+    if isinstance(batch, int) and isinstance(
+        passes, int
+    ):  # an earlier version's; now `batch` has the blocks of all passes
+        found["batch"] = batch * found.pop("accumulate")
+    return found
 
 
 def _plain(value: Any) -> Any:

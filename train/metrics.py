@@ -12,6 +12,7 @@ from typing import Any
 
 from memdec_edge.errors import OutputError
 from memdec_edge.files import atomic_path, write_text
+from memdec_edge.notes import note
 
 from .artifacts import Stage
 
@@ -60,7 +61,13 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def draw_curves(folder: Path, start: Mapping[str, float]) -> None:
-    """Draw curves.png from metrics.jsonl and what was measured before the first step. Raises OutputError."""
+    """Draw curves.png from metrics.jsonl and what was measured before the first step. Raises OutputError.
+
+    Says on stderr that there are none where matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        note(f"{CURVES} is not drawn: matplotlib is not installed")
+        return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -4,6 +4,7 @@ Their digests decide whether results can be gone on with. So a README beside a m
 others, count for nothing. Knows nothing of what is in the files.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from memdec_edge.errors import MissingFileError, ModelFileError
@@ -57,6 +58,13 @@ def unread_files(path: Path) -> set[str]:
 def digests(files: dict[str, Path], prefix: str) -> dict[str, str]:
     """SHA-256 of each file, keyed by what a user would call it."""
     return {f"{prefix} {name}": sha256(file) for name, file in files.items()}
+
+
+def require_llama(path: Path) -> None:
+    """Raise ModelFileError where llama.cpp, which reads a GGUF's text, is not installed."""
+    if find_spec("llama_cpp") is None:
+        advice = "install it, or give a Hugging Face folder"
+        raise ModelFileError(path, f"llama-cpp-python, which reads the text for a GGUF, is not installed; {advice}")
 
 
 def _refuse_gguf_adapter(path: Path) -> None:

@@ -1,19 +1,19 @@
 """Models as PyTorch sees them, out of an HF folder or a GGUF: teachers, and what a memory is initialised from.
 
 transformers dequantises a GGUF, but llama.cpp tokenizes its text: transformers does not know every pre-tokenizer, and a
-memory must see the tokens that it will see at run time. Knows nothing of corpora and caches.
+memory must see the tokens that it will see at run time. llama.cpp is asked for only when text comes to be tokenized. So
+a folder, or a GGUF with token ids, does without it. Knows nothing of corpora and caches.
 """
 
 import copy
 import io
-import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -23,11 +23,12 @@ from memdec_edge.files import shown_name
 from memdec_edge.gguf.header import Header
 from memdec_edge.gguf.metadata import model_name
 from memdec_edge.hf_folder import read_json
-from memdec_edge.llama.model import Model
-from memdec_edge.llama.pairing import MAX_PADDING
 
 from .corpus import Encoder
-from .model_files import model_files
+from .model_files import model_files, require_llama
+
+if TYPE_CHECKING:
+    from memdec_edge.llama.model import Model
 
 SAME_MATRIX = 0.2  # relative distance; quantising a matrix in two ways makes 0.04 to 0.1, two trained ones over 1
 MAX_LAYERS = 1000  # of a model; the deepest ones have some 200
@@ -42,7 +43,16 @@ class Source:
     name: str
     model: Any  # transformers.PreTrainedModel; never changed: memories are copies
     tokenizer: Any  # transformers.PreTrainedTokenizerFast
-    encoder: Encoder
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """How its text becomes tokens. Raises ModelFileError: no EOS token, or no llama.cpp for the text of a GGUF."""
+        if self.path.is_dir():
+            return _folder_encoder(self.path, self.tokenizer)
+        require_llama(self.path)
+        from memdec_edge.llama.model import Model
+
+        return gguf_encoder(Model(self.path, vocab_only=True))
 
     @property
     def n_vocab(self) -> int:
@@ -80,11 +90,9 @@ def load_source(path: Path) -> Source:
         raise ModelFileError(path, f"config.json has no place for {left}; it is another model's, or was edited")
     if is_gguf:
         _tie_again(model)
-        gguf = Model(path, vocab_only=True)
-        _mend_tokenizer(gguf, tokenizer)
-    encoder = gguf_encoder(gguf) if is_gguf else _folder_encoder(path, tokenizer)
+        _mend_tokenizer(path, tokenizer)
     name = Path(shown_name(path)).stem if is_gguf else model_name(path)["general.name"]
-    return Source(path, name, model.eval(), tokenizer, encoder)
+    return Source(path, name, model.eval(), tokenizer)
 
 
 def _refuse_depth(config: Path) -> None:
@@ -120,7 +128,7 @@ def _tie_again(model: Any) -> None:
         model.config.tie_word_embeddings = True
 
 
-def gguf_encoder(gguf: Model) -> Encoder:
+def gguf_encoder(gguf: "Model") -> Encoder:
     """llama.cpp's tokenizer. Raises ModelFileError where it has no EOS."""
     return Encoder(gguf.encode, gguf.bos if gguf.add_bos else None, _checked_eos(gguf.path, gguf.eos))
 
@@ -141,11 +149,13 @@ def _checked_eos(path: Path, eos: int | None) -> int:
     return eos
 
 
-def _mend_tokenizer(gguf: Model, tokenizer: Any) -> None:
+def _mend_tokenizer(gguf: Path, tokenizer: Any) -> None:
     """Give `tokenizer`, which is saved with the memory, the right pre-tokenizer."""
     from tokenizers import pre_tokenizers
 
-    if gguf.metadata.get("tokenizer.ggml.pre") == "smollm":  # transformers leaves out that digits stand alone
+    with Header(gguf) as header:
+        named = header.scalars().get("tokenizer.ggml.pre")
+    if named == "smollm":  # transformers leaves out that digits stand alone
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
@@ -197,33 +207,3 @@ def work_dtype(device: str) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     has = torch.cpu.get_capabilities() if device == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
     return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
-
-
-def check_vocabulary(source: Source, teacher: Path) -> None:
-    """Raise ModelFileError unless `source` speaks the vocabulary of the teacher; no weights of that are read."""
-    advice = "a memory starts from a model of the teacher's family"
-    mine, theirs = source.n_vocab, _read_vocabulary(teacher)
-    if abs(mine - len(theirs)) > MAX_PADDING:
-        raise ModelFileError(source.path, f"its vocabulary has {mine} tokens, the teacher's {len(theirs)}; {advice}")
-    for text, i in sorted(source.tokenizer.get_vocab().items(), key=lambda item: item[1]):
-        if i < len(theirs) and theirs[i] != text and not _is_padding(text, i) and not _is_padding(theirs[i], i):
-            difference = f"token {i} is {json.dumps(theirs[i])} there and {json.dumps(text)} here"
-            raise ModelFileError(source.path, f"its vocabulary is not the teacher's: {difference}; {advice}")
-
-
-def _read_vocabulary(path: Path) -> list[str | None]:
-    """Token texts by id, for each row of the embedding; None where a row has no token."""
-    if path.is_file():
-        with Header(path) as header:
-            return [token.decode("utf-8", "replace") for token in header.strings("tokenizer.ggml.tokens")]
-    with quiet():
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-        tokens = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True).get_vocab()
-    texts: list[str | None] = [None] * max(config.get_text_config().vocab_size, *(i + 1 for i in tokens.values()))
-    for text, i in tokens.items():
-        texts[i] = text
-    return texts
-
-
-def _is_padding(text: str | None, i: int) -> bool:
-    return text is None or text == f"[PAD{i}]"

@@ -17,18 +17,20 @@ from memdec_edge.progress import progress
 
 from .artifacts import Stage, open_stage
 from .checkpoint import write_metadata
+from .feed import Data
 from .head import check_head
-from .knn.build import enough_memory, fill_cache, interruptible
+from .knn.build import fill_cache, interruptible
 from .knn.cache import Cache
-from .loop import LAYOUT, accelerator, fit, settings
+from .limits import enough_memory
+from .loop import LAYOUT, Pace, accelerator, fit, settings
 from .model_files import digests, model_files, unread_files
-from .models import Source, check_vocabulary, load_source
+from .models import Source, load_source
 from .report import TrainReport
 from .state import remove_kept
-from .step import Data
 from .student import memory_shape
-from .teacher import open_teacher
+from .teachers import open_teacher
 from .validation import ALONE, FIGURES, LAMBDA, Validation
+from .vocabulary import check_vocabulary
 
 BASE = "base.safetensors"  # what the teacher says of the validation text
 
@@ -44,14 +46,16 @@ def train(options: TrainOptions) -> TrainReport:
     """
     began = time.monotonic()
     processes = accelerator()
-    with enough_memory(options.cache), interruptible(), ExitStack() as held:
+    with enough_memory(options.cache, options.accumulate), interruptible(), ExitStack() as held:
         cache = Cache(options.cache)
         stage = held.enter_context(closing(_open(options, cache, processes.num_processes)))
         source = None if "finished" in stage.manifest else load_source(options.init or options.cache.teacher)
         if source and not stage.begun:
             _check(options, source)
         teacher = source if options.init is None else None
-        fill_cache(cache, processes, teacher, retrieve=options.beta > 0)
+        fill_cache(
+            cache, processes, teacher, retrieve=options.beta > 0, pace=Pace(options.accumulate, options.save_every)
+        )
         if processes.is_main_process:
             stage.begin()
         if source and "finished" not in stage.manifest:

@@ -1,14 +1,14 @@
 """One optimiser step: a model in its working type, its float32 weights, and their AdamW.
 
 bfloat16 weights where the hardware multiplies them; master weights, moments and gradients in float32. The blocks that a
-step sees and its random numbers depend on seed and step alone. So a resumed run equals one that never stopped, and a
-control with beta = 0 sees the same text in the same order. Knows nothing of validation, files and the length of a run.
+step sees (feed.py) and its random numbers depend on seed and step alone. Nothing here waits for the device. Knows
+nothing of validation, files and the length of a run.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,23 +17,12 @@ from torch import Tensor
 
 from memdec_edge.options import TrainOptions
 
-from .corpus import Tokens
+from .feed import Data, Feed
 from .head import predict
 from .loss import Objective
 from .models import cast_parameters, work_dtype
-from .targets import Support, Targets
-from .teacher import gather_blocks, n_blocks
-from .validation import Validation
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a training sees."""
-
-    train: Tokens
-    targets: Targets | None  # of the training positions; None: cross-entropy alone
-    validation: Validation
-    block: int  # tokens
+from .teacher import n_blocks
+from .transfer import Coming
 
 
 @dataclass(frozen=True)
@@ -51,11 +40,24 @@ class Losses:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
+class Found:
+    """The losses of a step that the device may still be at work on."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        """numbers: float32 [4], as Losses has them."""
+        self._numbers = Coming([numbers])
+
+    def known(self) -> Losses:
+        """The losses, once the device has them."""
+        return Losses(*self._numbers.wait()[0].tolist())
+
+
 class Learner:
     """A model that takes steps."""
 
     def __init__(self, options: TrainOptions, model: Any, data: Data, accelerator: Accelerator) -> None:
         self.options, self.data, self.accelerator = options, data, accelerator
+        self._feed = Feed(data, options.cache, accelerator)
         self.blocks = n_blocks(data.train, data.block)
         self.blocks_per_step = options.cache.batch * options.accumulate * accelerator.num_processes
         self.model = model.to(accelerator.device).train()
@@ -67,22 +69,23 @@ class Learner:
         self._objective = Objective(model)
         self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=options.weight_decay, fused=True)
 
-    def gradients(self, step: int) -> Losses:
+    def gradients(self, step: int) -> Found:
         """Leave the step's mean gradient, clipped, beside the float32 weights; step from 0."""
         options, accelerator = self.options, self.accelerator
         torch.manual_seed((options.cache.seed << 24) + step * accelerator.num_processes + accelerator.process_index)
         total = torch.zeros(3, device=accelerator.device)
         for part in range(options.accumulate):
-            ids, support = self._batch(step, part)
+            ids, support = self._feed.batch(step * options.accumulate + part)
             losses = self._objective(ids, support, options.beta)
             (losses[0] / options.accumulate).backward()
             total += torch.stack([loss.detach() for loss in losses]) / options.accumulate
-        for weight in self.weights.values():  # once a step and in float32: no rounding depends on how work is divided
-            if weight.grad is not None:
-                weight.grad = accelerator.reduce(weight.grad, "mean")
-        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), options.clip).item()
-        loss, ce, kl = accelerator.reduce(total, "mean").tolist()
-        return Losses(loss, ce, kl, norm)
+        if accelerator.num_processes > 1:  # reduce() of a single one would copy each gradient
+            for weight in self.weights.values():  # once a step, in float32: no rounding depends on how work is divided
+                if weight.grad is not None:
+                    weight.grad = accelerator.reduce(weight.grad, "mean")
+            total = accelerator.reduce(total, "mean")
+        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), options.clip)
+        return Found(torch.cat([total, norm[None]]))
 
     def update(self, rate: float, *, body: bool = True) -> None:
         """Step AdamW by the gradients at a learning rate of `rate`, and bring the model to the new weights.
@@ -112,7 +115,12 @@ class Learner:
 
     def is_sound(self, step: int) -> bool:
         """Whether the text of the next step, `step` from 0, has a loss that is a number."""
-        return bool(predict(self.model, self._batch(step, 0)[0]).losses.isfinite().all())
+        ids, _ = self._feed.batch(step * self.options.accumulate)
+        return bool(predict(self.model, ids).losses.isfinite().all())
+
+    def close(self) -> None:
+        """End the thread that makes batches."""
+        self._feed.close()
 
     def _groups(self) -> list[dict[str, Any]]:
         """The weights for AdamW: embedding and head, then the body; matrices decay, norms and biases do not."""
@@ -127,31 +135,9 @@ class Learner:
             ]
         return [group for group in groups if group["params"]]
 
-    def _batch(self, step: int, part: int) -> tuple[Tensor, Support]:
-        """Token ids [batch, block + 1] and targets of one pass of this process, on the device."""
-        options, accelerator, length = self.options, self.accelerator, self.data.block
-        first = (step * options.accumulate + part) * accelerator.num_processes + accelerator.process_index
-        slots = range(first * options.cache.batch, (first + 1) * options.cache.batch)
-        seed, total = options.cache.seed, self.blocks
-        blocks = [_order(seed, slot // total, total)[slot % total] for slot in slots]
-        ids = gather_blocks(self.data.train, blocks, length).to(accelerator.device)
-        if self.data.targets:
-            support = self.data.targets.rows([block * length for block in blocks], length)
-        else:
-            support = Support.empty(len(blocks) * length)
-        return ids, support.to(accelerator.device)
-
 
 def _collect(weight: Tensor, parameter: Tensor) -> None:
     """Add a parameter's gradient to that of its float32 weight as soon as backward has it, and free it."""
     assert parameter.grad is not None
     grad, parameter.grad = parameter.grad.float(), None
     weight.grad = grad if weight.grad is None else weight.grad.add_(grad)
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, blocks: int) -> list[int]:
-    """The order in which an epoch goes through the blocks."""
-    generator = torch.Generator().manual_seed((seed << 20) + epoch)
-    order: list[int] = torch.randperm(blocks, generator=generator).tolist()
-    return order

@@ -21,6 +21,7 @@ from torch import Tensor
 from memdec_edge.errors import NumericsError
 
 from .artifacts import Stage
+from .transfer import send
 
 ROW_BYTES = 192  # of ids and probs of a position, 48 or 32 tokens: of k = 1024 neighbours 0.84 and more of p_kNN
 ROW_PAIRS = ROW_BYTES // 4  # of an id and a probability, at most
@@ -109,7 +110,7 @@ def _likeliest(shares: Array, rows: Array, lengths: Array, top_mass: float, most
 class Support:
     """Targets of some positions: CSR with probabilities that sum to 1 in float32."""
 
-    offsets: Tensor  # int64 [n + 1]
+    offsets: Tensor  # int64 [n + 1], on the CPU, which divides the work by them
     ids: Tensor  # int64 [pairs]
     probs: Tensor  # float32 [pairs]
 
@@ -119,7 +120,8 @@ class Support:
         return Support(torch.zeros(n + 1, dtype=torch.int64), torch.empty(0, dtype=torch.int64), torch.empty(0))
 
     def to(self, device: torch.device) -> "Support":
-        return Support(self.offsets.to(device), self.ids.to(device), self.probs.to(device))
+        """The same with ids and probabilities on a device."""
+        return Support(self.offsets, send(self.ids, device), send(self.probs, device))
 
 
 class Targets:

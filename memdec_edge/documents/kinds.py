@@ -28,6 +28,7 @@ OTHER_WAYS = {  # suffixes that people give, and what makes text of them
     ".xlsx": "save it as .csv", ".xls": "save it as .csv", ".pptx": "save it as .pdf", ".ppt": "save it as .pdf",
     ".tar": "unpack it into a folder", ".tgz": "unpack it into a folder", ".7z": "unpack it into a folder",
     ".rar": "unpack it into a folder", ".zst": "unpack it first", ".xz": "unpack it first", ".bz2": "unpack it first",
+    ".npy": "only train and cache take token ids; give the text",
 }  # fmt: skip
 
 

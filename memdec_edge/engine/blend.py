@@ -15,11 +15,7 @@ from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.mixture.match import CLASSES
 from memdec_edge.mixture.weights import LEAST_INITIAL, Mixture, SoftBayes, lift, mixture_weights, shares_of
-from memdec_edge.options import ETA, INITIAL_LAMBDA, SHARE, MemoryOptions, MixtureOptions
-
-# With which an index begins to learn: its weight after the longest matches, times the square of the trust after others.
-# Chosen on validation text: as good in the domain as 0.5 and the trust itself, and half the cost outside it.
-FIRST = 0.7
+from memdec_edge.options import ETA, INITIAL_INDEX, INITIAL_LAMBDA, SHARE, MemoryOptions, MixtureOptions
 
 
 class Memory:
@@ -166,7 +162,7 @@ def resolve(
         mixture_weights([None] * len(voices), literal, total)  # its errors are of all voices together
     own = _first(memories) if learns else _fixed(literal[:n], [m.metadata.weight for m in memories], total)
     whole = 1.0 if total is not None and None not in literal[:n] else None  # without a memory to share it with
-    taken = _fixed(literal[n:], [FIRST if learns else index.metadata.weight for index in indexes], whole)
+    taken = _fixed(literal[n:], [INITIAL_INDEX if learns else index.metadata.weight for index in indexes], whole)
     matched = []
     for c in range(len(CLASSES)):
         trusted = [index.trust[c] ** (2 if learns else 1) for index in indexes]

@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from memdec_edge.engine import Engine, MemoryMixture
 from memdec_edge.errors import CorpusError, OptionError
+from memdec_edge.evaluation.matches import IndexScores, index_scores
 from memdec_edge.evaluation.windows import Window, slide, thin
 from memdec_edge.llama.context import Context
 from memdec_edge.long_text import in_pieces
-from memdec_edge.mixture.match import CLASSES, Index, Matcher, class_of
+from memdec_edge.mixture.match import CLASSES
 from memdec_edge.mixture.mixing import row_stats
 from memdec_edge.mixture.online import Learned, hold, learn
 from memdec_edge.mixture.rows import Ids
@@ -76,15 +77,6 @@ class Evaluation:
     worse_share: dict[str, float]  # of "mixture" and "auto"
     lambda_sweep: dict[float, float]  # total lambda -> perplexity
     matches: list[MatchClass]
-
-
-@dataclass(frozen=True)
-class IndexScores:
-    """What an index says of the scored tokens: its log-probs, the class of each match, and whether it is right."""
-
-    log_probs: LogProbs
-    classes: Ids  # [tokens], 0: no match
-    right: npt.NDArray[np.bool_]  # [tokens]: the token is the likeliest continuation
 
 
 @dataclass(frozen=True)
@@ -286,22 +278,6 @@ def token_scores(
             entropies.append(stats[0].entropy)
         advance(len(targets))
     return np.array(found).T, np.array(entropies)
-
-
-def index_scores(index: Index, tokens: Sequence[int], windows: Sequence[Window]) -> IndexScores:
-    """What an index says of every scored token, after what its window holds before it."""
-    found: list[tuple[float, int, bool]] = []
-    for window in windows:
-        matcher = Matcher(index)
-        matcher.extend(tokens[window.start : window.scored])
-        for target in tokens[window.scored : window.end]:
-            match = matcher.match()
-            chance = float(match.probs[match.ids == target].sum())
-            right = chance > 0 and chance == float(match.probs.max())
-            found.append((math.log(chance) if chance else -math.inf, class_of(match.length), right))
-            matcher.extend([target])
-    log_probs, classes, right_ones = zip(*found, strict=True)
-    return IndexScores(np.array(log_probs), np.array(classes, np.int32), np.array(right_ones))
 
 
 def mix(parts: Sequence[LogProbs], weights: Sequence[float]) -> LogProbs:

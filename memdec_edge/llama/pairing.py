@@ -4,15 +4,13 @@ The check compares tokenizers and does not count tokens: model families pad thei
 the vocabularies of two models and no weights. Knows nothing of mixing.
 """
 
-import re
 from dataclasses import dataclass
 
 from memdec_edge.errors import PairingError, RoleError
 from memdec_edge.gguf.metadata import is_memory
+from memdec_edge.gguf.padding import MAX_PADDING, PADDING
 from memdec_edge.llama.model import Model
 
-MAX_PADDING = 128  # rows by which two vocabularies of one family differ (Qwen2.5: 151,936 and 152,064)
-PADDING = re.compile(rb"\[PAD\d+\]|<\|?(unused|reserved|dummy)[_a-z]*\d+\|?>")
 PROBE = (
     "Don't panic: it's 12,345.67 €  (naïve café).\n\n\tif (x_1 >= 0) { return\"日本語\"; }\r\n"
     "HELLOWorld 3rd ½ a\u0301 👩‍🔬 ...!!! we'll they've I'M 1000000 ἀρχή   end\n"

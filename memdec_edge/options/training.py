@@ -23,10 +23,12 @@ class CacheOptions(Checked):
     (benchmarks/LOG.md).
     """
 
-    teacher: Path = field(
-        metadata=about("--teacher", metavar="PATH", help="Teacher: Hugging Face folder, GGUF, or user/repo of the Hub.")
+    teacher: Path = field(metadata=about("--teacher", metavar="PATH", help="Teacher: Hugging Face folder or GGUF."))
+    corpus: Path = field(
+        metadata=about(
+            "--corpus", metavar="PATH", help="Text: a file, a zip or a folder of them; or .npy of token ids."
+        )
     )
-    corpus: Path = field(metadata=about("--corpus", metavar="PATH", help="Text: a file, a zip or a folder of them."))
     out: Path = field(metadata=OUT)
     finetune_teacher: float = option(
         2.0, "--finetune-teacher", metavar="EPOCHS", low=0.0, high=1e6,

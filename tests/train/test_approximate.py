@@ -92,6 +92,7 @@ def test_the_share_of_mass_is_weighted_by_distance() -> None:
 
 
 def test_exact_search_is_chosen_up_to_what_the_device_bears() -> None:
-    assert [choose(n, "cpu") for n in (10, 1_000_000, 1_000_001)] == ["exact", "exact", "ivfpq"]
-    assert [choose(n, "cuda") for n in (50_000_000, 50_000_001)] == ["exact", "ivfpq"]
-    assert choose(2_000_000, "mps") == "ivfpq"
+    assert [choose("auto", n, "cpu") for n in (10, 1_000_000, 1_000_001)] == ["exact", "exact", "ivfpq"]
+    assert [choose("auto", n, "cuda") for n in (50_000_000, 50_000_001)] == ["exact", "ivfpq"]
+    assert choose("auto", 2_000_000, "mps") == "ivfpq"
+    assert [choose(search, 10, "cuda") for search in ("exact", "hnsw")] == ["exact", "hnsw"]

@@ -104,7 +104,8 @@ def test_options_that_an_earlier_version_recorded_by_their_flags_are_the_same_op
         return open_stage(folder, "test", {}, now)
 
     earlier = {"--knn-temp": 2.0, "--k": 4, "a validation share of": 0.05, "gradients clipped at": 1}
-    now = {"knn_temp": 2, "k": 4, "valid_fraction": 0.05, "clip": 1.0}
+    earlier |= {"batch": 2, "accumulate": 3}
+    now = {"knn_temp": 2, "k": 4, "valid_fraction": 0.05, "clip": 1.0, "batch": 6}
     again = look(now, earlier)
     assert again.begun
     assert again.read("a.safetensors")["x"] == [0]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memdec_edge.train.knn import exact as neighbours
-from memdec_edge.train.knn.exact import Exact, Neighbours
+from memdec_edge.train.knn.exact import Exact, Neighbours, Tiles, on_cuda
 
 CPU = torch.device("cpu")
 TYPES = st.sampled_from([torch.float32, torch.bfloat16])
@@ -71,9 +71,8 @@ def test_neighbours_equal_brute_force_whatever_the_keys_and_tiles(
     cuts = sorted(data.draw(st.lists(st.integers(1, n - 1), max_size=4, unique=True)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(neighbours, "QUERY_TILE", data.draw(st.integers(1, 6)))
-        patch.setattr(neighbours, "ROWS", data.draw(st.integers(1, 4)))
-        patch.setattr(neighbours, "KEY_TILE", data.draw(st.integers(1, 17)))
+        tiling = Tiles(*(data.draw(st.integers(1, most)) for most in (6, 4, 17)))
+        patch.setattr(neighbours, "ON_CPU", tiling)
         patch.setattr(neighbours, "SAMPLE", (data.draw(st.integers(1, n)), n))
         exact = Exact(np.split(keys, cuts), CPU)
         exact.dtype = dtype
@@ -117,3 +116,10 @@ def test_a_copy_of_a_key_elsewhere_is_a_neighbour_but_the_key_itself_is_not() ->
     assert indices[7].item() == 2
     assert distances[2].item() == pytest.approx(0, abs=1e-5)
     assert all(index != position for position, index in enumerate(indices[:, 0].tolist()))
+
+
+@pytest.mark.parametrize(("gigabytes", "rows"), [(2, 1024), (8, 1024), (24, 4096), (78, 8192), (140, 8192)])
+def test_a_card_gets_tiles_that_leave_most_of_its_memory_free(gigabytes: int, rows: int) -> None:
+    tiles = on_cuda(gigabytes << 30)
+    assert tiles == (4 * rows, rows, 65_536)
+    assert tiles.rows * tiles.keys * 2 <= max(1 << 27, (gigabytes << 30) // 40)

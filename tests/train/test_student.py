@@ -10,8 +10,10 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file
+from torch.overrides import TorchFunctionMode
 
 from memdec_edge.llama.model import Model
+from memdec_edge.train.head import last_hidden
 from memdec_edge.train.models import Source, blocks_of, cast_parameters, last_mlp, load_source
 from memdec_edge.train.student import make_memory
 from tests.support.tiny import TEXT, edit_tensors, tiny_checkpoint, tiny_gguf, tiny_tokenizer
@@ -163,3 +165,19 @@ def test_rotary_frequencies_stay_in_float32(tmp_path: Path) -> None:
     cast_parameters(memory, torch.bfloat16)
     assert {p.dtype for p in memory.parameters()} == {torch.bfloat16}
     assert {b.dtype for b in memory.buffers()} == {torch.float32}
+
+
+def test_a_memory_attends_by_the_fused_kernel_which_is_given_no_mask(tmp_path: Path) -> None:
+    """On CUDA only such a call may become flash attention."""
+    memory = make_memory(load_source(tiny_checkpoint(tmp_path / "a")), None, None, 0)
+    calls: list[tuple[object, object]] = []
+
+    class Watched(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is torch.nn.functional.scaled_dot_product_attention:
+                calls.append((kwargs["attn_mask"], kwargs["is_causal"]))
+            return function(*args, **(kwargs or {}))
+
+    with Watched():
+        last_hidden(memory, torch.arange(34).reshape(2, 17))
+    assert calls == [(None, True)] * 2

@@ -10,8 +10,10 @@ import transformers
 
 from memdec_edge.errors import ModelFileError, NumericsError
 from memdec_edge.options import KEYS
-from memdec_edge.train import teacher as train_teacher
-from memdec_edge.train.teacher import LlamaTeacher, Teacher, TorchTeacher, gather_blocks, n_blocks, open_teacher
+from memdec_edge.train import llama_teacher
+from memdec_edge.train.llama_teacher import LlamaTeacher
+from memdec_edge.train.teacher import Teacher, TorchTeacher, gather_blocks, n_blocks
+from memdec_edge.train.teachers import open_teacher
 from tests.support.hf import hf_checkpoint
 from tests.support.tiny import edit_tensors, tiny_checkpoint, tiny_gguf, tiny_tokenizer
 
@@ -43,7 +45,7 @@ def test_blocks_do_not_overlap_and_each_needs_the_token_after_it() -> None:
 def test_both_runtimes_give_the_keys_and_log_probs_of_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, architecture: Literal["llama", "qwen2"]
 ) -> None:
-    monkeypatch.setattr(train_teacher, "LLAMA_BATCH", 7)  # a block takes several passes
+    monkeypatch.setattr(llama_teacher, "LLAMA_BATCH", 7)  # a block takes several passes
     folder = tiny_checkpoint(tmp_path / "model", architecture=architecture)
     keys, log_probs, every = truth(folder, kind)
     teachers = (open_teacher(folder, kind, CPU), open_teacher(tiny_gguf(tmp_path / "a.gguf", folder), kind, CPU))

@@ -4,20 +4,21 @@
            every 2 dimensions, which SIMD scans
     hnsw   a navigable graph over float16 keys: 2 d + 256 bytes a key, slow to build; never chosen by itself
 
-An index only proposes candidates; their distances are measured on the keys themselves. Knows nothing of tokens and
-stages.
+An index only proposes candidates; their distances are measured on the keys themselves. faiss is imported where an index
+is made or read: exact search does without it. Knows nothing of tokens and stages.
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
 from torch import Tensor
 
+from memdec_edge.errors import MissingExtraError
 from memdec_edge.files import atomic_path
 
 from .exact import Exact, Neighbours, gather, products
@@ -31,9 +32,17 @@ LINKS = 32  # of a key in the graph, twice as many on the lowest level
 DEPTH = 64  # of the search while the graph is built; afterwards at least
 
 
-def choose(n_keys: int, device: str) -> str:
-    """ "exact" or "ivfpq": exact search up to a million keys on a CPU, 50 million on CUDA."""
-    return "exact" if n_keys <= EXACT_UP_TO.get(device, EXACT_UP_TO["cpu"]) else "ivfpq"
+def choose(search: str, n_keys: int, device: str) -> str:
+    """How neighbours are found, "exact", "ivfpq" or "hnsw", where `search` asks for one of these or for "auto".
+
+    auto is exact search up to a million keys on a CPU and 50 million on CUDA, and ivfpq beyond. Raises
+    MissingExtraError where the answer needs faiss and that is not installed.
+    """
+    if search == "auto":
+        search = "exact" if n_keys <= EXACT_UP_TO.get(device, EXACT_UP_TO["cpu"]) else "ivfpq"
+    if search != "exact" and find_spec("faiss") is None:
+        raise MissingExtraError("faiss", "train")
+    return search
 
 
 def build(kind: str, keys: Sequence[np.ndarray], path: Path) -> None:
@@ -42,6 +51,8 @@ def build(kind: str, keys: Sequence[np.ndarray], path: Path) -> None:
     kind  "ivfpq" or "hnsw"
     keys  shards float16 [n_i, d], read one after the other
     """
+    import faiss
+
     n, d = sum(map(len, keys)), keys[0].shape[1]
     index = _ivfpq(n, d) if kind == "ivfpq" else _hnsw(d)
     size = min(n, POINTS_PER_LIST * _lists(n))
@@ -61,6 +72,8 @@ def _lists(n: int) -> int:
 
 
 def _ivfpq(n: int, d: int) -> Any:
+    import faiss
+
     pieces = next(pieces for pieces in range(max(1, d // 2), 0, -1) if d % pieces == 0)
     index = faiss.index_factory(d, f"IVF{_lists(n)},PQ{pieces}x4fs")
     faiss.ParameterSpace().set_index_parameter(index, "nprobe", PROBES)
@@ -68,6 +81,8 @@ def _ivfpq(n: int, d: int) -> Any:
 
 
 def _hnsw(d: int) -> Any:
+    import faiss
+
     index: Any = faiss.index_factory(d, f"HNSW{LINKS}_SQfp16")
     index.hnsw.efConstruction = DEPTH
     return index
@@ -78,7 +93,10 @@ class Index:
 
     def __init__(self, path: Path, keys: Sequence[np.ndarray]) -> None:
         """Read it into memory; the keys may stay on disk."""
-        self._index = faiss.read_index(str(path))
+        import faiss
+
+        self._index: Any = faiss.read_index(str(path))
+        self._is_graph = isinstance(self._index, faiss.IndexHNSW)
         self.exact = Exact(keys, torch.device("cpu"))
 
     def search(self, queries: Tensor, k: int, first_position: int | None = None) -> Neighbours:
@@ -88,7 +106,7 @@ class Index:
         """
         queries = queries.cpu().float()
         wanted = min(CANDIDATES[0] * k + CANDIDATES[1], self._index.ntotal)
-        if isinstance(self._index, faiss.IndexHNSW):  # it measures in float16 already
+        if self._is_graph:  # it measures in float16 already
             wanted = min(k + 1, wanted)
             self._index.hnsw.efSearch = max(wanted, DEPTH)
         candidates = torch.from_numpy(self._index.search(queries.numpy(), wanted)[1])

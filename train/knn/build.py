@@ -7,31 +7,39 @@ processes share the shards among them. Knows nothing of memories.
 import shutil
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 
 import torch
 from accelerate import Accelerator
 
-from memdec_edge.errors import Cancelled, MemoryLimitError, StageBusyError
+from memdec_edge.errors import Cancelled, StageBusyError
 from memdec_edge.files import MANIFEST
-from memdec_edge.options import DEFAULT_K, CacheOptions, TrainOptions
+from memdec_edge.machine import usable_cpus
+from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.progress import progress
 
 from ..artifacts import open_stage
-from ..loop import LAYOUT, accelerator, fit, settings
+from ..corpus import Tokens
+from ..feed import Data
+from ..limits import enough_memory
+from ..loop import LAYOUT, Pace, accelerator, fit, settings
 from ..models import Source, load_source
 from ..report import CacheReport
 from ..shards import Array, Arrays
-from ..step import Data
+from ..state import STATE
 from ..targets import ROW_BYTES, aggregate, blend, join, kernel
-from ..teacher import Reading, open_teacher
+from ..teacher import Reading, n_blocks
+from ..teachers import open_teacher
 from ..validation import Validation
+from . import approximate
 from .cache import FINETUNED, OWN, TEACHER, Cache
 from .fit import build_index, fit_retriever, open_searcher, stored_gate, unread_validation
 from .tokens import check_neighbours, say_k, write_tokens
 
-SEARCHED = 16384  # positions at a time: their neighbours take 12 bytes each, 200 MB at k = 1024
-AGGREGATED = 1024  # positions at a time: what is made of neighbours on the way takes 50 bytes each
+SEARCHED = 16384  # positions at a time: their neighbours take 12 bytes each, 200 MB at k = 1024, twice
+AGGREGATED = 256  # positions at a time in a thread: what is made of neighbours on the way takes 50 bytes each
+USUAL = Pace()
 AGAIN = "what was finished is kept: run the same command again to go on"
 
 
@@ -64,33 +72,21 @@ def interruptible() -> Iterator[None]:
         raise Cancelled(AGAIN) from None
 
 
-@contextmanager
-def enough_memory(options: CacheOptions) -> Iterator[None]:
-    """Name what makes PyTorch run out of memory, for which it has one type of error on a GPU and none on a CPU."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
-            raise
-        k = options.k or DEFAULT_K
-        work = f"{options.batch} blocks of {options.block} tokens in a pass, {k} neighbours"
-        raise MemoryLimitError(
-            work, "a smaller `batch` (with `accumulate`), `block`, `k` or model needs less"
-        ) from error
-
-
-def fill_cache(cache: Cache, state: Accelerator, source: Source | None = None, *, retrieve: bool = True) -> None:
+def fill_cache(
+    cache: Cache, state: Accelerator, source: Source | None = None, *, retrieve: bool = True, pace: Pace = USUAL
+) -> None:
     """Make what the cache lacks; without `retrieve` only the tokens.
 
     source  the teacher as PyTorch sees it, where it is loaded already
+    pace    that of the fine-tuning of the teacher
 
     Raises as build_cache() does.
     """
     with closing(cache.stage):
-        _fill(cache, state, source, retrieve)
+        _fill(cache, state, source, retrieve, pace)
 
 
-def _fill(cache: Cache, state: Accelerator, source: Source | None, retrieve: bool) -> None:
+def _fill(cache: Cache, state: Accelerator, source: Source | None, retrieve: bool, pace: Pace) -> None:
     options, main = cache.options, state.is_main_process
     state.wait_for_everyone()  # no process writes before all have looked
     if main:
@@ -103,10 +99,12 @@ def _fill(cache: Cache, state: Accelerator, source: Source | None, retrieve: boo
     if not retrieve:
         return
     check_neighbours(options, *(cache.tokens(split) for split in ("train", "valid")))
+    keys = n_blocks(cache.tokens("train"), options.block) * options.block
+    approximate.choose(options.search, keys, state.device.type)  # refused now and not after hours of work
     works = main and _announce(cache)
     if options.finetune_teacher and not cache.finetuned:
         source = source or load_source(options.teacher)
-        _finetune_teacher(cache, state, source)
+        _finetune_teacher(cache, state, source, pace)
     validation = _read_text(cache, state, None if cache.finetuned else source)
     if main:
         build_index(cache, state.device)
@@ -154,12 +152,13 @@ def _announce(cache: Cache) -> bool:
     return True
 
 
-def _finetune_teacher(cache: Cache, state: Accelerator, source: Source) -> None:
+def _finetune_teacher(cache: Cache, state: Accelerator, source: Source, pace: Pace) -> None:
     """Train a copy of the teacher on the corpus, as a memory without a retriever would be (beta 0)."""
     options, out = cache.options, cache.stage.folder / TEACHER
-    training = TrainOptions(options, out, epochs=options.finetune_teacher, beta=0.0)
+    training = TrainOptions(options, out, epochs=options.finetune_teacher, beta=0.0, **pace._asdict())
     chosen, inputs = settings(training, state.num_processes), {"the kNN cache": cache.stage.identity}
-    stage = open_stage(out, FINETUNED, inputs, chosen, LAYOUT, options.fresh)
+    anew = options.fresh or not (out / STATE).exists()  # without a state nothing is lost, whatever the options were
+    stage = open_stage(out, FINETUNED, inputs, chosen, LAYOUT, anew)
     data = Data(cache.tokens("train"), None, Validation(cache.tokens("valid"), options.block), options.block)
     with closing(stage):
         if state.is_main_process:
@@ -205,30 +204,41 @@ def _write_targets(cache: Cache, state: Accelerator) -> None:
     mine = mine[state.process_index :: state.num_processes]
     if not mine:
         return
-    searcher = open_searcher(cache, state.device)
-    with progress("neighbours", sum(len(blocks) for _, blocks in mine) * options.block) as advance:
+    searcher, tokens = open_searcher(cache, state.device), cache.tokens("train")
+    label, total = "neighbours", sum(len(blocks) for _, blocks in mine) * options.block
+    with ThreadPoolExecutor(usable_cpus()) as threads, progress(label, total) as advance:
+        made: list[tuple[str, list[Future[dict[str, Array]]]]] = []  # shards, by threads, beside the next one's search
         for name, blocks in mine:
             read = cache.stage.read(name.replace("targets", "keys"))  # a shard of each kind covers the same positions
-            parts: list[dict[str, Array]] = []
+            made.append((name, []))
             for low in range(0, len(read["keys"]), SEARCHED):
                 some = {each: array[low : low + SEARCHED] for each, array in read.items()}
                 queries = torch.from_numpy(some["keys"]).to(state.device)
                 found = searcher.search(queries, k, first_position=blocks[0] * options.block + low)
-                parts += _targets(cache, some, *(part.cpu().numpy() for part in found))
+                distances, indices = (part.cpu().numpy() for part in found)
+                for start in range(0, len(queries), AGGREGATED):
+                    rows = slice(start, start + AGGREGATED)
+                    own = {each: array[rows] for each, array in some.items()}
+                    made[-1][1].append(threads.submit(_targets, cache, tokens, own, distances[rows], indices[rows]))
                 advance(len(queries))
-            cache.stage.write(name, join(parts))
+            if len(made) > 1:
+                _write_shard(cache, *made.pop(0))
+        _write_shard(cache, *made.pop())
 
 
-def _targets(cache: Cache, read: Arrays, distances: Array, indices: Array) -> Iterator[dict[str, Array]]:
-    """Targets of some positions, CSR of AGGREGATED at a time.
+def _write_shard(cache: Cache, name: str, parts: list[Future[dict[str, Array]]]) -> None:
+    cache.stage.write(name, join([part.result() for part in parts]))
 
-    read  what the shard of keys has of these positions; distances, indices  [n, k], of their neighbours
+
+def _targets(cache: Cache, tokens: Tokens, read: Arrays, distances: Array, indices: Array) -> dict[str, Array]:
+    """Targets of some positions, CSR.
+
+    tokens  of the training split; read  what the shard of keys has of these positions
+    distances, indices  [n, k], of their neighbours
     """
-    options, tokens, manifest = cache.options, cache.tokens("train"), cache.stage.manifest
-    for low in range(0, len(distances), AGGREGATED):
-        rows = slice(low, low + AGGREGATED)
-        weights, values = kernel(distances[rows], manifest["tau"]), tokens[indices[rows] + 1]
-        if options.target == "knn-lm":
-            gate = stored_gate(cache).at(distances[rows, 0])
-            weights, values = blend(weights, values, read["ids"][rows], read["probs"][rows], gate)
-        yield aggregate(weights, values, options.top_mass, manifest["n_vocab"])
+    options, manifest = cache.options, cache.stage.manifest
+    weights, values = kernel(distances, manifest["tau"]), tokens[indices + 1]
+    if options.target == "knn-lm":
+        gate = stored_gate(cache).at(distances[:, 0])
+        weights, values = blend(weights, values, read["ids"], read["probs"], gate)
+    return aggregate(weights, values, options.top_mass, manifest["n_vocab"])

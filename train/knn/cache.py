@@ -19,7 +19,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from memdec_edge.documents import file_digests, find_files
+from memdec_edge.documents import file_digests
 from memdec_edge.errors import ExistingOutputError, OptionError
 from memdec_edge.options import DEFAULT_K, CacheOptions
 
@@ -29,6 +29,7 @@ from ..model_files import digests, model_files, unread_files
 from ..report import CacheReport
 from ..targets import MAX_PAIRS, ROW_PAIRS, Targets
 from ..teacher import n_blocks
+from ..token_files import find_corpus
 
 SHARD_POSITIONS = 16384  # of keys and of targets, rounded to whole blocks
 OWN = 24  # likeliest tokens of a teacher that stand for its prediction
@@ -82,7 +83,7 @@ class Cache:
             "max_tokens": options.max_tokens,
             "seed": options.seed,
         }
-        corpus = find_files(options.corpus)
+        corpus = self.corpus = find_corpus(options.corpus)
         root = options.corpus if options.corpus.is_dir() else options.corpus.parent
         if not corpus.named and options.corpus.is_dir() and options.out.resolve().is_relative_to(root.resolve()):
             raise OptionError("out", options.out, f"must be outside {root}, whose files are all taken as corpus")

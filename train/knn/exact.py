@@ -22,9 +22,28 @@ from torch import Tensor
 from ..models import work_dtype
 
 SAMPLE = 4096, 16384  # least and most keys on which t is estimated; in between one of 16
-QUERY_TILE = 4096  # queries whose candidates are collected in one pass over the keys
-ROWS, KEY_TILE = 1024, 8192  # of one matrix product
 PIECES = 3  # of bfloat16, which together hold a float32
+
+
+class Tiles(NamedTuple):
+    """How the work is divided."""
+
+    queries: int  # whose candidates are collected in one pass over the keys
+    rows: int  # queries of one matrix product
+    keys: int  # of one matrix product
+
+
+ON_CPU = Tiles(4096, 1024, 8192)  # scores that stay in a cache
+
+
+def on_cuda(free: int) -> Tiles:
+    """Tiles for a card with so many bytes free: so large that a product takes longer than the calls around it.
+
+    A tile of scores takes up to a 40th of that in bfloat16, and about as much again where candidates are picked.
+    """
+    keys = 65536
+    rows = 1 << max(1024, min(8192, free // (40 * 2 * keys))).bit_length() - 1
+    return Tiles(4 * rows, rows, keys)
 
 
 class Neighbours(NamedTuple):
@@ -37,28 +56,33 @@ class Neighbours(NamedTuple):
 class Exact:
     """Exact search in a datastore on a device.
 
-    Memory holds the sample, a tile of keys, a tile of ROWS x KEY_TILE scores, and the candidates of QUERY_TILE queries
-    at 12 bytes each. At k = 1024 a query of a million keys has some 3,500 candidates, which makes 300 MB in all. Ten
-    million keys give 13,000 candidates, fifty million 49,000 and 2.4 GB, since the sample is bounded. CUDA holds the
-    keys, too, where they fit into half of its free memory.
+    Memory holds the sample, a tile of keys, a tile of scores, and the candidates of 4,096 queries, on CUDA of 16,384,
+    at 12 bytes each. At k = 1024 a query of a million keys has some 3,500 candidates, which makes 300 MB in all on a
+    CPU. Ten million keys give 13,000 candidates, fifty million 49,000 and 2.4 GB, since the sample is bounded. CUDA
+    holds the keys, too, where they fit into half of its free memory.
     """
 
     def __init__(self, keys: Sequence[np.ndarray], device: torch.device) -> None:
         """keys: shards float16 [n_i, d], one after the other the datastore; they are read tile by tile."""
         self.device, self.n = device, sum(map(len, keys))
         self.dtype = work_dtype(device.type)  # of the first pass
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+        self.tiling = on_cuda(free) if device.type == "cuda" else ON_CPU
         sample = torch.from_numpy(gather(keys, sample_positions(self.n))).to(device).float()
         self.centre = sample.mean(0)
         self.sample = sample - self.centre
         self._shards: Sequence[np.ndarray] | list[Tensor] = keys
-        if device.type == "cuda" and 4 * self.n * self.sample.shape[1] < torch.cuda.mem_get_info(device)[0]:
-            self._shards = [_readonly(shard).to(device) for shard in keys]
+        if 4 * self.n * self.sample.shape[1] < free:
+            whole = torch.empty(self.n, self.sample.shape[1], dtype=torch.float16, device=device)
+            for part, shard in zip(torch.split(whole, [len(shard) for shard in keys]), keys, strict=True):
+                part.copy_(_readonly(shard))
+            self._shards = [whole]
 
     def tiles(self) -> Iterator[tuple[int, Tensor]]:
-        """All keys in order, centred, float32 [at most KEY_TILE, d], each tile with the index of its first key."""
+        """All keys in order, centred, float32 [at most tiling.keys, d], each tile with the index of its first key."""
         start = 0
         for shard in self._shards:
-            for tile in torch.split(shard if isinstance(shard, Tensor) else _readonly(shard), KEY_TILE):
+            for tile in torch.split(shard if isinstance(shard, Tensor) else _readonly(shard), self.tiling.keys):
                 yield start, tile.to(self.device).float().sub_(self.centre)
                 start += len(tile)
 
@@ -79,7 +103,7 @@ class Exact:
         todo = torch.arange(len(queries), device=self.device)
         for dtype, everything in ways:
             uncertain = [todo[:0]]
-            for rows in torch.split(todo, QUERY_TILE):
+            for rows in torch.split(todo, self.tiling.queries):
                 found.distances[rows], found.indices[rows], sure = _Pass(
                     self, queries[rows], own[rows], k, dtype, everything
                 ).run()
@@ -91,7 +115,7 @@ class Exact:
 
 
 class _Pass:
-    """One pass over all keys for at most QUERY_TILE queries, in one type."""
+    """One pass over all keys for at most tiling.queries queries, in one type."""
 
     def __init__(
         self, exact: Exact, queries: Tensor, own: Tensor, k: int, dtype: torch.dtype, everything: bool
@@ -115,18 +139,21 @@ class _Pass:
     def _thresholds(self, rank: int) -> Tensor:
         """The rank-th largest q.x - |x|^2 / 2 in the sample, float32 [q]."""
         half = self.exact.sample.square().sum(1) / -2
-        scores = (torch.addmm(half, rows, self.exact.sample.T) for rows in torch.split(self.queries, ROWS))
+        scores = (
+            torch.addmm(half, rows, self.exact.sample.T) for rows in torch.split(self.queries, self.exact.tiling.rows)
+        )
         return torch.cat([part.topk(rank, sorted=False).values.amin(1) for part in scores])
 
     def run(self) -> tuple[Tensor, Tensor, Tensor]:
         """Distances and indices as in Neighbours, and bool [q]: whether they are sure to be right."""
-        buffer = self.left.new_empty(min(ROWS, len(self.own)) * KEY_TILE)
+        step = self.exact.tiling.rows
+        buffer = self.left.new_empty(min(step, len(self.own)) * self.exact.tiling.keys)
         for start, keys in self.exact.tiles():
             half = keys.square().sum(1) / -2
             pieces = _pieces(half, self.dtype)
             right = torch.cat([keys.to(self.dtype), pieces, torch.ones_like(pieces)], 1)
-            for low in range(0, len(self.own), ROWS):
-                left, own = self.left[low : low + ROWS], self.own[low : low + ROWS] - start
+            for low in range(0, len(self.own), step):
+                left, own = self.left[low : low + step], self.own[low : low + step] - start
                 tile = torch.mm(left, right.T, out=buffer[: len(left) * len(right)].view(len(left), len(right)))
                 here = ((own >= 0) & (own < len(right))).nonzero().squeeze(1)
                 tile[here, own[here]] = -torch.inf

@@ -30,7 +30,7 @@ def build_index(cache: Cache, device: torch.device) -> None:
     if "search" in stage.manifest:
         return
     keys = cache.datastore()
-    search = approximate.choose(keys.n, device.type) if options.search == "auto" else options.search
+    search = approximate.choose(options.search, keys.n, device.type)
     files = stage.manifest["files"]
     if search != "exact":
         path = stage.folder / INDEX

@@ -1,4 +1,4 @@
-"""The corpus of a cache as tokens, written once all that can refuse the work has been looked at.
+"""The corpus of a cache as tokens, packed or given, written once all that can refuse the work has been looked at.
 
 Knows of models only how they make tokens of text, and of neighbours only how many there will be.
 """
@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from memdec_edge.documents import find_files, split_documents
+from memdec_edge.documents import split_documents
 from memdec_edge.errors import CorpusError, OptionError
 from memdec_edge.files import atomic_path, sha256, write_text
 from memdec_edge.options import DEFAULT_K, CacheOptions
@@ -17,6 +17,7 @@ from ..artifacts import open_stage
 from ..corpus import Tokens, pack
 from ..loop import LAYOUT
 from ..teacher import Teacher, n_blocks
+from ..token_files import holds_ids, read_ids, say_ids
 from .cache import FINETUNED, HELD_OUT, TEACHER, Cache, default_k, shard_blocks
 
 
@@ -26,10 +27,7 @@ def write_tokens(cache: Cache, teacher: Teacher, retrieve: bool) -> None:
     Raises as build_cache() does. What is refused leaves no trace.
     """
     options, stage = cache.options, cache.stage
-    documents = split_documents(options.corpus, options.valid_fraction, options.test_fraction, options.seed)
-    splits = {split: [document.text for document in some] for split, some in documents.items()}
-    limits = {"train": options.max_tokens, "valid": 0}
-    packed = {split: pack(splits[split], teacher.encoder, limits[split]) for split in limits}
+    packed, held_out = _from_ids(cache) if holds_ids(cache.corpus) else _from_text(cache, teacher)
     _check_blocks(options, teacher.n_ctx, packed["train"])
     if retrieve:
         check_neighbours(options, packed["train"], packed["valid"])
@@ -43,10 +41,10 @@ def write_tokens(cache: Cache, teacher: Teacher, retrieve: bool) -> None:
         files.append(f"tokens/{split}.npy")
         with atomic_path(stage.folder / files[-1]) as part, part.open("wb") as file:
             np.save(file, tokens)
-    if splits["test"] and "test" not in find_files(options.corpus).files:
+    if held_out:
         files.append(HELD_OUT)
         stage.claim(HELD_OUT)
-        lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in splits["test"])
+        lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in held_out)
         write_text(stage.folder / HELD_OUT, "".join(lines))
     stage.record(
         files={name: sha256(stage.folder / name) for name in files},
@@ -56,6 +54,28 @@ def write_tokens(cache: Cache, teacher: Teacher, retrieve: bool) -> None:
         width=teacher.width,
         n_vocab=teacher.n_vocab,
     )
+
+
+def _from_text(cache: Cache, teacher: Teacher) -> tuple[dict[str, Tokens], list[str]]:
+    """Training and validation tokens, and test documents where the corpus names no test split of its own."""
+    options = cache.options
+    documents = split_documents(options.corpus, options.valid_fraction, options.test_fraction, options.seed)
+    splits = {split: [document.text for document in some] for split, some in documents.items()}
+    limits = {"train": options.max_tokens, "valid": 0}
+    packed = {split: pack(splits[split], teacher.encoder, limit) for split, limit in limits.items()}
+    return packed, [] if "test" in cache.corpus.files else splits["test"]
+
+
+def _from_ids(cache: Cache) -> tuple[dict[str, Tokens], list[str]]:
+    """Training and validation tokens of a corpus that is tokenized already."""
+    options = cache.options
+    say_ids(cache.corpus)
+    train, valid = (cache.corpus.files.get(split) for split in ("train", "valid"))
+    assert train
+    return {
+        "train": read_ids(train[0].path, options.teacher, options.max_tokens),
+        "valid": read_ids(valid[0].path, options.teacher) if valid else np.empty(0, np.uint32),
+    }, []
 
 
 def _check_blocks(options: CacheOptions, context: int, train: Tokens) -> None:
