@@ -22,8 +22,6 @@ The last line is one JSON object.
 """
 
 import argparse
-import csv
-import io
 import json
 import resource
 import sys
@@ -39,7 +37,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from ngram_target import Ngrams
-from provenance import made_by, metrics
+from provenance import metrics
+from scale_table import QUANTILES, draw, read_rows, write_rows
 from torch_scores import (
     IndexVoice,
     Logs,
@@ -56,7 +55,7 @@ from torch_scores import (
 )  # fmt: skip
 
 from memdec_edge.errors import MemdecError, MemoryLimitError
-from memdec_edge.files import atomic_path, write_text
+from memdec_edge.files import atomic_path
 from memdec_edge.mixture.kernels import MISSING
 from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.options.fields import INT_MAX
@@ -76,7 +75,6 @@ from memdec_edge.train.validation import Validation
 SIZES = (1_600_000, 400_000, 100_000, 25_000)
 POSITIONS = {"valid": 8_192, "test": 65_536, "general": 16_384}
 PROBED = {"read": 65_536, "search": 16_384}  # positions on which rates are measured
-QUANTILES = 5  # of the distance of the nearest key
 T = TypeVar("T")
 
 
@@ -289,56 +287,6 @@ def peak() -> float:
         torch.cuda.reset_peak_memory_stats()
         return taken / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-COLUMNS = (
-    "cell", "corpus", "tokens", "seed", "way", "steps", "best_epoch", "lambda", "base", "alone", "fixed", "online",
-    "index", "memory_and_index", "general_base", "general_fixed", "general_online", "gain", "gain_error",
-    *(f"gain_{part}" for part in range(1, QUANTILES + 1)), "read_tps", "search_qps", "train_tps", "cache_seconds",
-    "train_seconds", "batch", "peak_gb", "device",
-)  # fmt: skip
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return list(csv.DictReader(line for line in lines if not line.startswith("#")))
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    text.write(made_by())
-    writer = csv.DictWriter(text, COLUMNS)
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
-    write_text(path, text.getvalue())
-
-
-def draw(rows: list[dict[str, str]], path: Path) -> None:
-    """Gain over the control against tokens, in per cent of perplexity, with the paired standard error."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    with_gain = [row for row in rows if row["gain"]]
-    for way in dict.fromkeys((row["corpus"], row["way"], row["seed"]) for row in with_gain):
-        points = sorted(
-            tuple(float(row[name]) for name in ("tokens", "gain", "gain_error"))
-            for row in with_gain
-            if (row["corpus"], row["way"], row["seed"]) == way
-        )
-        tokens, gains, errors = zip(*points, strict=True)
-        axes.errorbar(tokens, gains, errors, marker="o", capsize=3, label=f"{way[0]}, {way[1]}, seed {way[2]}")
-    axes.axhline(0, color="grey", linewidth=0.8)
-    axes.set(xscale="log", xlabel="training tokens", ylabel="perplexity below the control's, %",
-             title="base + memory against base + control")  # fmt: skip
-    axes.legend()
-    with atomic_path(path) as part:
-        figure.savefig(part, format="png", dpi=110)
 
 
 def run(bench: Bench, path: Path) -> None:

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 PIECES, MEGABYTES = "travel.json", 44.0
-BENCHMARKS = ("at_scale.py", "torch_scores.py", "ngram_target.py", "provenance.py", "travel.py")
+BENCHMARKS = ("at_scale.py", "scale_table.py", "torch_scores.py", "ngram_target.py", "provenance.py", "travel.py")
 
 
 def pack(base: Path, texts: dict[str, Path], out: Path, megabytes: float) -> None:
