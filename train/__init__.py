@@ -2,6 +2,7 @@
 
     build_cache(CacheOptions) -> CacheReport     what a kNN retriever would answer at every position of a corpus
     train(TrainOptions) -> TrainReport           a small causal LM that has learned to answer so (2508.09874)
+    measure_speed_apart(...) -> Speed            how fast this machine does that
 
 These run in the calling process, which they leave as it is: its threads, its signals. build_cache_apart() and
 train_apart() do the same in a process of their own, where waiting threads do not disturb other work; the command line
@@ -18,20 +19,32 @@ from typing import TYPE_CHECKING, Any
 from memdec_edge.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from .apart import build_cache_apart, train_apart
+    from .apart import build_cache_apart, measure_speed_apart, train_apart
     from .knn.build import build_cache
     from .pipeline import train
-    from .report import NOTICE, CacheReport, TrainReport
+    from .report import NOTICE, CacheReport, Speed, TrainReport
 
-__all__ = ["NOTICE", "CacheReport", "TrainReport", "build_cache", "build_cache_apart", "train", "train_apart"]
+__all__ = [
+    "NOTICE",
+    "CacheReport",
+    "Speed",
+    "TrainReport",
+    "build_cache",
+    "build_cache_apart",
+    "measure_speed_apart",
+    "train",
+    "train_apart",
+]
 
 _HOMES = {
     "build_cache": ".knn.build",
     "build_cache_apart": ".apart",
+    "measure_speed_apart": ".apart",
     "train": ".pipeline",
     "train_apart": ".apart",
     "NOTICE": ".report",
     "CacheReport": ".report",
+    "Speed": ".report",
     "TrainReport": ".report",
 }
 

@@ -20,6 +20,7 @@ from memdec_edge.cli.demo import demo
 from memdec_edge.cli.eval import eval_
 from memdec_edge.cli.flags import CommandError, unknown_flag
 from memdec_edge.cli.index import index
+from memdec_edge.cli.learn import learn
 from memdec_edge.cli.output import note
 from memdec_edge.cli.process import abandon_broken_streams, open_missing_streams, show_every_character, stoppable
 from memdec_edge.cli.quantize import quantize
@@ -38,7 +39,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # plain help: instant, and the same in every terminal
 )
-for command in (run, chat, eval_, tune, bench, check, show, index, cache, train, convert, quantize, demo):
+for command in (learn, run, chat, eval_, tune, bench, check, show, index, cache, train, convert, quantize, demo):
     app.command(command.__name__.rstrip("_"))(command)
 
 

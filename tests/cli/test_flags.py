@@ -15,6 +15,7 @@ from memdec_edge.options import (
     EvalOptions,
     GenerationOptions,
     IndexOptions,
+    LearnOptions,
     LoadOptions,
     QuantTypes,
     SamplingOptions,
@@ -31,6 +32,7 @@ REQUIRED = {
     "convert": ["no", "--outfile", "no"],
     "quantize": ["no", "no", "q8_0"],
     "index": ["no", "-m", "no.gguf", "--out", "no"],
+    "learn": ["no", "-m", "no.gguf"],
     "demo": [],
 }
 USED = [
@@ -42,6 +44,7 @@ USED = [
     ("convert", ConvertOptions),
     ("index", IndexOptions),
     ("quantize", QuantTypes),
+    ("learn", LearnOptions),
     ("demo", DemoOptions),
 ]
 FLAGS = [

@@ -58,6 +58,14 @@ def text_of(index: IndexFile, document: int, base: Model) -> str:
     return b"".join(base.piece(int(token)) for token in index.tokens[start : end - 1]).decode()
 
 
+def test_an_index_tells_of_copies_of_its_text(options: IndexOptions, tmp_path: Path) -> None:
+    copy = tmp_path / "test.jsonl"
+    copy.write_text(json.dumps({"text": HEART}))
+    build_index(replace(options, copies=(copy,)))
+    assert sha256(copy) in texts_seen(options.out)
+    assert sha256(options.documents / "heart.txt") in texts_seen(options.out)
+
+
 def test_an_index_holds_every_document_with_its_name(options: IndexOptions, base: Model) -> None:
     report = build_index(options)
     assert isinstance(report, IndexReport)
