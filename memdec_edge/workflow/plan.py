@@ -25,7 +25,7 @@ from memdec_edge.workflow.recipes import (
     TYPES,
     Recipe,
     block_of,
-)  # fmt: skip
+)
 
 GENERAL = 1_500  # tokens of the page of general text, about
 CONTINUED, CONTINUATIONS = 40, 3  # tokens of a held-out passage that is continued, and such passages
@@ -37,10 +37,11 @@ ON_DISK = 32  # bytes: checkpoint, the best weights, two states that a stopped r
 PROCESS = 1.5e9  # bytes of RAM beside the weights
 MIXED = 0.6  # of the base's speed, that of base and memory together
 LOOKED_UP = 3e-5  # seconds of an index for a token that it is asked about
+KEY = 1_024  # numbers of a key, about
+SEARCHED = 2e-3  # seconds for the neighbours of a position, from which on an index is asked
 SORTED = 1e-6  # seconds to sort a token of an index
 
 Parts = list[tuple[str, float]]  # the label of a progress bar, or any other name -> seconds
-STAGES = ("index", "training", "file", "tuning", "measuring", "continuing")
 
 
 @dataclass(frozen=True)
@@ -101,28 +102,42 @@ class _Planner:
         self.all = min(text.tokens["train"], options.max_tokens or text.tokens["train"])
 
     def best(self) -> Plan:
-        """The first recipe that fits with the whole text; else plain training with fewer passes, else of less text."""
+        """The first recipe that fits with the whole text; else plain training with fewer passes, else of less text.
+
+        As many tokens are scored as take EVALUATED of the time at most, fewer only where nothing else fits.
+        """
         wanted = {None: RECIPES, True: (RETRIEVER,), False: (PLAIN,)}[self.options.retriever]
         recipes = [recipe for recipe in wanted if self.options.retriever or self.all >= recipe.least]
-        plans = [self.plan(recipe, self.all, recipe.epochs) for recipe in recipes]
-        budget = self.options.seconds
-        fitting = [plan for plan in plans if budget is None or plan.seconds <= budget]
-        if fitting:
-            return fitting[0]
-        assert budget is not None
-        last = recipes[-1]
-        fewer = self._largest(
-            lambda passes: self.plan(last, self.all, passes / 100), 100 * LEAST_PASSES, last.epochs * 100
-        )
-        if fewer:
-            return fewer
+        for scored in self._scored(recipes[0]):
+            if plan := self._fitting(recipes, scored):
+                return plan
         least = min(self.all, LEAST_TOKENS)
-        less = self._largest(lambda tokens: self.plan(last, tokens, LEAST_PASSES), least, self.all)
-        if less:
-            return less
-        need = math.ceil(self.plan(last, least, LEAST_PASSES).seconds / 60)
+        need = math.ceil(self.plan(recipes[-1], least, LEAST_PASSES, SCORED[-1]).seconds / 60)
         much = f"{least:,} tokens, " + ("all there are" if least == self.all else "the least that was seen to help")
         raise OptionError("budget", self.options.budget, f"too short for anything: {much}, need {need}m")
+
+    def _scored(self, recipe: Recipe) -> list[int]:
+        """How many tokens may be scored, the best number first."""
+        budget = self.options.seconds
+        for scored in SCORED:
+            plan = self.plan(recipe, self.all, recipe.epochs, scored)
+            measured = sum(map(plan.seconds_of, ("file", "tuning", "measuring")))
+            if measured <= EVALUATED * (budget or plan.seconds):
+                return [each for each in SCORED if each <= scored]
+        return [SCORED[-1]]
+
+    def _fitting(self, recipes: list[Recipe], scored: int) -> Plan | None:
+        """The best plan that scores so many tokens and fits the budget."""
+        budget = self.options.seconds or math.inf
+        for recipe in recipes:
+            plan = self.plan(recipe, self.all, recipe.epochs, scored)
+            if plan.seconds <= budget:
+                return plan
+        last, least = recipes[-1], min(self.all, LEAST_TOKENS)
+        fewer = self._largest(
+            lambda passes: self.plan(last, self.all, passes / 100, scored), 100 * LEAST_PASSES, 100 * last.epochs
+        )
+        return fewer or self._largest(lambda tokens: self.plan(last, tokens, LEAST_PASSES, scored), least, self.all)
 
     def _largest(self, plan_of: Callable[[int], Plan], low: float, high: float) -> Plan | None:
         """The plan of the largest whole number within the budget, None where even `low` exceeds it."""
@@ -137,16 +152,8 @@ class _Planner:
                 last = middle - 1
         return found
 
-    def plan(self, recipe: Recipe, tokens: int, epochs: float) -> Plan:
-        """A plan with as many scored tokens as the time allows."""
-        plans = [self._plan(recipe, tokens, epochs, scored) for scored in SCORED]
-        for plan in plans:
-            measured = sum(map(plan.seconds_of, ("file", "tuning", "measuring")))
-            if measured <= EVALUATED * (self.options.seconds or plan.seconds):
-                return plan
-        return plans[-1]
-
-    def _plan(self, recipe: Recipe, tokens: int, epochs: float, scored: int) -> Plan:
+    def plan(self, recipe: Recipe, tokens: int, epochs: float, scored: int) -> Plan:
+        """The plan of these numbers, with its times."""
         weights, text = self.machine.parameters, self.text.tokens
         n_indexed = sum(text.values())
         plan = Plan(
@@ -200,8 +207,7 @@ class _Planner:
     def _retriever(self, recipe: Recipe, positions: int) -> Parts:
         """What a kNN cache takes: the teacher is trained as the memory is, reads all text, and keys are searched."""
         machine = self.machine
-        width = 1024  # of keys, about
-        search = min(2.0 * positions * width / machine.products * 2, 2e-3)  # of a position; beyond, an index answers
+        search = min(4.0 * positions * KEY / machine.products, SEARCHED)
         return [
             ("training the teacher", recipe.teacher * positions / machine.training + machine.starting),
             ("keys", positions / machine.reading),
