@@ -32,8 +32,11 @@ def learn(options: LearnOptions, agree: Agree = lambda plan: True, prompts: Sequ
     try:
         work = _opened(options)
         if not work.place.is_finished:
-            work.prepare(agree)
-            work.finish(prompts)
+            try:
+                work.prepare(agree)
+                work.finish(prompts)
+            finally:
+                work.lock.release()
         return work.found()
     except KeyboardInterrupt:
         raise Cancelled(AGAIN) from None

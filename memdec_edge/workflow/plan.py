@@ -77,7 +77,7 @@ def make_plan(options: LearnOptions, out: Path, text: Gathered, machine: Machine
     Raises CorpusError for too little text, OptionError for a budget too small for anything, MemoryLimitError, and
     OutputError where the disk has not enough room.
     """
-    block = block_of(text.tokens["train"])
+    block = block_of(text.tokens["train"], machine.context)
     if not block:
         few = f"{text.tokens['train']:,} training tokens are too few to learn from"
         raise CorpusError(out, f"{few}; give more text, or make an index: memdec-edge index")

@@ -8,9 +8,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from memdec_edge.convert.architectures import ARCHITECTURES
+from memdec_edge.convert.config import read_config
 from memdec_edge.documents import GENERAL, read_documents
 from memdec_edge.engine import Engine
-from memdec_edge.errors import OutputError
+from memdec_edge.errors import ModelFileError, OutputError
 from memdec_edge.evaluation.perplexity import join_documents, token_scores
 from memdec_edge.evaluation.windows import Window
 from memdec_edge.gguf import metadata, parts
@@ -38,6 +40,7 @@ class Machine:
     starting: float  # of a process that trains, until the model is there
     warming: float  # what its first step takes more than others
     parameters: int  # of the model that training begins with
+    context: int  # tokens that the base was trained to see
     free_memory: int | None
     free_disk: int
 
@@ -45,8 +48,12 @@ class Machine:
 def probe(base: Path, teacher: Path, out: Path, block: int, batch: int) -> Machine:
     """Measure this machine. Leaves nothing in `out`, which need not exist.
 
-    Raises what loading `base` and `teacher` raises, MemoryLimitError, MissingExtraError and OutputError.
+    Raises what loading `base` and `teacher` raises, ModelFileError for an architecture that convert does not know,
+    MemoryLimitError, MissingExtraError and OutputError.
     """
+    _refuse_what_convert_does_not_know(teacher)
+    context = context_of(base)
+    block = min(block, context)
     began = time.monotonic()
     speed = measure_speed_apart(teacher, block, batch)
     starting = time.monotonic() - began - speed.seconds + speed.loading
@@ -64,6 +71,7 @@ def probe(base: Path, teacher: Path, out: Path, block: int, batch: int) -> Machi
         starting=starting,
         warming=speed.warming,
         parameters=parameters_of(teacher),
+        context=context,
         free_memory=free_memory(),
         free_disk=shutil.disk_usage(where).free,
     )
@@ -92,6 +100,19 @@ def context_of(base: Path) -> int:
     values, _ = metadata.read(base)
     found = values.get(f"{values.get('general.architecture')}.context_length")
     return found if isinstance(found, int) else EvalOptions.window
+
+
+def _refuse_what_convert_does_not_know(teacher: Path) -> None:
+    """Raise ModelFileError before hours of training, not after them."""
+    if teacher.is_dir():
+        read_config(teacher)
+        return
+    name = metadata.read(teacher)[0].get("general.architecture")
+    known = {table.name for table in ARCHITECTURES.values()}
+    if name not in known:
+        raise ModelFileError(
+            teacher, f"its architecture is {name}, which cannot become a memory; known are {', '.join(sorted(known))}"
+        )
 
 
 def _llama(base: Path) -> tuple[float, float]:

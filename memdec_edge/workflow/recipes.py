@@ -46,9 +46,9 @@ SCORED = (8192, 4096, 2048, 1024, 512)  # tokens that choose and measure; as man
 EVALUATED = 0.3
 
 
-def block_of(tokens: int) -> int:
-    """The block for so many training tokens; 0 where they are too few for any."""
+def block_of(tokens: int, context: int) -> int:
+    """The block for so many training tokens and a model that sees `context`; 0 where they are too few for any."""
     block = BLOCK
-    while block * LEAST_BLOCKS >= tokens and block > LEAST_BLOCK:
+    while (block * LEAST_BLOCKS >= tokens or block > context) and block > LEAST_BLOCK:
         block //= 2
     return block if block * LEAST_BLOCKS < tokens else 0

@@ -27,6 +27,7 @@ from memdec_edge.indexing.build import build_index
 from memdec_edge.notes import note, warn
 from memdec_edge.options import CacheOptions, EvalOptions, IndexOptions, LearnOptions, TrainOptions
 from memdec_edge.progress import scheduled
+from memdec_edge.train.lock import FolderLock
 from memdec_edge.workflow import measure
 from memdec_edge.workflow.gather import gather, read_split, told, write_corpus
 from memdec_edge.workflow.place import Journal, Place, Result
@@ -50,6 +51,7 @@ class Round:
         documents = options.add or options.documents
         assert documents is not None
         self.documents: Path = documents
+        self.lock = FolderLock(place.out)  # for prepare() and finish(); the caller releases it
 
     def prepare(self, agree: Agree) -> None:
         """Read the documents, measure the machine, tell the plan, ask, and begin the folder; once."""
@@ -64,6 +66,7 @@ class Round:
         tell_plan(plan, text, machine, self.base, self.teacher)
         if not agree(plan):
             raise Cancelled("nothing was written")
+        self.lock.acquire()
         if self.documents.absolute() != place.corpus.absolute():
             write_corpus(text.divided.splits, place.corpus)
         self.journal.agree(
@@ -80,7 +83,8 @@ class Round:
         )  # fmt: skip
 
     def finish(self, prompts: Sequence[str]) -> None:
-        """Do what is not done yet; the report is written last."""
+        """Do what is not done yet; the report is written last. Raises StageBusyError while another process does it."""
+        self.lock.acquire()
         place, plan, seed = self.place, self.plan, self.options.seed
         valid, test = read_split(place.corpus, "valid"), read_split(place.corpus, "test")
         chooses = valid if self.told["documents"]["tokens"]["valid"] >= LEAST_VALID else []

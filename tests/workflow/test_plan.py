@@ -19,7 +19,7 @@ from memdec_edge.workflow.recipes import BLOCK, LEAST_TOKENS, PLAIN, RETRIEVER, 
 OUT = Path("learned")
 LAPTOP = Machine(
     cpus=2, device="cpu", training=340, reading=1_000, scoring=300, decoding=100, products=2e11, writing=3e8,
-    starting=25, warming=1, parameters=135_000_000, free_memory=18 << 30, free_disk=40 << 30,
+    starting=25, warming=1, parameters=135_000_000, context=2_048, free_memory=18 << 30, free_disk=40 << 30,
 )  # fmt: skip
 
 
@@ -87,6 +87,7 @@ def test_too_small_a_disk_and_too_little_memory_are_refused() -> None:
 
 def test_a_short_text_gets_short_blocks_and_a_shorter_one_is_refused() -> None:
     assert [planned(tokens).block for tokens in (1_100, 1_000, 300, 70)] == [BLOCK, 128, 64, 16]
+    assert planned(25_000, machine=replace(LAPTOP, context=100)).block == 64
     with pytest.raises(CorpusError, match="60 training tokens are too few to learn from"):
         planned(60)
 
