@@ -110,6 +110,10 @@ class Journal:
         found: Result | None = self._body["plan"]
         return found
 
+    def begin(self) -> None:
+        """Mark the folder as ours, before anything is agreed on. Raises OutputError."""
+        self._write()
+
     def agree(self, plan: Result) -> None:
         """Write the plan. Raises OutputError."""
         self._body["plan"] = plan

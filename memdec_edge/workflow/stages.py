@@ -67,6 +67,7 @@ class Round:
         if not agree(plan):
             raise Cancelled("nothing was written")
         self.lock.acquire()
+        self.journal.begin()
         if self.documents.absolute() != place.corpus.absolute():
             write_corpus(text.divided.splits, place.corpus)
         self.journal.agree(
