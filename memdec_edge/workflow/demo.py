@@ -158,8 +158,19 @@ def _show(found: dict[str, Any], control: dict[str, Any] | None, base: Path) -> 
         )
     _show_texts(found["continuations"])
     memory = found["models"]["memory"]["file"]
-    line = ["memdec-edge", "run", "-m", str(base), "-M", memory, "-n", "64", "-p", found["continuations"][0]["prompt"]]
-    print(f"\nEverything is in {found['out']}. Try it:\n\n  {shlex.join(line)}\n")
+    command = [
+        "memdec-edge",
+        "run",
+        "-m",
+        str(base),
+        "-M",
+        memory,
+        "-n",
+        "64",
+        "-p",
+        found["continuations"][0]["prompt"],
+    ]
+    print(f"\nEverything is in {found['out']}. Try it:\n\n  {shlex.join(command)}\n")
 
 
 def _show_texts(texts: list[dict[str, str]]) -> None:

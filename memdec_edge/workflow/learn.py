@@ -67,10 +67,11 @@ def _place(options: LearnOptions) -> tuple[LearnOptions, Place]:
         first = (read_plan(options.out / PLAN)["plan"] or {}).get("of")
         if first is None or not Place(options.out, first["name"]).is_finished:
             raise OptionError("out", options.out, "its memory is not finished; run the command that began it again")
-        license = options.license or first["license"]
-        models = {name: Path(first[name]) for name in ("base", "teacher")}
-        options = replace(options, domain=first["domain"], license=license, **models)
-        return options, Place(options.out, first["name"])
+        known = replace(
+            options, base=Path(first["base"]), teacher=Path(first["teacher"]), domain=first["domain"],
+            license=options.license or first["license"],
+        )  # fmt: skip
+        return known, Place(options.out, first["name"])
     assert options.documents is not None
     domain = options.domain or Path(shown_name(options.documents.absolute())).stem.replace("_", " ").replace("-", " ")
     out = options.out or Path(f"memdec-{slug(domain)}")

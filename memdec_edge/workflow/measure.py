@@ -60,14 +60,13 @@ def make_file(base: Path, checkpoint: Path, out: Path, valid: Sequence[str], opt
             quantize(QuantizeOptions(whole, file, QuantTypes(outtype=kind, quality_tokens=0)))
         whole.unlink()
         scores = _scored_types(base, files, valid, options)
-        types = [
-            {"type": kind, "bytes": file.stat().st_size, "perplexity": scores[kind]} for kind, file in files.items()
-        ]
-        worth = [row for row in types if row["perplexity"] <= (1 + WORTH) * scores[TYPES[0]]] or types[:1]
-        chosen = min(worth, key=lambda row: row["bytes"])["type"]
+        sizes = {kind: file.stat().st_size for kind, file in files.items()}
+        worth = [kind for kind in TYPES if scores[kind] <= (1 + WORTH) * scores[TYPES[0]]]
+        chosen = min(worth or TYPES[:1], key=lambda kind: sizes[kind])
         files[chosen].replace(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    types = [{"type": kind, "bytes": sizes[kind], "perplexity": scores[kind]} for kind in TYPES]
     return {"type": chosen, "types": types}
 
 

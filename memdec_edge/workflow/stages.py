@@ -35,7 +35,7 @@ from memdec_edge.workflow.plan import CONTINUATIONS, CONTINUED, LEAST_POSITIONS,
 from memdec_edge.workflow.probe import context_of, probe
 from memdec_edge.workflow.recipes import BATCH, BLOCK
 from memdec_edge.workflow.report import write_report
-from memdec_edge.workflow.tell import clock, commands_of, report_of, tell_plan
+from memdec_edge.workflow.tell import clock, commands_of, report_of, tell_machine, tell_plan
 
 Agree = Callable[[Plan], bool]
 
@@ -62,6 +62,7 @@ class Round:
         text = gather(self.documents, self.base, options.seed, earlier)
         note("measuring this machine, about half a minute")
         machine = probe(self.base, self.teacher, place.out, BLOCK, BATCH)
+        tell_machine(machine)
         plan = make_plan(options, place.out, text, machine, time.monotonic() - began)
         tell_plan(plan, text, machine, self.base, self.teacher)
         if not agree(plan):

@@ -33,6 +33,14 @@ def clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds))).removeprefix("0:").removeprefix("0")
 
 
+def tell_machine(machine: Machine) -> None:
+    """Say on stderr how fast this machine is."""
+    note(
+        f"{'machine':10} {machine.cpus} CPUs ({machine.device}); tokens a second: training {machine.training:,.0f}, "
+        f"reading {machine.reading:,.0f}, scoring {machine.scoring:,.0f}, writing {machine.decoding:,.0f}"
+    )
+
+
 def tell_plan(plan: Plan, text: Gathered, machine: Machine, base: Path, teacher: Path) -> None:
     """Say on stderr what was read, what will be done, what it needs and how long each stage takes."""
     tokens, splits = text.tokens, text.divided.splits
@@ -46,8 +54,6 @@ def tell_plan(plan: Plan, text: Gathered, machine: Machine, base: Path, teacher:
     rows = {
         "documents": f"{sum(map(len, splits.values())):,}{alike}{left_out}",
         "tokens": f"{tokens['train']:,} for training, {tokens['valid']:,} for validation, {tokens['test']:,} held out",
-        "machine": f"{machine.cpus} CPUs ({machine.device}); tokens a second: training {machine.training:,.0f}, "
-        f"reading {machine.reading:,.0f}, scoring {machine.scoring:,.0f}",
         "plan": f"{plan.recipe} (beta {plan.beta:g}), {plan.epochs:.3g} passes over {used}{teachers}",
         "because": recipe.evidence,
         "memory": f"begins as a copy of {shown_name(teacher)}, {machine.parameters / 1e6:,.0f} million weights; "

@@ -86,7 +86,7 @@ def test_the_json_says_where_everything_is_and_what_it_is_worth(learned: Learned
 
 def test_the_plan_and_the_index_are_told_before_the_training(learned: Learned) -> None:
     lines = learned.stderr.splitlines()
-    starts = ("documents ", "tokens ", "machine ", "plan ", "memory ", "needs ", "time ", "the index answers already: ")
+    starts = ("machine ", "documents ", "tokens ", "plan ", "memory ", "needs ", "time ", "the index answers already: ")
     told = [next(i for i, line in enumerate(lines) if line.startswith(start)) for start in starts]
     assert told == sorted(told)
     assert told[-1] < next(i for i, line in enumerate(lines) if line.startswith("training: about"))
@@ -197,16 +197,15 @@ assert live(None) == 0
 
 
 def test_a_run_that_is_killed_in_every_stage_ends_with_the_same_memory(learned: Learned, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, learned.documents, learned.base, tmp_path / "out"]
+    places = [str(path) for path in (learned.documents, learned.base, tmp_path / "out")]
+    command = [sys.executable, "-c", KILLED, *places]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     name = "memdec-the-heart.gguf"
     straight = tmp_path / "straight"
-    subprocess.run(
-        [*COMMAND, "learn", learned.documents, "-m", learned.base, "--out", straight, "--domain", "the heart", "--yes"],
-        capture_output=True, env=environment, timeout=600, check=True,
-    )  # fmt: skip
+    command = [*COMMAND, "learn", places[0], "-m", places[1], "--out", str(straight), "--domain", "the heart", "--yes"]
+    subprocess.run(command, capture_output=True, env=environment, timeout=600, check=True)
     assert (tmp_path / "out" / name).read_bytes() == (straight / name).read_bytes()
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["seconds"] is None  # no clock ran while it was dead

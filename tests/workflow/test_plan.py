@@ -126,13 +126,12 @@ def test_what_is_no_time_is_no_budget(budget: str) -> None:
         LearnOptions(Path("notes"), Path("base.gguf"), budget=budget)
 
 
-def test_either_documents_and_base_are_given_or_more_documents_and_a_folder() -> None:
-    for arguments, field in (
-        ({}, "documents"),
-        ({"documents": OUT}, "base"),
-        ({"add": OUT}, "out"),
-        ({"add": OUT, "out": OUT, "documents": OUT}, "add"),
-    ):
-        with pytest.raises(OptionError) as error:
-            LearnOptions(**arguments)
-        assert error.value.field == field
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [("", "documents"), ("documents", "base"), ("add", "out"), ("add out documents", "add")],
+)
+def test_either_documents_and_base_are_given_or_more_documents_and_a_folder(given: str, field: str) -> None:
+    arguments: dict[str, Any] = dict.fromkeys(given.split(), OUT)
+    with pytest.raises(OptionError) as error:
+        LearnOptions(**arguments)
+    assert error.value.field == field
