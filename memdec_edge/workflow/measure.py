@@ -36,7 +36,7 @@ from memdec_edge.options import (
 from memdec_edge.progress import progress
 from memdec_edge.workflow.recipes import TYPES, WORTH
 
-PROMPT, LEAST_PASSAGE = 240, 400  # characters of a passage that a continuation begins with, and of a whole passage
+PROMPT, LEAST_PASSAGE = 240, 80  # characters of a passage that a continuation begins with at most, and of a passage
 Found = dict[str, Any]
 
 
@@ -169,8 +169,9 @@ def passages_of(documents: Sequence[str], most: int) -> list[tuple[str, str | No
     found: list[tuple[str, str | None]] = []
     for text in documents:
         if len(text) >= LEAST_PASSAGE and len(found) < most:
-            cut = text.rfind(" ", PROMPT // 2, PROMPT)
-            at = cut if cut > 0 else PROMPT
+            most = min(PROMPT, len(text) // 2)
+            cut = text.rfind(" ", most // 2, most)
+            at = cut if cut > 0 else most
             found.append((text[:at], text[at : at + PROMPT]))
     return found
 

@@ -77,10 +77,7 @@ def make_plan(options: LearnOptions, out: Path, text: Gathered, machine: Machine
     Raises CorpusError for too little text, OptionError for a budget too small for anything, MemoryLimitError, and
     OutputError where the disk has not enough room.
     """
-    block = block_of(text.tokens["train"], machine.context)
-    if not block:
-        few = f"{text.tokens['train']:,} training tokens are too few to learn from"
-        raise CorpusError(out, f"{few}; give more text, or make an index: memdec-edge index")
+    block = require_text(text, machine.context, out)
     plan = _Planner(options, text, machine, planning, block).best()
     if machine.free_memory is not None and machine.device == "cpu" and plan.ram > machine.free_memory:
         raise MemoryLimitError(
@@ -92,6 +89,15 @@ def make_plan(options: LearnOptions, out: Path, text: Gathered, machine: Machine
         need = f"{plan.disk / 1e9:.1f} GB are needed and {machine.free_disk / 1e9:.1f} GB free"
         raise OutputError(out, f"{need}; make room or choose another `out`")
     return plan
+
+
+def require_text(text: Gathered, context: int, out: Path) -> int:
+    """The block for a text and a model that sees `context` tokens. Raises CorpusError for too little text."""
+    block = block_of(text.tokens["train"], context)
+    if not block:
+        few = f"{text.tokens['train']:,} training tokens are too few to learn from"
+        raise CorpusError(out, f"{few}; give more text, or make an index: memdec-edge index")
+    return block
 
 
 class _Planner:

@@ -31,7 +31,16 @@ from memdec_edge.train.lock import FolderLock
 from memdec_edge.workflow import measure
 from memdec_edge.workflow.gather import gather, read_split, told, write_corpus
 from memdec_edge.workflow.place import Journal, Place, Result
-from memdec_edge.workflow.plan import CONTINUATIONS, CONTINUED, LEAST_POSITIONS, LEAST_VALID, Plan, make_plan, plan_of
+from memdec_edge.workflow.plan import (
+    CONTINUATIONS,
+    CONTINUED,
+    LEAST_POSITIONS,
+    LEAST_VALID,
+    Plan,
+    make_plan,
+    plan_of,
+    require_text,
+)
 from memdec_edge.workflow.probe import context_of, probe
 from memdec_edge.workflow.recipes import BATCH, BLOCK
 from memdec_edge.workflow.report import write_report
@@ -60,6 +69,7 @@ class Round:
         began, place, options = time.monotonic(), self.place, self.options
         earlier = [each.corpus for each in place.earlier]
         text = gather(self.documents, self.base, options.seed, earlier)
+        require_text(text, context_of(self.base), place.out)  # before the machine is measured
         note("measuring this machine, about half a minute")
         machine = probe(self.base, self.teacher, place.out, BLOCK, BATCH)
         tell_machine(machine)
