@@ -127,7 +127,8 @@ class _Planner:
         budget = self.options.seconds
         for scored in SCORED:
             plan = self.plan(recipe, self.all, recipe.epochs, scored)
-            measured = sum(map(plan.seconds_of, ("file", "tuning", "measuring")))
+            types = sum(seconds for label, seconds in plan.stages["file"] if label == "types")
+            measured = types + plan.seconds_of("tuning") + plan.seconds_of("measuring")
             if measured <= EVALUATED * (budget or plan.seconds):
                 return [each for each in SCORED if each <= scored]
         return [SCORED[-1]]

@@ -37,7 +37,7 @@ def tell_machine(machine: Machine) -> None:
     """Say on stderr how fast this machine is."""
     note(
         f"{'machine':10} {machine.cpus} CPUs ({machine.device}); tokens a second: training {machine.training:,.0f}, "
-        f"reading {machine.reading:,.0f}, scoring {machine.scoring:,.0f}, writing {machine.decoding:,.0f}"
+        f"reading {machine.reading:,.0f}, scoring {machine.scoring:,.0f}, generating {machine.decoding:,.0f}"
     )
 
 
