@@ -19,7 +19,7 @@ from memdec_edge.documents.kinds import suffix_of
 from memdec_edge.files import write_text
 from memdec_edge.llama.model import Model
 from memdec_edge.long_text import token_ids
-from memdec_edge.notes import note
+from memdec_edge.notes import note, printable
 
 HELD_OUT = 0.05  # of the characters, for validation and for the test split each
 SAMPLE = 1_000_000  # characters of a split that are tokenised to count its tokens
@@ -62,7 +62,7 @@ def write_corpus(splits: Splits, folder: Path) -> None:
     """Write train.jsonl, valid.jsonl and test.jsonl of {"text", "source"}. Raises OutputError."""
     for split in SPLITS:
         if splits[split]:
-            rows = ({"text": document.text, "source": document.source} for document in splits[split])
+            rows = ({"text": one.text, "source": printable(one.source)} for one in splits[split])
             write_text(folder / f"{split}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -88,7 +88,7 @@ def told(divided: Divided, tokens: Mapping[str, int]) -> dict[str, Any]:
     kinds = {file.name: suffix_of(file.inside) for file in divided.corpus.all}
     files = [
         {
-            "path": source,
+            "path": printable(source),
             "kind": kinds.get(source, ""),
             "documents": sum(splits.values()),
             "chars": characters[source],
@@ -96,7 +96,7 @@ def told(divided: Divided, tokens: Mapping[str, int]) -> dict[str, Any]:
         }
         for source, splits in sorted(counts.items())
     ]
-    left_out = [{"path": name, "reason": reason} for name, reason in sorted(divided.corpus.left_out.items())]
+    left_out = [{"path": printable(name), "reason": reason} for name, reason in sorted(divided.corpus.left_out.items())]
     return {
         "files": files,
         "left_out": left_out,

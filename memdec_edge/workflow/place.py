@@ -147,7 +147,7 @@ class Journal:
         return result
 
     def _write(self) -> None:
-        write_text(self.path, json.dumps(self._body, indent=1, ensure_ascii=False) + "\n")
+        write_text(self.path, json.dumps(self._body, indent=1) + "\n")
 
     def _refuse_what_differs(self) -> None:
         old = self._body["made_from"]

@@ -117,7 +117,7 @@ class Round:
 
         found = report_of(self.options, place, self.journal)
         write_report(found, place.work)
-        write_text(place.report, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        write_text(place.report, json.dumps(found, indent=1) + "\n")
 
     def found(self) -> dict[str, Any]:
         """What this run, or an earlier one, wrote into report.json."""

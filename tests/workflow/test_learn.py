@@ -16,6 +16,7 @@ from memdec_edge.documents import GENERAL
 from memdec_edge.gguf import metadata
 from memdec_edge.gguf.index_file import IndexFile
 from tests.support.command import COMMAND, error_of, last_json, memdec
+from tests.support.terminal import terminal
 from tests.support.tiny import TEXT, tiny_checkpoint, tiny_gguf
 from tests.support.training import words
 
@@ -47,7 +48,8 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert base.is_file()
     (room / "notes" / "deep").mkdir(parents=True)
     for number in range(12):
-        (room / "notes" / f"{number}.md").write_text("\n\n".join(words(20, number)))
+        name = os.fsdecode(b"caf\xe9.md") if number == 11 else f"{number}.md"  # Linux takes any bytes
+        (room / "notes" / name).write_text("\n\n".join(words(20, number)))
     (room / "notes" / "deep" / "more.jsonl").write_text(
         "".join(json.dumps({"text": text}) + "\n" for text in words(60, 99))
     )
@@ -160,6 +162,16 @@ def test_other_documents_and_another_budget_are_refused_by_name(learned: Learned
     assert told == f"{learned.out}: made with other documents; give the new documents by --add"
     told = error_of("learn", learned.documents, *arguments, "--budget", "9m")
     assert told == f"{learned.out}: made with other budget (, now 9m); use another output folder"
+
+
+def test_a_person_is_asked_once_the_plan_is_told(room: Path, tmp_path: Path) -> None:
+    with terminal("learn", room / "notes", "-m", room / "base.gguf", "--out", tmp_path / "out") as screen:
+        screen.wait_for("begin? [y/N]", 120)
+        screen.press("n\n")
+        screen.wait_for("Error: stopped; nothing was written")
+        assert screen.ends() == 130
+    assert "together" in screen.text
+    assert not (tmp_path / "out").exists()
 
 
 KILLED = """
