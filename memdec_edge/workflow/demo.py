@@ -22,7 +22,6 @@ from memdec_edge.options import (
     LAMBDAS,
     ConvertOptions,
     DemoOptions,
-    EvalOptions,
     LearnOptions,
     LoadOptions,
     MemoryOptions,
@@ -66,7 +65,7 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
         seed=SEED, retriever=options.control,
     )  # fmt: skip
     found = learn(learning, prompts=PROMPTS[options.domain])
-    control = _control(learning, found) if options.control else None
+    control = measured_control(learning, found) if options.control else None
     _show(found, control, base)
     scores, speed = found["perplexity"], found["speed"]
     return {
@@ -107,7 +106,7 @@ def _name(options: DemoOptions, sizes: Sizes) -> str:
     return f"{options.domain}{'-quick' * options.quick}{'-control' * options.control}-{settings}"
 
 
-def _control(learning: LearnOptions, found: dict[str, Any]) -> dict[str, Any]:
+def measured_control(learning: LearnOptions, found: dict[str, Any]) -> dict[str, Any]:
     """The control's perplexity on the same held-out tokens: trained as the memory was, but with beta 0.
 
     Its lambda is the best on validation text, as the memory's is.
@@ -118,22 +117,23 @@ def _control(learning: LearnOptions, found: dict[str, Any]) -> dict[str, Any]:
     folder, kept = learning.out, learning.out / "control.json"
     if not kept.is_file():
         note("training the control: the same without a retriever to imitate")
-        _measure_control(replace(training_of(learning), out=folder / "control", beta=0.0), folder, found, kept)
+        _make_control(replace(training_of(learning), out=folder / "control", beta=0.0), folder, found, kept)
     body: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
     return body
 
 
-def _measure_control(training: TrainOptions, folder: Path, found: dict[str, Any], kept: Path) -> None:
+def _make_control(training: TrainOptions, folder: Path, found: dict[str, Any], kept: Path) -> None:
     from memdec_edge.convert import convert
     from memdec_edge.engine import Engine
     from memdec_edge.evaluation.perplexity import score_tokens
     from memdec_edge.files import write_text
     from memdec_edge.train import train_apart
+    from memdec_edge.workflow.measure import scoring
 
     control, base = folder / f"memdec-{found['name']}-control.gguf", Path(found["models"]["base"]["file"])
     report = train_apart(training)
     convert(ConvertOptions(report.path, control, found["models"]["memory"]["type"], base=base, overwrite=True))
-    options = EvalOptions(max_tokens=found["plan"]["scored"])
+    options = scoring(base, found["plan"]["scored"])
     with closing(Engine(base, [MemoryOptions(control, 0.0)], LoadOptions(n_ctx=options.window))) as engine:
         valid, test = (read_documents(folder / "corpus" / f"{split}.jsonl") for split in ("valid", "test"))
         weight = best_lambda(score_tokens(engine, valid, options).sweep(Mixture((1.0,), (1.0,)), LAMBDAS))

@@ -34,10 +34,17 @@ from memdec_edge.options import (
     SamplingOptions,
 )
 from memdec_edge.progress import progress
+from memdec_edge.workflow.probe import context_of
 from memdec_edge.workflow.recipes import TYPES, WORTH
 
 PROMPT, LEAST_PASSAGE = 240, 80  # characters of a passage that a continuation begins with at most, and of a passage
 Found = dict[str, Any]
+
+
+def scoring(base: Path, most: int) -> EvalOptions:
+    """How at most so many tokens are scored beside a base, whatever it was trained to see."""
+    window = min(EvalOptions.window, context_of(base))
+    return EvalOptions(window=window, stride=max(1, window // 2), max_tokens=most)
 
 
 def make_file(base: Path, checkpoint: Path, out: Path, valid: Sequence[str], options: EvalOptions) -> Found:

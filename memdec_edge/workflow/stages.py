@@ -100,8 +100,7 @@ class Round:
         place, plan, seed = self.place, self.plan, self.options.seed
         valid, test = read_split(place.corpus, "valid"), read_split(place.corpus, "test")
         chooses = valid if self.told["documents"]["tokens"]["valid"] >= LEAST_VALID else []
-        longest = min(EvalOptions.window, context_of(self.base))
-        scored = EvalOptions(window=longest, stride=max(1, longest // 2), max_tokens=plan.scored)
+        scored = measure.scoring(self.base, plan.scored)
 
         self._run("index", self._index)
         note(f"the index answers already: {commands_of(self.base, place)['index']}")

@@ -66,7 +66,6 @@ def test_a_name_that_is_not_utf8_is_shown_as_far_as_it_is(options: IndexOptions)
         assert "caf\ufffd.txt" in index.names
 
 
-
 def test_an_index_tells_of_copies_of_its_text(options: IndexOptions, tmp_path: Path) -> None:
     copy = tmp_path / "test.jsonl"
     copy.write_text(json.dumps({"text": HEART}))

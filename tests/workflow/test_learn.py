@@ -15,6 +15,9 @@ import pytest
 from memdec_edge.documents import GENERAL
 from memdec_edge.gguf import metadata
 from memdec_edge.gguf.index_file import IndexFile
+from memdec_edge.options import LearnOptions
+from memdec_edge.workflow import demo
+from memdec_edge.workflow import learn as learning
 from tests.support.command import COMMAND, error_of, last_json, memdec
 from tests.support.terminal import terminal
 from tests.support.tiny import TEXT, tiny_checkpoint, tiny_gguf
@@ -250,6 +253,30 @@ def test_more_documents_go_on_from_the_memory(learned: Learned, tmp_path: Path) 
     again = memdec("learn", "--add", tmp_path / "more", "--out", out, "--yes", "--json")
     assert last_json(again) == found  # the same documents are added once
     assert not (out / "added-2").exists()
+
+
+def test_a_control_is_trained_as_the_memory_was_but_for_the_retriever(room: Path, tmp_path: Path) -> None:
+    """What demo --control does, on a corpus that names its splits and stands in the output folder already."""
+    corpus = tmp_path / "out" / "corpus"
+    corpus.mkdir(parents=True)
+    for seed, (split, count) in enumerate((("train", 40), ("valid", 30), ("test", 20))):
+        lines = (json.dumps({"text": text}) + "\n" for text in words(count, seed))
+        (corpus / f"{split}.jsonl").write_text("".join(lines))
+    options = LearnOptions(corpus, room / "base.gguf", tmp_path / "out", domain="law", retriever=True)
+    found = learning.learn(options, prompts=["The licence", "You may"])
+    assert (found["plan"]["beta"], found["plan"]["teacher_epochs"]) == (0.5, 2)
+    assert [text["prompt"] for text in found["continuations"]] == ["The licence", "You may"]
+    with closing(IndexFile.open(Path(found["models"]["index"]["file"]))) as index:
+        assert index.n_documents == 40  # held-out documents that are named so are in no index
+    control = demo.measured_control(options, found)
+    assert 1 < control["perplexity"] < 1.05 * found["perplexity"]["base"]["perplexity"]
+    made = {path.name for path in (tmp_path / "out").glob("*.gguf")}
+    assert made == {"memdec-law.gguf", "memdec-law-index.gguf", "memdec-law-control.gguf"}
+    path = tmp_path / "out" / "memdec-law-control.gguf"
+    facts = metadata.MemoryMetadata.from_gguf(path, metadata.read(path)[0])
+    assert facts.train is not None
+    assert facts.train["beta"] == "0.0"
+    assert demo.measured_control(options, found) == control  # kept
 
 
 def test_what_cannot_be_learned_is_one_line_and_leaves_nothing(room: Path, tmp_path: Path) -> None:
