@@ -50,7 +50,6 @@ def tell_plan(plan: Plan, text: Gathered, machine: Machine, base: Path, teacher:
     recipe = next(each for each in RECIPES if each.name == plan.recipe)
     teachers = f", after {plan.teacher_epochs:g} passes of the teacher" if plan.teacher_epochs else ""
     free = "" if machine.free_memory is None else f" ({machine.free_memory / 1e9:.1f} free)"
-    size = parts.n_bytes(base) if base == teacher else machine.parameters * 1.07
     rows = {
         "documents": f"{sum(map(len, splits.values())):,}{alike}{left_out}",
         "tokens": f"{tokens['train']:,} for training, {tokens['valid']:,} for validation, {tokens['test']:,} held out",
@@ -58,7 +57,7 @@ def tell_plan(plan: Plan, text: Gathered, machine: Machine, base: Path, teacher:
         "because": recipe.evidence,
         "memory": f"begins as a copy of {shown_name(teacher)}, {machine.parameters / 1e6:,.0f} million weights; "
         f"{' or '.join(kind.upper() for kind in TYPES)}, as validation text decides; at most "
-        f"{1.07 * machine.parameters / 1e6:,.0f} MB beside a base of {size / 1e6:,.0f}",
+        f"{1.07 * machine.parameters / 1e6:,.0f} MB beside a base of {parts.n_bytes(base) / 1e6:,.0f}",
         "needs": f"{plan.ram / 1e9:.1f} GB of RAM{free}, {plan.disk / 1e9:.1f} GB of disk "
         f"({machine.free_disk / 1e9:.1f} free)",
         "time": ", ".join(f"{name} {clock(plan.seconds_of(name))}" for name in plan.stages if plan.stages[name])
