@@ -21,6 +21,7 @@ from memdec_edge.evaluation.perplexity import Score, TokenScores, join_documents
 from memdec_edge.evaluation.tune import Rule, Tuning, keep, tune
 from memdec_edge.gguf import metadata
 from memdec_edge.mixture.weights import Mixture
+from memdec_edge.notes import warn
 from memdec_edge.options import (
     LAMBDAS,
     ConvertOptions,
@@ -55,13 +56,13 @@ def make_file(base: Path, checkpoint: Path, out: Path, valid: Sequence[str], opt
     loading raise.
     """
     if not valid:
-        convert(ConvertOptions(checkpoint, out, TYPES[0], base=base, overwrite=True))
+        warn(convert(ConvertOptions(checkpoint, out, TYPES[0], base=base, overwrite=True)).warnings)
         return {"type": TYPES[0], "types": []}
     scratch = out.parent / ".unfinished"  # what a killed run left there is made anew
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         whole = scratch / f"{out.stem}-f16.gguf"
-        convert(ConvertOptions(checkpoint, whole, "f16", base=base))
+        warn(convert(ConvertOptions(checkpoint, whole, "f16", base=base)).warnings)
         files = {kind: scratch / f"{out.stem}-{kind}.gguf" for kind in TYPES}
         for kind, file in files.items():
             quantize(QuantizeOptions(whole, file, QuantTypes(outtype=kind, quality_tokens=0)))
@@ -122,6 +123,7 @@ def measured(base: Path, memory: Path, index: Path, test: Sequence[str], options
     """
     voices = [MemoryOptions(memory), MemoryOptions(index)]
     with closing(Engine(base, voices, LoadOptions(n_ctx=options.window))) as engine:
+        warn(engine.warnings)
         memories, indexes = engine.memories, engine.indexes
         domain = score_tokens(engine, test, options) if _is_text(test) else None
         general = score_tokens(engine, read_documents(GENERAL), replace(options, max_tokens=0))
