@@ -23,7 +23,7 @@ class LearnOptions(Checked):
     )
     base: Path | None = option(None, "-m", "--model", metavar="FILE", help="Base model, GGUF.")
     out: Path | None = option(
-        None, "--out", metavar="DIR", unicode=True, help="Folder for everything. Default: memdec-NAME, after DOCS."
+        None, "--out", metavar="DIR", unicode=True, help="Folder for everything. Default: one in the user's cache."
     )
     budget: str = option("", "--budget", metavar="TIME", help="Time to take at most, such as 45m. Default: as needed.")
     domain: str = option("", "--domain", metavar="TEXT", help="What the documents are about. Default: their name.")

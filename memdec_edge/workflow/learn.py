@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from memdec_edge.errors import Cancelled, ExistingOutputError, MissingFileError, OptionError
-from memdec_edge.files import shown_name
+from memdec_edge.files import cache_home, shown_name
 from memdec_edge.gguf.fingerprint import fingerprint
 from memdec_edge.options import LearnOptions, TrainOptions
 from memdec_edge.workflow.gather import digests_of
@@ -74,7 +74,7 @@ def _place(options: LearnOptions) -> tuple[LearnOptions, Place]:
         return known, Place(options.out, first["name"])
     assert options.documents is not None
     domain = options.domain or Path(shown_name(options.documents.absolute())).stem.replace("_", " ").replace("-", " ")
-    out = options.out or Path(f"memdec-{slug(domain)}")
+    out = options.out or cache_home() / "learn" / slug(domain)
     return replace(options, domain=domain, out=out), Place(out, slug(domain))
 
 
