@@ -129,15 +129,16 @@ def _make_control(training: TrainOptions, folder: Path, found: dict[str, Any], k
     from memdec_edge.files import write_text
     from memdec_edge.train import train_apart
     from memdec_edge.workflow.measure import scoring
+    from memdec_edge.workflow.recipes import MEASURED
 
     control, base = folder / f"memdec-{found['name']}-control.gguf", Path(found["models"]["base"]["file"])
     report = train_apart(training)
     convert(ConvertOptions(report.path, control, found["models"]["memory"]["type"], base=base, overwrite=True))
-    options = scoring(base, found["plan"]["scored"])
+    options, more = (scoring(base, n * found["plan"]["scored"]) for n in (1, MEASURED))
     with closing(Engine(base, [MemoryOptions(control, 0.0)], LoadOptions(n_ctx=options.window))) as engine:
         valid, test = (read_documents(folder / "corpus" / f"{split}.jsonl") for split in ("valid", "test"))
         weight = best_lambda(score_tokens(engine, valid, options).sweep(Mixture((1.0,), (1.0,)), LAMBDAS))
-        score = score_tokens(engine, test, options).score([weight])
+        score = score_tokens(engine, test, more).score([weight])
     result = {"perplexity": score.perplexity, "standard_error": score.standard_error, "lambda": weight}
     write_text(kept, json.dumps(result))
 

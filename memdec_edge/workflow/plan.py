@@ -18,6 +18,7 @@ from memdec_edge.workflow.recipes import (
     EVALUATED,
     LEAST_PASSES,
     LEAST_TOKENS,
+    MEASURED,
     PLAIN,
     RECIPES,
     RETRIEVER,
@@ -46,7 +47,8 @@ Parts = list[tuple[str, float]]  # the label of a progress bar, or any other nam
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be done. tokens: of the training text that are read; scored: tokens that choose and measure."""
+    """What will be done. tokens: of the training text that are read; scored: tokens of
+    validation text that choose; MEASURED times as many of the test split measure."""
 
     recipe: str
     beta: float
@@ -242,7 +244,7 @@ class _Planner:
         return [(f"{name} text", 2 * n / self.machine.scoring) for name, n in (("domain", valid), ("general", GENERAL))]
 
     def _measuring(self, scored: int) -> Parts:
-        test = min(scored, self.text.tokens["test"])
+        test = min(MEASURED * scored, self.text.tokens["test"])
         rebuilt = sum(seconds for _, seconds in self._index(self.text.tokens["train"])) - self.text.seconds
         asked = (test + GENERAL) * LOOKED_UP
         return [

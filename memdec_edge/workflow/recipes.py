@@ -42,7 +42,8 @@ LEAST_BLOCK = 16
 # What a memory's file may be, largest first; the smallest that costs at most WORTH against the first is taken.
 TYPES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m")
 WORTH = 0.01
-SCORED = (8192, 4096, 2048, 1024, 512)  # tokens that choose and measure; as many as take EVALUATED of the time at most
+SCORED = (8192, 4096, 2048, 1024, 512)  # tokens that choose; as many as take EVALUATED of the time at most
+MEASURED = 2  # times as many tokens measure: two windows at least, since one has no error
 EVALUATED = 0.3
 
 

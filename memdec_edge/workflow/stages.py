@@ -25,7 +25,7 @@ from memdec_edge.errors import Cancelled
 from memdec_edge.files import scratch_path, write_text
 from memdec_edge.indexing.build import build_index
 from memdec_edge.notes import note, warn
-from memdec_edge.options import CacheOptions, EvalOptions, IndexOptions, LearnOptions, TrainOptions
+from memdec_edge.options import CacheOptions, IndexOptions, LearnOptions, TrainOptions
 from memdec_edge.progress import scheduled
 from memdec_edge.train.lock import FolderLock
 from memdec_edge.workflow import measure
@@ -42,7 +42,7 @@ from memdec_edge.workflow.plan import (
     require_text,
 )
 from memdec_edge.workflow.probe import context_of, probe
-from memdec_edge.workflow.recipes import BATCH, BLOCK
+from memdec_edge.workflow.recipes import BATCH, BLOCK, MEASURED
 from memdec_edge.workflow.report import write_report
 from memdec_edge.workflow.tell import clock, commands_of, report_of, tell_machine, tell_plan
 
@@ -108,7 +108,7 @@ class Round:
         self._run("file", partial(measure.make_file, self.base, place.memory, place.gguf, chooses, scored))
         tuned = self._run("tuning", partial(measure.tuned, self.base, place.gguf, chooses, scored))
         measure.keep_tuned(place.gguf, tuned)
-        worth = self._run("measuring", partial(self._measure, test, scored))
+        worth = self._run("measuring", partial(self._measure, test))
         measure.state_perplexities(place.gguf, worth)
         passages = [(prompt, None) for prompt in prompts] or measure.passages_of(test, CONTINUATIONS)
         goes_on = partial(measure.continued, self.base, place.gguf, passages, CONTINUED, seed)
@@ -187,9 +187,9 @@ class Round:
         note(report.notice)
         return {**asdict(report), "path": str(report.path)}
 
-    def _measure(self, test: Sequence[str], options: EvalOptions) -> Result:
+    def _measure(self, test: Sequence[str]) -> Result:
         """Measured beside an index of the training text alone, since the index holds the held-out documents too."""
-        place = self.place
+        place, options = self.place, measure.scoring(self.base, MEASURED * self.plan.scored)
         if self.told["named"] and not place.round:
             return measure.measured(self.base, place.gguf, place.index, test, options)
         corpora = [*(each.corpus for each in place.earlier), place.corpus]

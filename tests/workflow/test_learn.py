@@ -126,7 +126,7 @@ def test_the_type_is_the_smallest_within_one_percent_of_the_first(learned: Learn
 
 def test_the_figures_are_those_of_eval(learned: Learned) -> None:
     test, memory = learned.out / "corpus" / "test.jsonl", learned.json["memory_file"]
-    most = learned.report["plan"]["scored"]
+    most = 2 * learned.report["plan"]["scored"]
     arguments = ("-m", learned.base, "-M", memory, test, *WINDOW, "--max-tokens", most, "--json")
     scored = last_json(memdec("eval", *arguments))
     mine = learned.report["perplexity"]
