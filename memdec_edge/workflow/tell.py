@@ -96,7 +96,7 @@ def report_of(options: LearnOptions, place: Place, journal: Journal) -> dict[str
         "domain": options.domain,
         "name": place.name,
         "helps": worth["helps"],
-        "documents": told["documents"],
+        "documents": told["documents"] | {"tokens": told["documents"]["tokens"] | {"train": plan.tokens}},  # as read
         "plan": told["plan"],
         "machine": told["machine"],
         "stages": [{"name": "planning", "estimated_seconds": None, "seconds": plan.planning}, *stages],
