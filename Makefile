@@ -12,9 +12,9 @@ INPUTS := pyproject.toml constraints.txt $(wildcard native/*.c native/*.h)
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-demo: .venv/.demo ## train a small memory, convert it, run it beside its base (ARGS=--quick for the short way)
-	@echo "The demo trains a memory and a control on real text, then measures both: about 17 minutes on 2 cores,"
-	@echo "a few with ARGS=--quick. After Ctrl-C make demo goes on; a finished demo shows its result again."
+demo: .venv/.demo ## learn real text, and see what that is worth (ARGS=--quick for the short way)
+	@echo "The demo learns real text and measures what that is worth: about 7 minutes on 2 cores, a few with"
+	@echo "ARGS=--quick. After Ctrl-C make demo goes on; a finished demo shows its result again."
 	$(BIN)/memdec-edge demo $(ARGS)
 
 # Two processes at once, a file of tests to each. Threads that wait for work sleep, so that the two do not slow each other.

@@ -7,7 +7,7 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from memdec_edge.errors import ExistingOutputError, OutputError
 
@@ -122,9 +122,14 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def shown_name(path: Path) -> str:
+def shown_name(path: PurePath) -> str:
     """Return the last part of a path as text: bytes of it that are not UTF-8 become U+FFFD."""
-    return os.fsencode(path.name).decode("utf-8", "replace")
+    return shown_path(PurePath(path.name))
+
+
+def shown_path(path: PurePath) -> str:
+    """Return a path as text: bytes of it that are not UTF-8 become U+FFFD."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def sha256(path: Path) -> str:

@@ -269,8 +269,8 @@ def test_an_assistant_takes_the_files_of_the_newest_demo(tmp_path: Path) -> None
     for age, name in enumerate(("new", "old")):
         folder = tmp_path / "demo" / f"licences-{name}"
         folder.mkdir(parents=True)
-        (folder / "result.json").write_text("{}")
-        os.utime(folder / "result.json", (1e9 - age, 1e9 - age))
+        (folder / "report.json").write_text("{}")
+        os.utime(folder / "report.json", (1e9 - age, 1e9 - age))
     made = tmp_path / "demo" / "licences-new" / "memdec-licences.gguf"  # an index fits the demo's base, quickly
     assert memdec("index", tmp_path / "notes.md", "-m", demo_base(), "--out", made).returncode == 0
     done = run_piped(LEGAL, home=str(tmp_path))

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from memdec_edge.progress import progress
+from memdec_edge.progress import progress, scheduled
 
 
 @pytest.fixture
@@ -34,6 +34,23 @@ def test_work_of_an_earlier_run_counts_as_done_and_not_as_speed(
         clock[0] += 100
         advance(1)
     assert capsys.readouterr().err == "keys: 901 of 1,000 runs (90%), 0.01 runs/s, 2:45:00 left\n"
+
+
+def test_a_plan_adds_what_follows(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with scheduled([("keys", 50.0), ("training", 200.0), ("later", 3_600.0)]):
+        for label, left in (("keys", "0:00:40 left, 1:04:00 in all"), ("training", "0:00:40 left, 1:00:40 in all")):
+            with progress(label, 100) as advance:
+                clock[0] += 60
+                advance(60)
+            assert capsys.readouterr().err == f"{label}: 60 of 100 tokens (60%), 1 tokens/s, {left}\n"
+        with scheduled([("other", 1.0)]), progress("keys", 100) as advance:
+            clock[0] += 60
+            advance(60)
+        assert "in all" not in capsys.readouterr().err  # the inner plan says nothing of it
+    with progress("keys", 100) as advance:
+        clock[0] += 60
+        advance(60)
+    assert "in all" not in capsys.readouterr().err
 
 
 def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@
     train(TrainOptions) -> TrainReport           a small causal LM that has learned to answer so (2508.09874)
     adapt(AdaptOptions) -> TrainReport           such a memory for another vocabulary
     write_ids(path, ids, model)                  token ids as a corpus, for text that is tokenized elsewhere
+    measure_speed_apart(...) -> Speed            how fast this machine does that
 
 These run in the calling process, which they leave as it is: its threads, its signals. build_cache_apart(),
 train_apart() and adapt_apart() do the same in a process of their own, where waiting threads do not disturb other work;
@@ -22,20 +23,22 @@ from memdec_edge.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from .adapting import adapt
-    from .apart import adapt_apart, build_cache_apart, train_apart
+    from .apart import adapt_apart, build_cache_apart, measure_speed_apart, train_apart
     from .knn.build import build_cache
     from .pipeline import train
-    from .report import NOTICE, CacheReport, TrainReport
+    from .report import NOTICE, CacheReport, Speed, TrainReport
     from .token_files import write_ids
 
 __all__ = [
     "NOTICE",
     "CacheReport",
+    "Speed",
     "TrainReport",
     "adapt",
     "adapt_apart",
     "build_cache",
     "build_cache_apart",
+    "measure_speed_apart",
     "train",
     "train_apart",
     "write_ids",
@@ -46,10 +49,12 @@ _HOMES = {
     "adapt_apart": ".apart",
     "build_cache": ".knn.build",
     "build_cache_apart": ".apart",
+    "measure_speed_apart": ".apart",
     "train": ".pipeline",
     "train_apart": ".apart",
     "NOTICE": ".report",
     "CacheReport": ".report",
+    "Speed": ".report",
     "TrainReport": ".report",
     "write_ids": ".token_files",
 }

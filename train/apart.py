@@ -10,13 +10,14 @@ Knows nothing of training.
 
 import os
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from memdec_edge.child import run_in_child
 from memdec_edge.machine import usable_cpus
 from memdec_edge.options import AdaptOptions, CacheOptions, TrainOptions
 
-from .report import CacheReport, TrainReport
+from .report import CacheReport, Speed, TrainReport
 
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # of libgomp; of the libomp of LLVM and Intel
 
@@ -27,26 +28,32 @@ def train_apart(options: TrainOptions) -> TrainReport:
     Variables of the environment that set waiting or threads win over options.cache.spin. Under `accelerate launch` or
     `torchrun` the training runs in this process, which is one of several.
     """
-    report: TrainReport = _apart(".pipeline", "train", options, options.cache.spin)
+    report: TrainReport = _apart(".pipeline", "train", options, spin=options.cache.spin)
     return report
 
 
 def adapt_apart(options: AdaptOptions) -> TrainReport:
     """adapt() in a process of its own, as train_apart() does it."""
-    report: TrainReport = _apart(".adapting", "adapt", options, options.training.cache.spin)
+    report: TrainReport = _apart(".adapting", "adapt", options, spin=options.training.cache.spin)
     return report
 
 
 def build_cache_apart(options: CacheOptions) -> CacheReport:
     """build_cache() in a process of its own, as train_apart() does it."""
-    report: CacheReport = _apart(".knn.build", "build_cache", options, options.spin)
+    report: CacheReport = _apart(".knn.build", "build_cache", options, spin=options.spin)
     return report
 
 
-def _apart(module: str, name: str, options: Any, spin: bool) -> Any:
+def measure_speed_apart(teacher: Path, block: int, batch: int) -> Speed:
+    """measure_speed() in a process of its own, as train_apart() does it."""
+    speed: Speed = _apart(".speed", "measure_speed", teacher, block, batch, spin=False)
+    return speed
+
+
+def _apart(module: str, name: str, *arguments: Any, spin: bool) -> Any:
     if "RANK" in os.environ:
-        return getattr(import_module(module, __package__), name)(options)
-    return run_in_child(f"{__package__}{module}:{name}", options, environment=surroundings(spin))
+        return getattr(import_module(module, __package__), name)(*arguments)
+    return run_in_child(f"{__package__}{module}:{name}", *arguments, environment=surroundings(spin))
 
 
 def surroundings(spin: bool) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from memdec_edge.errors import OutputError
-from memdec_edge.files import atomic_path, write_text
+from memdec_edge.files import MANIFEST, atomic_path, write_text
 from memdec_edge.notes import note
 
 from .artifacts import Stage
@@ -58,6 +58,19 @@ class Metrics:
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The lines of metrics.jsonl, one a step."""
     return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+
+
+def read_curves(folder: Path, tokens_a_step: int) -> dict[str, list[list[float]]]:
+    """Points of tokens seen and a value: train, the loss of each step in nats; valid, perplexity of the memory alone.
+
+    The second begins before the first step, where that was measured.
+    """
+    start = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["facts"].get("start", {})
+    lines = [{"step": 0, **start}, *read_metrics(folder)]
+    return {
+        name: [[line["step"] * tokens_a_step, line[key]] for line in lines if key in line]
+        for name, key in (("train", "loss"), ("valid", "valid_perplexity"))
+    }
 
 
 def draw_curves(folder: Path, start: Mapping[str, float]) -> None:

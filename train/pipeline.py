@@ -60,7 +60,7 @@ def train(options: TrainOptions) -> TrainReport:
             stage.begin()
         if source and "finished" not in stage.manifest:
             targets = cache.targets() if options.beta > 0 else None
-            validation = Validation(cache.tokens("valid"), options.cache.block)
+            validation = Validation(cache.tokens("valid"), options.cache.block, positions=options.valid_positions)
             if processes.is_main_process:
                 validation = replace(
                     validation, base=_base_losses(options, stage, validation, teacher, processes.device)

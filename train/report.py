@@ -1,4 +1,7 @@
-"""What train() and build_cache() return, without the libraries that they need. Knows nothing of how it is found."""
+"""What train(), build_cache() and measure_speed() return, without the libraries that they need.
+
+Knows nothing of how it is found.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +31,19 @@ class CacheReport:
     search: str  # "exact", or the kind of index
     recall: float | None  # share of the exact kNN mass that the index finds, on a sample; None: exact
     bytes: int  # on disk
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a machine does with a model, in tokens a second, and what it takes before the first."""
+
+    training: float  # of optimiser steps
+    reading: float  # of passes that score each next token
+    products: float  # multiplications and additions a second, of large matrices
+    loading: float  # seconds to load the model
+    warming: float  # seconds that the first step takes more than others
+    seconds: float  # of all this, without the start of the process
+    device: str  # PyTorch's name: cpu, cuda, ...
 
 
 @dataclass(frozen=True)

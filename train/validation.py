@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from memdec_edge.mixture.weights import best_lambda
-from memdec_edge.options import LAMBDAS
+from memdec_edge.options import LAMBDAS, TrainOptions
 
 from .corpus import Tokens
 from .head import predict
 from .teacher import gather_blocks, spread_blocks
 
-POSITIONS = 8192  # scored, at most; `memdec-edge eval` can score them all
 ALONE, MIXED, LAMBDA = "valid_perplexity", "mixture_perplexity", "mixture_lambda"
 FIGURES = (ALONE, MIXED, LAMBDA)
 Figures = dict[str, float]  # by name of FIGURES; no mixture without a base, nothing at all without text
@@ -31,7 +30,7 @@ class Validation:
     tokens: Tokens
     block: int
     base: Tensor | None = None  # -log p of a base at the positions of `blocks`, float32 in nats; None: no mixture
-    positions: int = POSITIONS
+    positions: int = TrainOptions.valid_positions  # scored, at most
 
     @property
     def blocks(self) -> list[int]:

@@ -20,6 +20,7 @@ from memdec_edge.cli.demo import demo
 from memdec_edge.cli.eval import eval_
 from memdec_edge.cli.flags import CommandError, unknown_flag
 from memdec_edge.cli.index import index
+from memdec_edge.cli.learn import learn
 from memdec_edge.cli.listing import list_
 from memdec_edge.cli.lm_eval import PASSED_ON, lm_eval
 from memdec_edge.cli.output import note
@@ -42,7 +43,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: instant, and the same in every terminal
 )
 for command in (
-    run, chat, eval_, lm_eval, tune, bench, check, show, index, cache, train, adapt, convert, quantize, list_, rm, demo,
+    learn, run, chat, eval_, lm_eval, tune, bench, check, show, index, cache, train, adapt, convert, quantize, list_,
+    rm, demo,
 ):  # fmt: skip
     name = command.__name__.rstrip("_").replace("_", "-")
     app.command(name, context_settings=PASSED_ON if command is lm_eval else None)(command)

@@ -11,7 +11,9 @@ Libraries of the extra [documents] are imported where a file needs them. Knows n
 from pathlib import Path
 
 from memdec_edge.documents.corpus import (
+    Divided,
     Document,
+    divide_corpus,
     read_documents,
     read_files,
     require_training,
@@ -32,9 +34,11 @@ __all__ = [
     "NO_TEXT",
     "SPLITS",
     "Corpus",
+    "Divided",
     "Document",
     "File",
     "decode_text",
+    "divide_corpus",
     "file_digests",
     "find_files",
     "kind_of",

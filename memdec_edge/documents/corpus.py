@@ -29,6 +29,15 @@ class Document:
     source: str
 
 
+@dataclass(frozen=True)
+class Divided:
+    """The documents of a corpus by split, in seeded random order. alike: how many are like others of the corpus."""
+
+    corpus: Corpus  # its `left_out` is complete
+    splits: dict[str, list[Document]]
+    alike: int
+
+
 def scored_files(path: Path) -> list[File]:
     """Return the files to evaluate: the test split where names of files say which that is, else all.
 
@@ -55,7 +64,12 @@ def read_documents(path: Path) -> list[str]:
 
 
 def split_documents(path: Path, valid: float, test: float, seed: int) -> dict[str, list[Document]]:
-    """Return the documents of each split, in seeded random order, and say on stderr which files serve which.
+    """Return the splits of divide_corpus()."""
+    return divide_corpus(path, valid, test, seed).splits
+
+
+def divide_corpus(path: Path, valid: float, test: float, seed: int) -> Divided:
+    """Read the documents of each split, and say on stderr which files serve which.
 
     Splits that the corpus does not name are taken from its training documents: fractions `valid` and `test` of their
     characters, none where the fraction is 0. Documents that are equal, exactly or nearly, stay in one split; where no
@@ -72,17 +86,19 @@ def split_documents(path: Path, valid: float, test: float, seed: int) -> dict[st
         raise CorpusError(path, NO_TEXT)
     _say_shared(read)
     if not shares:
-        return {split: shuffled(documents, seed) for split, documents in read.items()}
+        return Divided(corpus, {split: shuffled(documents, seed) for split, documents in read.items()}, 0)
     train = read["train"]
     family = families([document.text for document in train])
     parts = divide([document.text for document in train], family, shares, seed)
     taken = {split: [Document(text, train[i].source) for i, text in some] for split, some in parts.items()}
-    if alike := sum(count for count in Counter(family).values() if count > 1):
+    alike = sum(count for count in Counter(family).values() if count > 1)
+    if alike:
         note(f"text: {alike:,} of {len(train):,} documents are like others, exactly or nearly; these stay together")
     counts = ", ".join(f"{split} {len(some):,}" for split, some in taken.items())
     many = f"{len(train):,} documents become {counts}"
     note(f"text: {many}" if len(train) > 1 else f"text: one document, cut into {', '.join(taken)}")
-    return {split: taken[split] if split in taken else shuffled(read[split], seed) for split in SPLITS}
+    splits = {split: taken[split] if split in taken else shuffled(read[split], seed) for split in SPLITS}
+    return Divided(corpus, splits, alike)
 
 
 def require_training(corpus: Corpus) -> None:

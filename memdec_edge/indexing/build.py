@@ -1,6 +1,7 @@
 """Documents into an index GGUF: read, order, measure the trust, write. Knows nothing of terminals and of mixing."""
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from memdec_edge.documents import Corpus, file_digests, find_files, require_training, say_left_out
 from memdec_edge.errors import CorpusError
-from memdec_edge.files import refuse_existing
+from memdec_edge.files import refuse_existing, sha256
 from memdec_edge.gguf.index_file import Positions, Tokens, tokenizer_of, write_index
 from memdec_edge.gguf.origin import MAX_TEXTS, texts_seen
 from memdec_edge.indexing.sort import sorted_prefixes
@@ -68,7 +69,8 @@ def build_index(options: IndexOptions) -> IndexReport:
     trust, trust_from = _trust(options, tokens, prefixes, starts, valid)
     write_index(
         options.out, tokens=tokens, prefixes=prefixes, starts=starts, names=packed.names, trust=trust.tolist(),
-        digest=digest, n_vocab=n_vocab, domain=options.domain, license=options.license, texts=_texts(corpora),
+        digest=digest, n_vocab=n_vocab, domain=options.domain, license=options.license,
+        texts=_texts(corpora, options.copies),
     )  # fmt: skip
     return IndexReport(
         path=options.out,
@@ -84,9 +86,9 @@ def build_index(options: IndexOptions) -> IndexReport:
     )
 
 
-def _texts(corpora: list[Corpus]) -> list[str]:
-    """Digests of the files that are indexed, and of those that an index among them holds; [] for too many."""
-    found: set[str] = set()
+def _texts(corpora: list[Corpus], copies: Sequence[Path]) -> list[str]:
+    """Digests of the files that are indexed, of copies, and of what an index among them holds; [] for too many."""
+    found = {sha256(path) for path in copies}
     for corpus in corpora:
         indexed = [file for file in corpus.files["train"] if file.name not in corpus.left_out]
         if len(indexed) > MAX_TEXTS:

@@ -14,7 +14,7 @@ import numpy as np
 
 from memdec_edge.documents import NO_TEXT, Corpus, File, kind_of, read_files
 from memdec_edge.errors import CorpusError
-from memdec_edge.files import shown_name
+from memdec_edge.files import shown_name, shown_path
 from memdec_edge.gguf.header import MAGIC
 from memdec_edge.gguf.index_file import MOST_DOCUMENTS, MOST_TOKENS, IndexFile, Tokens, token_type
 from memdec_edge.llama.model import Model
@@ -89,7 +89,7 @@ def _documents(corpus: Corpus, files: list[File], base: Model) -> Iterator[tuple
     for document in read_files(corpus, files):
         file, kind = known[document.source], kind_of(known[document.source])
         numbers[document.source] += 1
-        name = shown_name(file.path) if corpus.is_one_file else str(file.inside)
+        name = shown_name(file.path) if corpus.is_one_file else shown_path(file.inside)
         numbered = f"{name}:{numbers[document.source]}" if kind and kind.rows else name
         yield file.path, numbered, [*head, *chain.from_iterable(in_pieces(document.text, base.encode)), *tail]
 

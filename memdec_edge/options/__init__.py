@@ -3,7 +3,8 @@
     fields       what an option says about itself, and the checks that follow
     chat         chat templates
     inference    loading, mixing, sampling, generating, measuring
-    training     kNN cache, training, adapting, demo
+    training     kNN cache, training, adapting
+    learning     learn and the demo
     conversion   GGUF files: memories, models, indexes
 
 A value that cannot be raises OptionError, which names the field. Knows nothing of where values come from: the command
@@ -41,15 +42,14 @@ from memdec_edge.options.inference import (
     MixtureOptions,
     SamplingOptions,
 )
+from memdec_edge.options.learning import DOMAINS, DemoOptions, LearnOptions
 from memdec_edge.options.training import (
     DEFAULT_K,
-    DOMAINS,
     KEYS,
     SEARCHES,
     TARGETS,
     AdaptOptions,
     CacheOptions,
-    DemoOptions,
     TrainOptions,
 )
 
@@ -82,6 +82,7 @@ __all__ = [
     "EvalOptions",
     "GenerationOptions",
     "IndexOptions",
+    "LearnOptions",
     "LoadOptions",
     "MemoryOptions",
     "MixtureOptions",

@@ -111,6 +111,8 @@ class IndexOptions(Checked):
     add: tuple[Path, ...] = option((), "--add", metavar="DOCS", help="More documents, as DOCS. Repeatable.")
     domain: str = option("", "--domain", metavar="TEXT", help="What the documents are about, for `show`.")
     license: str = option("", "--license", metavar="TEXT", help="Licence of the documents, such as CC-BY-4.0.")
+    # files of which eval is to say that the index holds their text
+    copies: tuple[Path, ...] = option((), help="Files that hold the text of documents once more.")
     # where the documents name no validation split
     held_out: float = option(
         0.05, low=0.0, high=0.5, help="Share of the documents that relative weights are measured on."

@@ -1,4 +1,4 @@
-"""Options of making memories: the kNN cache, the training, the demo. Knows nothing of where values come from."""
+"""Options of making memories: the kNN cache, the training. Knows nothing of where values come from."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +9,6 @@ KEYS = ("mlp_input", "hidden")  # what a teacher's key is; train/teacher.py
 TARGETS = ("knn-lm", "knn")  # what a memory imitates; train/targets.py
 SEARCHES = ("auto", "exact", "ivfpq", "hnsw")  # how neighbours are found; train/knn/approximate.py
 DEFAULT_K = 1024  # as in 2508.09874
-DOMAINS = ("medicine", "licences")  # of the demo; workflow/corpora.py
 OUT = about("--out", metavar="DIR", unicode=True, help="Output folder.")
 
 
@@ -126,6 +125,7 @@ class TrainOptions(Checked):
         50, "--valid-every", low=0, high=INT_MAX,
         help="Steps between validations, beside one after each epoch; 0: only at the end.",
     )  # fmt: skip
+    valid_positions: int = option(8192, low=1, high=INT_MAX, help="Tokens of validation text to score at most.")
     domain: str = option("", "--domain", help="Topic of the memory, for the GGUF.")
     license: str = option("", "--license", help="Licence of the text as an SPDX id, for the GGUF.")
 
@@ -142,11 +142,3 @@ class AdaptOptions(Checked):
         0.1, "--budget-share", metavar="SHARE", low=1e-6, high=1e3,
         help="Training tokens, as a share of those that the memory was trained on.",
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class DemoOptions(Checked):
-    """The demo: which text, how much of it."""
-
-    domain: str = option("medicine", "--domain", choices=DOMAINS, help="Text to learn: medicine or licences.")
-    quick: bool = option(False, "--quick", help="Run a smaller version, of a few minutes.")

@@ -16,6 +16,7 @@ from memdec_edge.options import (
     EvalOptions,
     GenerationOptions,
     IndexOptions,
+    LearnOptions,
     LoadOptions,
     QuantTypes,
     SamplingOptions,
@@ -32,6 +33,7 @@ REQUIRED = {
     "convert": ["no", "--outfile", "no"],
     "quantize": ["no", "no", "q8_0"],
     "index": ["no", "-m", "no.gguf", "--out", "no"],
+    "learn": ["no", "-m", "no.gguf"],
     "demo": [],
 }
 USED = [
@@ -43,6 +45,7 @@ USED = [
     ("convert", ConvertOptions),
     ("index", IndexOptions),
     ("quantize", QuantTypes),
+    ("learn", LearnOptions),
     ("demo", DemoOptions),
 ]
 FLAGS = [

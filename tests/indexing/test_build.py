@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -56,6 +57,21 @@ def base(family: Family) -> Iterator[Model]:
 def text_of(index: IndexFile, document: int, base: Model) -> str:
     start, end = (int(at) for at in index.starts[document : document + 2])
     return b"".join(base.piece(int(token)) for token in index.tokens[start : end - 1]).decode()
+
+
+def test_a_name_that_is_not_utf8_is_shown_as_far_as_it_is(options: IndexOptions) -> None:
+    (options.documents / os.fsdecode(b"caf\xe9.txt")).write_text(LUNG)
+    build_index(options)
+    with closing(IndexFile.open(options.out)) as index:
+        assert "caf\ufffd.txt" in index.names
+
+
+def test_an_index_tells_of_copies_of_its_text(options: IndexOptions, tmp_path: Path) -> None:
+    copy = tmp_path / "test.jsonl"
+    copy.write_text(json.dumps({"text": HEART}))
+    build_index(replace(options, copies=(copy,)))
+    assert sha256(copy) in texts_seen(options.out)
+    assert sha256(options.documents / "heart.txt") in texts_seen(options.out)
 
 
 def test_an_index_holds_every_document_with_its_name(options: IndexOptions, base: Model) -> None:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from memdec_edge.errors import MissingFileError, OptionError
-from memdec_edge.train import apart, build_cache, build_cache_apart, pipeline, train, train_apart
+from memdec_edge.train import apart, build_cache, build_cache_apart, measure_speed_apart, pipeline, train, train_apart
 from tests.support.training import BLOCK, K, cache_options, make_room, train_options
 
 SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
@@ -41,6 +41,16 @@ def test_what_a_training_raises_is_raised_here(room: Path, tmp_path: Path) -> No
     assert (caught.value.field, caught.value.value, caught.value.exit_code) == ("layers", 3, 2)
     with pytest.raises(MissingFileError, match=r"config\.json: no such file"):
         build_cache_apart(cache_options(room, teacher=tmp_path, out=tmp_path / "cache"))
+
+
+def test_the_speed_of_a_model_is_measured(room: Path) -> None:
+    speed = measure_speed_apart(room / "teacher", BLOCK, 2)
+    assert speed.reading > speed.training > 0  # a step reads, goes back and updates
+    assert speed.products > 0
+    assert 0 < speed.loading < speed.seconds
+    assert speed.device == "cpu"
+    with pytest.raises(MissingFileError):
+        measure_speed_apart(room / "corpus", BLOCK, 2)
 
 
 def test_threads_wait_passively_unless_they_are_to_spin_or_the_user_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The demo, for real: the quick version trains, converts, measures and shows; a second run reuses all of it."""
+"""The demo, for real: the quick version learns, measures and shows; a second run reuses all of it."""
 
 import json
 import os
@@ -41,8 +41,22 @@ def test_the_quick_demo_lowers_held_out_perplexity_by_15_percent(
     assert found["perplexity"]["mixture"] < 0.85 * found["perplexity"]["base"]
     assert 0.8 < found["general"]["mixture"] / found["general"]["base"] < 1.2  # mixing may even help there
     assert min(found["tokens_per_second"].values()) > 0
-    assert "the control (same training without the kNN target)" in done.stdout
+    assert found["perplexity"]["control"] is None
+    assert "control" not in done.stdout
     assert "verbatim" in done.stderr
+
+
+def test_an_index_answers_before_the_training_and_is_measured_beside_the_memory(
+    finished: tuple[subprocess.CompletedProcess[str], dict[str, Any]],
+) -> None:
+    done, found = finished
+    folder = Path(found["memory_file"]).parent
+    assert (folder / "memdec-medicine-index.gguf").is_file()
+    assert (folder / "report.html").is_file()
+    assert done.stderr.index("the index answers already") < done.stderr.index("training: about")
+    scores = json.loads((folder / "report.json").read_text())["perplexity"]
+    assert scores["both"]["perplexity"] < scores["auto"]["perplexity"] < scores["base"]["perplexity"]
+    assert scores["both"]["standard_error"] > 0
 
 
 def test_the_memory_recommends_the_tuned_lambda_and_states_its_perplexities(
@@ -51,7 +65,7 @@ def test_the_memory_recommends_the_tuned_lambda_and_states_its_perplexities(
     found = finished[1]
     path = Path(found["memory_file"])
     facts = metadata.MemoryMetadata.from_gguf(path, metadata.read(path)[0])
-    assert facts.weight == pytest.approx(found["lambda"])
+    assert facts.weight == pytest.approx(found["lambda"], rel=1e-6)
     assert facts.ppl_mixture == pytest.approx(found["perplexity"]["mixture"])
     assert facts.domain == "medicine"
 
@@ -65,7 +79,9 @@ def test_the_line_that_is_printed_runs(finished: tuple[subprocess.CompletedProce
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert "ended by" in ran.stderr  # the text itself may end at once: it has no seed
-    assert f"at lambda auto, from {found['lambda']:.3g}" in ran.stderr
+    path = Path(found["memory_file"])
+    begins = metadata.MemoryMetadata.from_gguf(path, metadata.read(path)[0]).first_weight  # what tuning found
+    assert f"at lambda auto, from {begins:.3g}" in ran.stderr
 
 
 def test_a_second_run_shows_the_same_without_working(
