@@ -69,6 +69,11 @@ class Place:
         return self.out / f"memdec-{self.name}-index.gguf"
 
     @property
+    def index_before(self) -> Path:
+        """A copy of the index as this round found it, until the index has grown."""
+        return self.work / ".index-before.gguf"
+
+    @property
     def report(self) -> Path:
         """The figures; report.html stands beside it."""
         return self.work / REPORT

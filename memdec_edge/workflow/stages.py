@@ -14,6 +14,7 @@ stages are joined, not how any of them works.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from memdec_edge.errors import Cancelled
-from memdec_edge.files import scratch_path, write_text
+from memdec_edge.files import atomic_path, scratch_path, write_text
 from memdec_edge.indexing.build import build_index
 from memdec_edge.notes import note, warn
 from memdec_edge.options import CacheOptions, IndexOptions, LearnOptions, TrainOptions
@@ -103,6 +104,7 @@ class Round:
         scored = measure.scoring(self.base, plan.scored)
 
         self._run("index", self._index)
+        place.index_before.unlink(missing_ok=True)
         note(f"the index answers already: {commands_of(self.base, place)['index']}")
         self._run("training", self._train)
         self._run("file", partial(measure.make_file, self.base, place.memory, place.gguf, chooses, scored))
@@ -168,10 +170,13 @@ class Round:
     def _index(self) -> Result:
         """The index of all documents but those of a test split by name. A later round adds to that of the earlier."""
         place, grows = self.place, self.place.round > 0
+        if grows and not place.index_before.is_file():  # what is added to, whatever a killed run has added already
+            with atomic_path(place.index_before) as part:
+                shutil.copyfile(place.index, part)
         held_out = (place.corpus / f"{split}.jsonl" for split in ("valid", "test"))
         report = build_index(
             IndexOptions(
-                place.index if grows else self.documents, self.base, place.index,
+                place.index_before if grows else self.documents, self.base, place.index,
                 add=(self.documents,) if grows else (),
                 copies=() if self.told["named"] else tuple(path for path in held_out if path.is_file()),
                 domain=self.options.domain, license=self.options.license, seed=self.options.seed, overwrite=True,

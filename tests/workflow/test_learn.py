@@ -231,6 +231,9 @@ def test_more_documents_go_on_from_the_memory(learned: Learned, tmp_path: Path) 
     for number in range(30, 40):
         (tmp_path / "more" / f"{number}.md").write_text("\n\n".join(words(12, number)))
     before = (out / "memdec-the-heart.gguf").read_bytes()
+    killed = out / "added-1" / ".index-before.gguf"  # of a run that had added to the index already
+    killed.parent.mkdir()
+    (out / "memdec-the-heart-index.gguf").replace(killed)
     found = last_json(memdec("learn", "--add", tmp_path / "more", "--out", out, "--yes", "--json"))
     second = out / "added-1"
     assert Path(found["report"]) == second / "report.html"
@@ -244,6 +247,7 @@ def test_more_documents_go_on_from_the_memory(learned: Learned, tmp_path: Path) 
     assert {json.loads(line)["text"] for line in held_out} <= set(kept)
     with closing(IndexFile.open(Path(found["index_file"]))) as index:
         assert index.n_documents == 72 + 10
+    assert not killed.exists()
     again = memdec("learn", "--add", tmp_path / "more", "--out", out, "--yes", "--json")
     assert last_json(again) == found  # the same documents are added once
     assert not (out / "added-2").exists()
