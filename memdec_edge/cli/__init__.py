@@ -24,6 +24,7 @@ from memdec_edge.cli.output import note
 from memdec_edge.cli.process import abandon_broken_streams, open_missing_streams, show_every_character, stoppable
 from memdec_edge.cli.quantize import quantize
 from memdec_edge.cli.run import run
+from memdec_edge.cli.serve import serve
 from memdec_edge.cli.show import show
 from memdec_edge.cli.train import train
 from memdec_edge.cli.tune import tune
@@ -38,7 +39,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # plain help: instant, and the same in every terminal
 )
-for command in (run, chat, eval_, tune, bench, check, show, index, cache, train, convert, quantize, demo):
+for command in (run, chat, serve, eval_, tune, bench, check, show, index, cache, train, convert, quantize, demo):
     app.command(command.__name__.rstrip("_"))(command)
 
 

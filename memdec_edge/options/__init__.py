@@ -5,6 +5,7 @@
     inference    loading, mixing, sampling, generating, measuring
     training     kNN cache, training, demo
     conversion   GGUF files: memories, models, indexes
+    server       the HTTP server
 
 A value that cannot be raises OptionError, which names the field. Knows nothing of where values come from: the command
 line, Python and the tests build the same objects.
@@ -37,6 +38,7 @@ from memdec_edge.options.inference import (
     MixtureOptions,
     SamplingOptions,
 )
+from memdec_edge.options.server import ServerOptions
 from memdec_edge.options.training import (
     DEFAULT_K,
     DOMAINS,
@@ -78,6 +80,7 @@ __all__ = [
     "QuantTypes",
     "QuantizeOptions",
     "SamplingOptions",
+    "ServerOptions",
     "TrainOptions",
     "check_choice",
     "check_range",

@@ -1,0 +1,23 @@
+"""The HTTP server: any OpenAI client gets a base with its memories.
+
+    scheduler    the one thread that steps the engine: admission, slices of cells, prefill in pieces, fairness
+    job          one stream that the scheduler serves, and what it tells of it
+    service      the model behind the routes: opens it, makes jobs, hands out their events
+    schemas      what requests may hold, and what is refused
+    settings     a request as options of this package
+    prompts      messages and tools as a prompt
+    tools        tool calls: how a model is told of them, how its text becomes calls
+    deltas       the text of an answer, divided into reasoning, content and calls
+    logprobs     log-probs in the shapes that clients know
+    completions  routes of OpenAI: completions and chat completions
+    responses    OpenAI's responses, messages    Anthropic's messages: translations of a chat
+    native       llama.cpp's routes: completion, tokenize, props, slots
+    memories     memories listed, loaded, unloaded, weighed
+    metrics      Prometheus
+    events       server-sent events, and clients that leave
+    guard        keys, hosts, origins, sizes, headers, the log
+    failures     errors as answers
+    app          all routes together; run: the process around them
+
+Knows nothing of decoding.
+"""
