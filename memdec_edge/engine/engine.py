@@ -189,9 +189,9 @@ class Engine:
 
         limit: tokens that it may hold, all of them reserved, see Session.grow(); None: longest(). rates: how much each
         of `tokens` counts for the weights, see Session.extend(); None: all of them fully. What the contexts hold of the
-        start of `tokens`, from a session that was closed or is open, is not decoded again. Raises ContextError for tokens or a limit
-        beyond what the models can hold, BusyError where no slot or not enough cells are free, OptionError for a limit
-        below the number of tokens and for sampling options that cannot be.
+        start of `tokens`, from a session that was closed or is open, is not decoded again. Raises ContextError for
+        tokens or a limit beyond what the models can hold, BusyError where no slot or not enough cells are free,
+        OptionError for a limit below the number of tokens and for sampling options that cannot be.
         """
         mixture = mixture or self.mixture()
         longest = self.longest(mixture.running().memories)

@@ -12,7 +12,7 @@ class ServerOptions(Checked):
 
     api_keys: any of them lets a request in; without one every request is let in. memory_dir: the only folder from which
     a request may load memories. origins: web pages that may call the server, beside those of this machine. hosts: names
-    that requests may use for the server, beside those of this machine; without one any name will do on a public address.
+    that requests may use for the server, beside those of this machine; without one any will do on a public address.
     """
 
     host: str = option("127.0.0.1", "--host", help="Address to listen on; 0.0.0.0: all.")
@@ -36,13 +36,9 @@ class ServerOptions(Checked):
     hosts: tuple[str, ...] = option(
         (), "--allowed-host", metavar="NAME", help="Name under which the server may be called; repeatable."
     )
-    max_body: int = option(
-        1 << 24, "--max-body", low=1 << 10, high=1 << 32, help="Bytes of a request at most."
-    )
+    max_body: int = option(1 << 24, "--max-body", low=1 << 10, high=1 << 32, help="Bytes of a request at most.")
     grace: int = option(
         10, "--grace", low=0, high=3600, help="Seconds that running requests may take once the server is to end."
     )
-    allow_templates: bool = option(
-        False, "--allow-templates", help="Let requests bring chat templates of their own."
-    )
+    allow_templates: bool = option(False, "--allow-templates", help="Let requests bring chat templates of their own.")
     log_prompts: bool = option(False, "--log-prompts", help="Write prompts to the log, which has none otherwise.")

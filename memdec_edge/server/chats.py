@@ -127,5 +127,3 @@ def several(request: Request, n: int, **more: Any) -> list[Asked]:
         own = replace(request.sampling, seed=(seed + number) % (2**32 - 1)) if seed >= 0 else request.sampling
         asked.append(Asked(replace(request, sampling=own), **more))
     return asked
-
-

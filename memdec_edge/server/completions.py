@@ -176,8 +176,9 @@ def _wanted(body: CompletionRequest, service: Service) -> tuple[list[list[int]],
     body.refuse_unknown()
     engine, defaults = service.model.engine, service.defaults
     given = body.prompt
-    several_given = isinstance(given, list) and not all(isinstance(one, int) for one in given)
-    prompts = [tokens_of(one, engine) for one in (given if several_given else [given])]  # type: ignore[list-item]
+    single = isinstance(given, str) or all(isinstance(one, int) for one in given)
+    each: list[Any] = [given] if single or isinstance(given, str) else list(given)
+    prompts = [tokens_of(one, engine) for one in each]
     sampling = sampling_of(body, engine, defaults.sampling)
     tops = _tops(body)
     generation = generation_of(
@@ -198,7 +199,9 @@ def tokens_of(prompt: str | list[int], engine: Engine) -> list[int]:
     if isinstance(prompt, str):
         return engine.base.tokenize(prompt)
     if any(not 0 <= token < engine.base.n_vocab for token in prompt):
-        raise OptionError("prompt", "a token id outside of the vocabulary", f"ids are from 0 to {engine.base.n_vocab - 1}")
+        raise OptionError(
+            "prompt", "a token id outside of the vocabulary", f"ids are from 0 to {engine.base.n_vocab - 1}"
+        )
     return list(prompt)
 
 
@@ -215,7 +218,8 @@ class Text:
     def __init__(self, body: CompletionRequest, prompt: list[int], service: Service) -> None:
         self._body, self._prompt, self._base = body, prompt, service.model.engine.base
         self.legacy = Legacy(self._base, _tops(body) or 0)
-        self.text, self.finish_reason = "", None
+        self.text = ""
+        self.finish_reason: str | None = None
         self.chunks: list[Chunk] = []
         self._logprobs: list[dict[str, Any]] = []
         self._timings: Timings | None = None
@@ -237,9 +241,8 @@ class Text:
         """(text, log-probs) that an event adds."""
         asked = _tops(self._body) is not None
         if isinstance(event, Scores):
-            found = self.legacy.prompt(self._prompt, event.scores)
-            self._logprobs.append(found)
-            return "", found
+            self._logprobs.append(self.legacy.prompt(self._prompt, event.scores))
+            return "", self._logprobs[-1]
         chunk = event.chunk if isinstance(event, End) else event
         self.text += chunk.text
         if isinstance(event, End):

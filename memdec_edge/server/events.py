@@ -21,7 +21,7 @@ T = TypeVar("T")
 PING = 10  # seconds of silence
 DONE = "[DONE]"
 
-AppStatus.disable_automatic_graceful_drain()  # the scheduler ends all streams, and tells them why
+AppStatus.enable_automatic_graceful_drain = False  # the scheduler ends all streams, and tells them why
 
 
 class Events(EventSourceResponse):
@@ -30,7 +30,10 @@ class Events(EventSourceResponse):
     def __init__(self, request: Request, answers: Answers, events: AsyncIterator[Any]) -> None:
         self._answers = answers
         super().__init__(
-            _written(request, events), ping=PING, ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"), sep="\n"
+            _written(request, events),
+            ping=PING,
+            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+            sep="\n",
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -11,11 +11,14 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from memdec_edge.chat.prompt import special_names
+from memdec_edge.engine import Engine
+from memdec_edge.engine.blend import Voice
 from memdec_edge.errors import OptionError, TemplateError
 from memdec_edge.llama.model import Model
 from memdec_edge.server import chats, metrics
 from memdec_edge.server.failures import failure
 from memdec_edge.server.figures import FINGERPRINT
+from memdec_edge.server.job import Job
 from memdec_edge.server.native import settings_of
 from memdec_edge.server.schemas import ChatRequest, DetokenizeRequest, TokenizeRequest
 from memdec_edge.server.service import Service
@@ -54,10 +57,10 @@ def props(service: Service) -> dict[str, Any]:
 
 def slots(service: Service) -> list[dict[str, Any]]:
     """Each slot and what it does; no text."""
-    engine, active = service.model.engine, {}
-    for job in list(service.scheduler.active):
-        if job.stream and not job.stream.session.closed and not job.stream.session.suspended:
-            active[job.stream.session.slot] = job
+    engine, active = service.model.engine, dict[int, Job]()
+    for one in list(service.scheduler.active):
+        if one.stream and not one.stream.session.closed and not one.stream.session.suspended:
+            active[one.stream.session.slot] = one
     found = []
     for slot in range(engine.cells.n_seq):
         job = active.get(slot)
@@ -74,13 +77,17 @@ def slots(service: Service) -> list[dict[str, Any]]:
     return found
 
 
+def _voices(engine: Engine) -> list[Voice]:
+    return [*engine.memories, *engine.indexes]
+
+
 def models(service: Service) -> dict[str, Any]:
     """The one model that is served."""
     engine = service.model.engine
     base = engine.base
     meta = {
         "n_vocab": base.n_vocab, "n_ctx": engine.n_ctx, "n_ctx_train": base.n_ctx_train, "n_embd": base.n_embd,
-        "memories": [voice.path.stem for voice in (*engine.memories, *engine.indexes)],
+        "memories": [voice.path.stem for voice in _voices(engine)],
     }  # fmt: skip
     shown = {
         "id": service.name, "object": "model", "created": service.created, "owned_by": "memdec-edge", "aliases": [],
@@ -107,7 +114,9 @@ def tokens_of(body: TokenizeRequest, base: Model) -> list[int]:
         return base.tokenize(body.prompt, add_special=added, parse_special=body.parse_special is not False)
     if not isinstance(body.content, str):
         raise OptionError("content", type(body.content).__name__, "give a text as content or prompt")
-    return base.tokenize(body.content, add_special=bool(body.add_special), parse_special=body.parse_special is not False)
+    return base.tokenize(
+        body.content, add_special=bool(body.add_special), parse_special=body.parse_special is not False
+    )
 
 
 def _piece(base: Model, token: int) -> dict[str, Any]:
@@ -144,7 +153,7 @@ def router(service: Service) -> APIRouter:
         else:
             ids = await asyncio.to_thread(tokens_of, body, base)
         shown = [_piece(base, token) for token in ids] if body.with_pieces else ids
-        found = {"tokens": shown, "count": len(ids), "max_model_len": service.model.engine.longest()}
+        found: dict[str, Any] = {"tokens": shown, "count": len(ids), "max_model_len": service.model.engine.longest()}
         if body.return_token_strs:
             found["token_strs"] = [base.piece(token, special=True).decode("utf-8", "replace") for token in ids]
         return found

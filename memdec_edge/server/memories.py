@@ -3,6 +3,7 @@
 A change comes between two steps of the engine: streams that run keep what they mix.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from fastapi import APIRouter
 
 from memdec_edge.engine import Index
 from memdec_edge.engine.blend import Voice
-from memdec_edge.errors import MissingFileError, OptionError
+from memdec_edge.errors import MemdecError, MissingFileError, OptionError
 from memdec_edge.options import MemoryOptions
 from memdec_edge.server.schemas import MemoriesRequest
 from memdec_edge.server.service import Service
@@ -49,6 +50,19 @@ def _shown(voice: Voice, weight: float, learns: bool) -> dict[str, Any]:
 
 def change(body: MemoriesRequest, service: Service) -> None:
     """Make one change. Raises what Engine.add(), reweight() and remove() do, and OptionError."""
+    try:
+        _change(body, service)
+    except MemdecError as error:
+        folder = service.options.memory_dir
+        places = [service.model.engine.base.path.parent, *([folder, folder.resolve()] if folder else [])]
+        text = str(error)
+        for place in places:  # a client learns names of files, and not where they lie
+            text = text.replace(f"{place}{os.sep}", "")
+        error.args = (text,)
+        raise
+
+
+def _change(body: MemoriesRequest, service: Service) -> None:
     engine = service.model.engine
     asked = [name for name in ("load", "unload", "weights") if getattr(body, name) is not None]
     if len(asked) != 1:
@@ -70,7 +84,7 @@ def change(body: MemoriesRequest, service: Service) -> None:
 
 
 def file_of(name: str, folder: Path | None) -> Path:
-    """The file of that name in the folder. Raises OptionError for any that lies elsewhere, MissingFileError for none."""
+    """The file of that name in the folder. Raises OptionError where it lies elsewhere, MissingFileError for none."""
     if folder is None:
         raise OptionError("load", name, "this server loads no memories; start it with --memory-dir")
     if not name.endswith(ENDING) or "\0" in name:

@@ -44,10 +44,12 @@ class Figures(Collector):
         ]  # fmt: skip
         for name, text, value in counts:
             yield CounterMetricFamily(PREFIX + name, text, value=value)
+        read = _rate(totals.prompt_tokens, totals.prompt_seconds)
+        generated = _rate(totals.predicted_tokens, totals.predicted_seconds)
         gauges: list[tuple[str, str, float]] = [
             ("n_tokens_max", "Tokens of the longest stream.", totals.longest),
-            ("prompt_tokens_seconds", "Tokens of prompts read in a second.", _rate(totals.prompt_tokens, totals.prompt_seconds)),
-            ("predicted_tokens_seconds", "Tokens generated in a second.", _rate(totals.predicted_tokens, totals.predicted_seconds)),
+            ("prompt_tokens_seconds", "Tokens of prompts read in a second.", read),
+            ("predicted_tokens_seconds", "Tokens generated in a second.", generated),
             ("requests_processing", "Streams that have a slot.", len(scheduler.active)),
             ("requests_deferred", "Streams that wait.", len(scheduler.waiting)),
             ("n_busy_slots_per_decode", "Streams in a step, on average.", totals.busy / max(totals.steps, 1)),

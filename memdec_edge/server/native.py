@@ -96,7 +96,9 @@ class Text:
             "tokens_predicted": timings.predicted_n,
             "tokens_evaluated": timings.cache_n + timings.prompt_n,
             "generation_settings": settings_of(self._wanted.sampling, self._wanted.generation, self._engine),
-            "prompt": b"".join(base.piece(token, special=True) for token in self._wanted.tokens).decode("utf-8", "replace"),
+            "prompt": b"".join(base.piece(token, special=True) for token in self._wanted.tokens).decode(
+                "utf-8", "replace"
+            ),
             "has_new_line": "\n" in self.text,
             "truncated": end.truncated,
             "stop_type": "word" if end.stop else STOPS[reason],
@@ -160,7 +162,7 @@ def _is_list(prompt: Any) -> bool:
 
 
 def _prompts(prompt: Any, engine: Engine) -> list[list[int]]:
-    if _is_list(prompt):
+    if _is_list(prompt) and prompt:
         return [_tokens(one, engine, first=True) for one in prompt]
     return [_tokens(prompt, engine, first=True)]
 

@@ -1,6 +1,6 @@
-"""OpenAI's responses as a chat: the input is translated, the answer told as named events. Nothing is kept between calls.
+"""OpenAI's responses as a chat: the input is translated, the answer told as named events.
 
-Knows nothing of prompts and of the scheduler.
+Nothing is kept between calls. Knows nothing of prompts and of the scheduler.
 """
 
 import time
@@ -93,7 +93,8 @@ class Written:
             "id": self.id, "object": "response", "created_at": self._created, "status": status, "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "model": self._service.name, "output": list(self.output), "parallel_tool_calls": True,
-            "tool_choice": "auto", "tools": [], "metadata": {}, "instructions": None, "temperature": None, "top_p": None,
+            "tool_choice": "auto", "tools": [], "metadata": {}, "instructions": None, "temperature": None,
+            "top_p": None,
         }  # fmt: skip
         if choice:
             timings = choice.timings
@@ -118,14 +119,18 @@ class Written:
         part = "reasoning_text" if kind == "reasoning" else "output_text"
         if self._open is None or self._open["type"] != kind:
             yield from self.close()
-            item: dict[str, Any] = {"id": new_id("rs_" if kind == "reasoning" else "msg_"), "type": kind, "status": "in_progress"}
+            item: dict[str, Any] = {
+                "id": new_id("rs_" if kind == "reasoning" else "msg_"),
+                "type": kind,
+                "status": "in_progress",
+            }
             item |= {"summary": [], "content": []} if kind == "reasoning" else {"role": "assistant", "content": []}
             self._open = item
             yield self.event("response.output_item.added", output_index=len(self.output), item={**item})
             item["content"] = [_part(part, "")]
             yield self._of_part("response.content_part.added", part=_part(part, ""))
         self._open["content"][0]["text"] += text
-        more = {} if kind == "reasoning" else {"logprobs": []}
+        more: dict[str, Any] = {} if kind == "reasoning" else {"logprobs": []}
         yield self._of_part(f"response.{part}.delta", delta=text, **more)
 
     def call(self, call: Call) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -149,7 +154,7 @@ class Written:
             return
         item = self._open
         [part] = item["content"]
-        more = {} if item["type"] == "reasoning" else {"logprobs": []}
+        more: dict[str, Any] = {} if item["type"] == "reasoning" else {"logprobs": []}
         yield self._of_part(f"response.{part['type']}.done", text=part["text"], **more)
         yield self._of_part("response.content_part.done", part=part)
         item["status"] = "completed"
@@ -201,7 +206,7 @@ async def _events(
                 data["timings"] = progress_timings(told.progress)
             yield name, data
             continue
-        events = []
+        events: list[tuple[str, dict[str, Any]]] = []
         if told.delta.reasoning:
             events += written.text("reasoning", told.delta.reasoning)
         if told.delta.content:
@@ -237,6 +242,9 @@ def router(service: Service) -> APIRouter:
     for prefix in ("/v1", ""):
         routes.add_api_route(f"{prefix}/responses", response, methods=["POST"], summary="Answer, as a response")
         routes.add_api_route(
-            f"{prefix}/responses/input_tokens", tokens, methods=["POST"], summary="Count the tokens of a response's input"
+            f"{prefix}/responses/input_tokens",
+            tokens,
+            methods=["POST"],
+            summary="Count the tokens of a response's input",
         )
     return routes

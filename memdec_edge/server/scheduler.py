@@ -1,12 +1,12 @@
 """The one thread that steps the engine: which request has a slot, how many cells it reserves, what is decoded next.
 
 A turn of the thread admits jobs, reads a piece of one prompt and steps all streams that are read. Jobs are served by
-age. A stream reserves cells for its prompt and a slice more, and grows by slices. Where cells end, the youngest gives its
-own to an older one: it is suspended, waits and goes on later with the same text. A stream that lacks cells with no other
-beside it ends by its length.
+age. A stream reserves cells for its prompt and a slice more, and grows by slices. Where cells end, the youngest gives
+its own to an older one: it is suspended, waits and goes on later with the same text. A stream that lacks cells with no
+other beside it ends by its length.
 
-A piece of a prompt is so long that it takes about as long as two steps, so a long prompt slows the other streams down to
-a third at most. A job waits while another reads the same beginning, and then takes it over. Knows nothing of HTTP.
+A piece of a prompt is so long that it takes about as long as two steps, so a long prompt slows the other streams down
+to a third at most. A job waits while another reads the same beginning, and then takes it over. Knows nothing of HTTP.
 """
 
 import logging
@@ -82,7 +82,7 @@ class Scheduler:
             self.engine.check(request.sampling)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Serve jobs that check() let through. Raises OverloadError where too many wait, UnavailableError at the end."""
+        """Serve jobs that check() let through. Raises OverloadError and, at the end, UnavailableError."""
         with self._wake:
             if self._closing:
                 raise UnavailableError(ENDING)

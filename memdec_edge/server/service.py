@@ -89,7 +89,11 @@ class Service:
         defaults: Defaults | None = None,
         chat: ChatOptions | None = None,
     ) -> None:
-        self.options, self.defaults, self.chat = options or ServerOptions(), defaults or Defaults(), chat or ChatOptions()
+        self.options, self.defaults, self.chat = (
+            options or ServerOptions(),
+            defaults or Defaults(),
+            chat or ChatOptions(),
+        )
         self.failure: BaseException | None = None
         self.created = int(time.time())
         self._load = load

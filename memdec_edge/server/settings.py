@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from memdec_edge.engine import Engine, MemoryMixture
@@ -24,9 +24,9 @@ NAMES = {"n_predict": "max_tokens", "json_schema": "response_format", "logprobs"
 class Defaults:
     """What holds where a request says nothing. generation.n_predict is also the most that a request may ask for."""
 
-    sampling: SamplingOptions = SamplingOptions()
-    generation: GenerationOptions = GenerationOptions()
-    mixture: MixtureOptions = MixtureOptions()
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    generation: GenerationOptions = field(default_factory=GenerationOptions)
+    mixture: MixtureOptions = field(default_factory=MixtureOptions)
 
 
 def sampling_of(body: Common, engine: Engine, default: SamplingOptions) -> SamplingOptions:

@@ -55,8 +55,12 @@ class Toolbox:
             name = inner.get("name") if isinstance(inner, Mapping) else None
             if name in names:
                 return cls(given, (str(name),))
-            raise OptionError("tool_choice", name, f"must name one of the tools: {', '.join(names) or 'there are none'}")
-        raise OptionError("tool_choice", str(choice)[:80], "must be none, auto, required or a function that is among tools")
+            raise OptionError(
+                "tool_choice", name, f"must name one of the tools: {', '.join(names) or 'there are none'}"
+            )
+        raise OptionError(
+            "tool_choice", str(choice)[:80], "must be none, auto, required or a function that is among tools"
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,7 +72,8 @@ class Toolbox:
         """What a forced call looks like, as a JSON schema; None where the model is free."""
         if not self.forced:
             return None
-        calls, shared = [], {}
+        calls = list[dict[str, Any]]()
+        shared: dict[str, Any] = {}
         for tool in self.tools:
             if tool["function"]["name"] in self.forced:
                 parameters = dict(tool["function"].get("parameters") or {"type": "object", "properties": {}})
@@ -105,7 +110,9 @@ def told(messages: Sequence[Mapping[str, Any]], tools: Iterable[Mapping[str, Any
         found = {key: value for key, value in message.items() if key not in ("tool_calls", "tool_call_id", "name")}
         if calls := message.get("tool_calls"):
             lines = [json.dumps({k: call["function"][k] for k in ("name", "arguments")}) for call in calls]
-            found["content"] = "\n".join([str(found.get("content") or ""), *(f"{BEGIN}\n{one}\n{END}" for one in lines)])
+            found["content"] = "\n".join(
+                [str(found.get("content") or ""), *(f"{BEGIN}\n{one}\n{END}" for one in lines)]
+            )
             found["content"] = found["content"].lstrip("\n")
         if message.get("role") == "tool":
             found = {"role": "user", "content": f"<tool_response>\n{message.get('content')}\n</tool_response>"}

@@ -1,4 +1,7 @@
-"""What the scheduler did since it began, in numbers. Only its thread changes them. Knows nothing of how they are shown."""
+"""What the scheduler did since it began, in numbers, which only its thread changes.
+
+Knows nothing of how they are shown.
+"""
 
 import time
 from dataclasses import dataclass, field

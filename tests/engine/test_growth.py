@@ -44,7 +44,9 @@ def test_a_session_cannot_grow_into_the_cells_of_others_and_stays_as_it_is(fresh
     assert fresh.cells.free == 512
 
 
-@pytest.mark.parametrize("sampling", [replace(one, seed=3) for one in (WARM, PENALISED, WORDS)], ids=["warm", "penalised", "grammar"])
+@pytest.mark.parametrize(
+    "sampling", [replace(one, seed=3) for one in (WARM, PENALISED, WORDS)], ids=["warm", "penalised", "grammar"]
+)
 def test_a_suspended_session_goes_on_with_the_text_that_it_would_have_had(
     fresh: Engine, family: Family, sampling: SamplingOptions
 ) -> None:
@@ -136,7 +138,9 @@ def test_evidence_that_the_lender_did_not_read_as_such_is_read_again(fresh: Engi
 
 
 @pytest.mark.parametrize("weight", [0.6, 0.0])
-def test_each_token_of_a_prompt_is_scored_by_what_stands_before_it(fresh: Engine, family: Family, weight: float) -> None:
+def test_each_token_of_a_prompt_is_scored_by_what_stands_before_it(
+    fresh: Engine, family: Family, weight: float
+) -> None:
     [prompt] = prompts(1, 90)
     mixture = MemoryMixture.of([(fresh.memories[0], weight)])
     with closing(fresh.session((), WARM, mixture=mixture, limit=100)) as session:

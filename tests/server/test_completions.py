@@ -40,7 +40,9 @@ def test_prompts_are_texts_and_ids_and_lists_of_both(web: Web) -> None:
     assert [choice["index"] for choice in several["choices"]] == [0, 1, 2]
     assert several["choices"][0]["text"] == several["choices"][2]["text"] == one != several["choices"][1]["text"]
     assert several["usage"]["prompt_tokens"] == 2 * len(ids) + len(tokens_of(web, "A fever"))
-    lists = web.post(PATH, asked | {"prompt": [ids, tokens_of(web, "A fever")], "n": 2, "temperature": 2, "seed": 1}).body
+    lists = web.post(
+        PATH, asked | {"prompt": [ids, tokens_of(web, "A fever")], "n": 2, "temperature": 2, "seed": 1}
+    ).body
     assert [choice["index"] for choice in lists["choices"]] == [0, 1, 2, 3]
     assert lists["usage"]["prompt_tokens"] == len(ids) + len(tokens_of(web, "A fever"))
 
@@ -69,7 +71,16 @@ def test_log_probs_have_the_older_shape(client: OpenAI, web: Web) -> None:
         assert top[token] == log_prob == max(top.values())
         assert len(top) == 3
     assert found.text_offset[0] == 0
-    warm = {"prompt": TEXT, "max_tokens": 8, "logprobs": 1, "temperature": 9, "top_k": 0, "top_p": 1, "min_p": 0, "seed": 3}
+    warm = {
+        "prompt": TEXT,
+        "max_tokens": 8,
+        "logprobs": 1,
+        "temperature": 9,
+        "top_k": 0,
+        "top_p": 1,
+        "min_p": 0,
+        "seed": 3,
+    }
     choice = web.post(PATH, warm).body["choices"][0]["logprobs"]
     for token, log_prob, top in zip(choice["tokens"], choice["token_logprobs"], choice["top_logprobs"], strict=True):
         assert top[token] == log_prob  # an unlikely token is told beside the likeliest
@@ -85,7 +96,9 @@ def test_an_echo_scores_the_prompt_and_its_first_token_has_no_log_prob(web: Web)
     assert len(found["tokens"]) == len(ids) + 1
     assert (found["token_logprobs"][0], found["top_logprobs"][0]) == (None, None)
     assert all(value <= 0 for value in found["token_logprobs"][1:])
-    for token, log_prob, top in list(zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True))[1:]:
+    for token, log_prob, top in list(zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True))[
+        1:
+    ]:
         assert top[token] == log_prob <= max(top.values())
     assert "".join(found["tokens"]) == done["text"]
     # what a token is worth after a text is what the text's last score says

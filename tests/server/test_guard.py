@@ -43,7 +43,10 @@ def test_without_a_key_there_is_nothing_but_health(locked: Web, header: dict[str
 
 
 def test_openais_library_knows_the_error(locked: Web) -> None:
-    with OpenAI(api_key="wrong", base_url=f"{locked.url}/v1", max_retries=0) as client, pytest.raises(AuthenticationError):
+    with (
+        OpenAI(api_key="wrong", base_url=f"{locked.url}/v1", max_retries=0) as client,
+        pytest.raises(AuthenticationError),
+    ):
         client.models.list()
     done = locked.post("/v1/messages", {"messages": [], "max_tokens": 1})
     assert (done.status, done.body["type"], done.body["error"]["type"]) == (401, "error", "authentication_error")
@@ -53,7 +56,14 @@ def test_keys_come_from_options_a_file_and_the_environment(tmp_path: Path, monke
     file = tmp_path / "keys"
     file.write_text("# of friends\nthree\n\n four \n")
     monkeypatch.setenv(KEYS, "five, six")
-    assert keys_of(ServerOptions(api_keys=("one,two",), api_key_file=file)) == ["one", "two", "five", "six", "three", "four"]
+    assert keys_of(ServerOptions(api_keys=("one,two",), api_key_file=file)) == [
+        "one",
+        "two",
+        "five",
+        "six",
+        "three",
+        "four",
+    ]
     file.write_text("# none\n")
     with pytest.raises(OptionError, match="has no key"):
         keys_of(ServerOptions(api_key_file=file))
@@ -87,8 +97,8 @@ def test_a_body_that_is_no_json_object_is_a_wrong_request(locked: Web, body: byt
 @pytest.mark.parametrize("origin", ["http://localhost", "http://localhost:8080", "http://127.0.0.1:3000", "http://[::1]:9",
                                     "https://pages.example"])  # fmt: skip
 def test_pages_of_this_machine_and_those_that_are_named_may_call(locked: Web, origin: str) -> None:
-    before = locked.ask("OPTIONS", PATH, None, {"Origin": origin, "Access-Control-Request-Method": "POST",
-                                                "Access-Control-Request-Headers": "Authorization, Content-Type"})  # fmt: skip
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "Authorization, Content-Type"}
+    before = locked.ask("OPTIONS", PATH, None, asked | {"Origin": origin})
     assert before.status == 200
     assert before.headers["access-control-allow-origin"] == origin
     done = locked.post(PATH, ASK, {"Origin": origin, "X-Api-Key": "first"})
@@ -96,8 +106,11 @@ def test_pages_of_this_machine_and_those_that_are_named_may_call(locked: Web, or
     assert locked.post(PATH, ASK, {"Origin": origin}).headers["access-control-allow-origin"] == origin  # the 401 too
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "http://localhost.evil.example", "http://notlocalhost", "null",
-                                    "http://pages.example", "file://"])  # fmt: skip
+@pytest.mark.parametrize(
+    "origin",
+    ["http://evil.example", "http://localhost.evil.example", "http://notlocalhost", "null",
+     "http://pages.example", "file://"],
+)  # fmt: skip
 def test_pages_of_strangers_may_not(locked: Web, origin: str) -> None:
     before = locked.ask("OPTIONS", PATH, None, {"Origin": origin, "Access-Control-Request-Method": "POST"})
     assert "access-control-allow-origin" not in before.headers

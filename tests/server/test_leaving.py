@@ -54,7 +54,10 @@ def test_one_too_many_is_told_to_come_again(small: Web) -> None:
             done = small.post(PATH, endless(False))
             assert (done.status, done.body["error"]["type"]) == (429, "rate_limit_error")
             assert int(done.headers["retry-after"]) >= 1
-            with OpenAI(api_key="x", base_url=f"{small.url}/v1", max_retries=0) as client, pytest.raises(RateLimitError):
+            with (
+                OpenAI(api_key="x", base_url=f"{small.url}/v1", max_retries=0) as client,
+                pytest.raises(RateLimitError),
+            ):
                 client.completions.create(model="any", prompt="x")
     small.until_idle()
 
@@ -68,7 +71,11 @@ def test_an_openai_stream_that_is_closed_frees_its_slot(web: Web, client: OpenAI
 
 
 def test_a_connection_that_is_torn_down_in_the_middle_of_a_body_hurts_nothing(web: Web) -> None:
-    for sent in (b"POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n{", b"GET", b"\0\1\2\r\n\r\n"):
+    for sent in (
+        b"POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n{",
+        b"GET",
+        b"\0\1\2\r\n\r\n",
+    ):
         with socket.create_connection(("127.0.0.1", web.port)) as connection:
             connection.sendall(sent)
     assert web.get("/health").status == 200

@@ -38,14 +38,22 @@ def names(web: Web) -> list[str]:
 
 def test_a_memory_comes_and_goes_while_a_stream_that_mixes_it_runs_on(loader: Web) -> None:
     listed = loader.get("/v1/memories").body
-    assert (listed["auto"], listed["files"]) == (True, ["memdec-link.gguf", "memdec-padded.gguf", "memdec-stranger.gguf"])
+    assert (listed["auto"], listed["files"]) == (
+        True,
+        ["memdec-link.gguf", "memdec-padded.gguf", "memdec-stranger.gguf"],
+    )
     assert [(one["id"], one["name"], one["kind"]) for one in listed["data"]] == [(0, "memdec-tiny", "memory")]
     with loader.open_request("/completion", {"prompt": TEXT, "n_predict": 300, "ignore_eos": True}) as running:
         loader.until(lambda scheduler: scheduler.active)
         added = loader.post("/memories", {"load": "memdec-padded.gguf"}).body
         assert [one["id"] for one in added["data"]] == [0, 1]
         assert loader.post("/memories", {"unload": 0}).body["data"][0]["name"] == "memdec-padded"
-        asked = {"prompt": TEXT, "n_predict": 1, "memory": [{"id": "memdec-padded", "lambda": 0.5}], "return_memory": True}
+        asked = {
+            "prompt": TEXT,
+            "n_predict": 1,
+            "memory": [{"id": "memdec-padded", "lambda": 0.5}],
+            "return_memory": True,
+        }
         assert loader.post("/completion", asked).body["memory"][0]["weights"] == [0.5, 0.5]
         assert loader.post("/completion", asked | {"memory": [{"id": 0, "lambda": 0.5}]}).status == 400
         answer = running.getresponse()

@@ -11,7 +11,9 @@ from tests.support.web import Web
 ASK: list[Any] = [{"role": "user", "content": "What is the heart?"}]
 TOOL: Any = {
     "name": "look", "description": "Look something up",
-    "input_schema": {"type": "object", "properties": {"far": {"type": "boolean"}}, "required": ["far"], "additionalProperties": False},
+    "input_schema": {
+        "type": "object", "properties": {"far": {"type": "boolean"}}, "required": ["far"], "additionalProperties": False
+    },
 }  # fmt: skip
 
 
@@ -22,20 +24,20 @@ def anthropic(web: Web) -> Iterator[Anthropic]:
 
 
 def test_a_message_says_what_a_chat_says(web: Web, anthropic: Anthropic) -> None:
-    done = anthropic.messages.create(model="any", messages=ASK, system="Be brief.", max_tokens=10)
+    done = anthropic.messages.create(model="any", messages=ASK, system="Be brief.", max_tokens=6)
     chat = [{"role": "system", "content": "Be brief."}, *ASK]
-    expected = web.post("/v1/chat/completions", {"messages": chat, "max_tokens": 10}).body
+    expected = web.post("/v1/chat/completions", {"messages": chat, "max_tokens": 6}).body
     [block] = done.content
     assert block.type == "text"
     assert block.text == expected["choices"][0]["message"]["content"]
     assert (done.type, done.role, done.model, done.stop_reason) == ("message", "assistant", "tiny", "max_tokens")
     used = done.usage.input_tokens + (done.usage.cache_read_input_tokens or 0)
-    assert (used, done.usage.output_tokens) == (expected["usage"]["prompt_tokens"], 10)
+    assert (used, done.usage.output_tokens) == (expected["usage"]["prompt_tokens"], 6)
 
 
 def test_a_stream_is_blocks_with_numbers(anthropic: Anthropic) -> None:
-    whole = anthropic.messages.create(model="any", messages=ASK, max_tokens=10).content[0]
-    with anthropic.messages.stream(model="any", messages=ASK, max_tokens=10) as stream:
+    whole = anthropic.messages.create(model="any", messages=ASK, max_tokens=6).content[0]
+    with anthropic.messages.stream(model="any", messages=ASK, max_tokens=6) as stream:
         kinds = [event.type for event in stream]
         final = stream.get_final_message()
     assert whole.type == final.content[0].type == "text"
@@ -43,7 +45,7 @@ def test_a_stream_is_blocks_with_numbers(anthropic: Anthropic) -> None:
     assert final.stop_reason == "max_tokens"
     assert kinds[0] == "message_start"
     assert kinds[-1] == "message_stop"
-    assert final.usage.output_tokens == 10
+    assert final.usage.output_tokens == 6
 
 
 def test_a_stop_sequence_is_named(anthropic: Anthropic) -> None:

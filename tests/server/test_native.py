@@ -18,7 +18,9 @@ def test_a_completion_says_what_openais_route_says(web: Web) -> None:
     base = web.service.model.engine.base
     assert b"".join(map(base.piece, done["tokens"])).decode("utf-8", "replace") == done["content"]
     assert done["generation_settings"]["n_predict"] == 12
-    assert done["generation_settings"]["logit_bias"] == [{"token": token, "bias": None} for token in sorted(base.eog_tokens)]
+    assert done["generation_settings"]["logit_bias"] == [
+        {"token": token, "bias": None} for token in sorted(base.eog_tokens)
+    ]
     assert done["prompt"].endswith(TEXT)
 
 

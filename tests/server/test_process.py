@@ -97,7 +97,9 @@ def test_a_server_answers_and_a_signal_lets_what_runs_finish(family: Family) -> 
 def test_a_stream_that_takes_longer_than_the_grace_is_told(family: Family) -> None:
     with running("-m", family.base, "--port", 0, "-t", 1, "--grace", 0) as (process, url):
         body = {"prompt": "Anaemia", "ignore_eos": True, "stream": True, "n_predict": 490}
-        request = urllib.request.Request(f"{url}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"{url}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             answer.readline()
             process.child.send_signal(signal.SIGINT)

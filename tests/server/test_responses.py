@@ -11,22 +11,24 @@ from tests.support.web import Web
 ASK = "What is the heart?"
 TOOL = {
     "type": "function", "name": "look", "description": "Look something up",
-    "parameters": {"type": "object", "properties": {"far": {"type": "boolean"}}, "required": ["far"], "additionalProperties": False},
+    "parameters": {
+        "type": "object", "properties": {"far": {"type": "boolean"}}, "required": ["far"], "additionalProperties": False
+    },
 }  # fmt: skip
 
 
 def chat(web: Web, messages: list[dict[str, Any]], **more: Any) -> str:
-    done = web.post("/v1/chat/completions", {"messages": messages, "max_tokens": 10} | more)
+    done = web.post("/v1/chat/completions", {"messages": messages, "max_tokens": 6} | more)
     return str(done.body["choices"][0]["message"]["content"])
 
 
 def test_a_response_says_what_a_chat_says(web: Web, client: OpenAI) -> None:
     expected = chat(web, [{"role": "system", "content": "Be brief."}, {"role": "user", "content": ASK}])
-    done = client.responses.create(model="any", input=ASK, instructions="Be brief.", max_output_tokens=10)
+    done = client.responses.create(model="any", input=ASK, instructions="Be brief.", max_output_tokens=6)
     assert done.output_text == expected
     assert done.id.startswith("resp_")
     assert done.usage
-    assert done.usage.output_tokens == 10
+    assert done.usage.output_tokens == 6
     assert done.status == "incomplete"
     assert done.incomplete_details
     assert done.incomplete_details.reason == "max_output_tokens"
@@ -34,15 +36,20 @@ def test_a_response_says_what_a_chat_says(web: Web, client: OpenAI) -> None:
         {"role": "developer", "content": "Be brief."},
         {"type": "message", "role": "user", "content": [{"type": "input_text", "text": ASK}]},
     ]
-    assert client.responses.create(model="any", input=items, max_output_tokens=10).output_text == expected
+    assert client.responses.create(model="any", input=items, max_output_tokens=6).output_text == expected
 
 
 def test_the_events_of_a_stream_are_numbered_and_tell_of_one_item_after_the_other(web: Web, client: OpenAI) -> None:
-    whole = client.responses.create(model="any", input=ASK, max_output_tokens=10)
-    events = list(client.responses.create(model="any", input=ASK, max_output_tokens=10, stream=True))
+    whole = client.responses.create(model="any", input=ASK, max_output_tokens=6)
+    events = list(client.responses.create(model="any", input=ASK, max_output_tokens=6, stream=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))
     kinds = [event.type for event in events]
-    assert kinds[:4] == ["response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"]
+    assert kinds[:4] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
     assert kinds[-4:] == [
         "response.output_text.done", "response.content_part.done", "response.output_item.done", "response.incomplete",
     ]  # fmt: skip
@@ -51,13 +58,14 @@ def test_the_events_of_a_stream_are_numbered_and_tell_of_one_item_after_the_othe
     last = events[-1]
     assert last.type == "response.incomplete"
     assert last.response.output_text == text
-    with client.responses.stream(model="any", input=ASK, max_output_tokens=10) as stream:
-        assert stream.get_final_response().output_text == text
+    form: Any = {"format": {"type": "json_schema", "name": "x", "schema": {"const": "a muscle"}}}
+    with client.responses.stream(model="any", input=ASK, text=form, max_output_tokens=60) as stream:
+        assert stream.get_final_response().output_text == '"a muscle"'
 
 
 def test_a_forced_call_and_its_output_go_round(web: Web, client: OpenAI) -> None:
     tools: Any = [TOOL]
-    done = client.responses.create(model="any", input=ASK, tools=tools, tool_choice="required", max_output_tokens=100)
+    done = client.responses.create(model="any", input=ASK, tools=tools, tool_choice="required", max_output_tokens=60)
     [call] = done.output
     assert call.type == "function_call"
     assert call.name == "look"
@@ -74,7 +82,7 @@ def test_a_forced_call_and_its_output_go_round(web: Web, client: OpenAI) -> None
     kinds = [
         event.type
         for event in client.responses.create(
-            model="any", input=ASK, tools=tools, tool_choice="required", max_output_tokens=100, stream=True
+            model="any", input=ASK, tools=tools, tool_choice="required", max_output_tokens=60, stream=True
         )
     ]
     assert "response.function_call_arguments.done" in kinds
@@ -90,7 +98,8 @@ def test_a_schema_is_followed(web: Web, client: OpenAI) -> None:
 @pytest.mark.parametrize(
     "more",
     [{"previous_response_id": "resp_1"}, {"background": True}, {"input": [{"type": "computer_call"}]}, {"input": []},
-     {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, {"tool_choice": "required"}],
+     {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+     {"tool_choice": "required"}],
     ids=str,
 )  # fmt: skip
 def test_what_needs_a_state_or_cannot_be_read_is_refused(web: Web, more: dict[str, Any]) -> None:

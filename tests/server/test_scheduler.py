@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -13,7 +14,7 @@ from memdec_edge.errors import ContextError, MemdecError, NumericsError, OptionE
 from memdec_edge.options import GenerationOptions, MemoryOptions, SamplingOptions
 from memdec_edge.results import Chunk
 from memdec_edge.server.job import End, Event, Job, Progress
-from memdec_edge.server.scheduler import Scheduler
+from memdec_edge.server.scheduler import SHARED, Scheduler
 from memdec_edge.streams import Request, generate
 from tests.conftest import Family
 from tests.support.plain import FOUR, WARM, Plain, prompts, same
@@ -56,7 +57,13 @@ class Desk:
         self.engine, self.scheduler = engine, Scheduler(engine, queue)
 
     def job(
-        self, tokens: list[int], n_predict: int = -1, sampling: SamplingOptions = WARM, *, seed: int = 1, progress: bool = False
+        self,
+        tokens: list[int],
+        n_predict: int = -1,
+        sampling: SamplingOptions = WARM,
+        *,
+        seed: int = 1,
+        progress: bool = False,
     ) -> tuple[Job, Listener]:
         listener = Listener()
         generation = GenerationOptions(n_predict=n_predict, ignore_eos=True)
@@ -205,7 +212,7 @@ def test_a_long_prompt_is_read_between_the_tokens_of_others(family: Family) -> N
         assert long.end.chunk.finish_reason == "length"
         times = [when for when, event in long.events if isinstance(event, Progress)]
         assert len(times) > 6  # in pieces shorter than a whole batch
-        for begin, end in zip(times, times[1:], strict=False):
+        for begin, end in pairwise(times[1:]):  # the first piece follows the job's beginning at once
             assert all(any(begin < when < end for when, _ in one.events) for one in listeners)
         for job, _ in running:
             desk.scheduler.cancel(job)
@@ -217,8 +224,9 @@ def test_prompts_with_a_common_beginning_are_read_once_even_when_they_come_toget
         jobs = [desk.job([*system, *prompt], 8, seed=number) for number, prompt in enumerate(prompts(4))]
         listeners = desk.submit(*jobs)
         cached = sorted(listener.end.chunk.timings.cache_n for listener in listeners)
-        assert cached == [0, 200, 200, 200]
-        assert desk.scheduler.totals.cached_tokens == 600
+        assert cached[0] == 0
+        assert min(cached[1:]) >= 200 - SHARED
+        assert desk.scheduler.totals.cached_tokens == sum(cached)
     with closing(Plain(family.base, [(family.memory, 0.6)])) as truth:
         for prompt, listener in zip(prompts(4), listeners, strict=True):
             [first, *_] = listener.chunks

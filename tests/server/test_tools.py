@@ -1,6 +1,7 @@
 """Tool calls: what a model is told, what its text becomes, and calls that a grammar enforces."""
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -44,7 +45,11 @@ TEXTS = {
     "no call": ("It rains.", "It rains.", []),
     "a call": (f"{BEGIN}\n{CALL}\n{END}", "", [("weather", '{"wet": true}')]),
     "after a text": (f"Let me look.\n{BEGIN}{CALL}{END}", "Let me look.", [("weather", '{"wet": true}')]),
-    "two calls": (f'{BEGIN}{CALL}{END}\n{BEGIN}{{"name": "now"}}{END}', "", [("weather", '{"wet": true}'), ("now", "{}")]),
+    "two calls": (
+        f'{BEGIN}{CALL}{END}\n{BEGIN}{{"name": "now"}}{END}',
+        "",
+        [("weather", '{"wet": true}'), ("now", "{}")],
+    ),
     "cut short": (f"{BEGIN}\n{CALL}", "", [("weather", '{"wet": true}')]),
     "half a call": (f'A {BEGIN}\n{{"name": "wea', f'A {BEGIN}\n{{"name": "wea', []),
     "of no tool": (f'{BEGIN}{{"name": "cook"}}{END} x', f'{BEGIN}{{"name": "cook"}}{END} x', []),
@@ -62,7 +67,7 @@ def test_a_text_becomes_content_and_calls_however_it_is_cut(
     text: str, content: str, calls: list[tuple[str, str]], cuts: list[int]
 ) -> None:
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    pieces = [text[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+    pieces = [text[begin:end] for begin, end in pairwise(edges)]
     assert read(pieces, FREE) == (content, calls)
 
 
