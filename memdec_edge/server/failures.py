@@ -25,7 +25,8 @@ def failure(
 ) -> dict[str, Any]:
     """The body of an error."""
     kind = more.pop("kind", None) or TYPES.get(status, "server_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code, **more}}
+    shown = [text and text.encode("utf-8", "backslashreplace").decode() for text in (message, param)]  # half surrogates
+    return {"error": {"message": shown[0], "type": kind, "param": shown[1], "code": code, **more}}
 
 
 def failure_of(error: MemdecError) -> tuple[int, dict[str, Any]]:

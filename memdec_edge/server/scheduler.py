@@ -1,12 +1,8 @@
-"""The one thread that steps the engine: which request has a slot, how many cells it reserves, what is decoded next.
+"""The one thread that steps the engine: what is decoded next, and who is told of it.
 
-A turn of the thread admits jobs, reads a piece of one prompt and steps all streams that are read. Jobs are served by
-age. A stream reserves cells for its prompt and a slice more, and grows by slices. Where cells end, the youngest gives
-its own to an older one: it is suspended, waits and goes on later with the same text. A stream that lacks cells with no
-other beside it ends by its length.
-
-A piece of a prompt is so long that it takes about as long as two steps, so a long prompt slows the other streams down
-to a third at most. A job waits while another reads the same beginning, and then takes it over. Knows nothing of HTTP.
+A turn of the thread gives slots to jobs (admission.py), reads a piece of one prompt and steps all streams that are
+read. A piece takes about as long as two steps, so a long prompt slows the other streams down to a third at most. A
+stream that lacks cells with no other beside it ends by its length. Knows nothing of HTTP.
 """
 
 import logging
@@ -18,7 +14,6 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from memdec_edge.engine import Engine
-from memdec_edge.engine.scoring import Scoring
 from memdec_edge.errors import (
     BusyError,
     Cancelled,
@@ -29,15 +24,11 @@ from memdec_edge.errors import (
     OverloadError,
     UnavailableError,
 )
-from memdec_edge.options import MAX_DRAFT
+from memdec_edge.server.admission import Admission
 from memdec_edge.server.job import End, Event, Job, Progress, Scores
 from memdec_edge.server.totals import Totals
-from memdec_edge.streams import Stream
 
 T = TypeVar("T")
-SLICE = 64  # tokens that a stream reserves ahead
-AHEAD = MAX_DRAFT + 2  # tokens below which it reserves the next slice, so that drafts find room
-SHARED = 32  # tokens of a common beginning that are worth waiting for
 LEAST = 16  # tokens of a piece
 STEPS = 2.0  # that a piece of a prompt may take as long as
 ENDING = "the server is about to end"
@@ -48,20 +39,30 @@ log = logging.getLogger("memdec_edge.server")
 class Scheduler:
     """Serves jobs on an engine, in a thread of its own. Threads may submit and cancel jobs at any time.
 
-    queue: jobs that wait at most. active: those that have a slot, the oldest first; waiting: the others.
+    queue: jobs that wait at most.
     """
 
     def __init__(self, engine: Engine, queue: int) -> None:
         self.engine, self.totals = engine, Totals()
-        self.active: list[Job] = []
-        self.waiting: list[Job] = []
         self._queue, self._last_read = queue, -1
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._closing = self._stopped = False
-        self._wake = threading.Condition()  # guards the lists, which only the thread empties
+        self._wake = threading.Condition()  # guards what several threads change
+        self._admission = Admission(engine, self.totals, self._wake)
+        self._timer: threading.Timer | None = None  # of drain()
         self._step_seconds = self._read_rate = 0.0  # measured: seconds of a step, tokens of a prompt in a second
         self._thread = threading.Thread(target=self._run, name="memdec-scheduler", daemon=True)
         self._thread.start()
+
+    @property
+    def active(self) -> list[Job]:
+        """The jobs that have a slot, the oldest first."""
+        return self._admission.active
+
+    @property
+    def waiting(self) -> list[Job]:
+        """The others."""
+        return self._admission.waiting
 
     # --- for other threads ------------------------------------------------------------------------------------------
 
@@ -89,7 +90,7 @@ class Scheduler:
             if len(self.waiting) + len(self.active) + len(jobs) > self._queue + self.engine.cells.n_seq:
                 self.totals.refused += len(jobs)
                 raise OverloadError(len(self.waiting), self.totals.patience(len(self.waiting)))
-            self.waiting += jobs
+            self.waiting.extend(jobs)
             self._wake.notify()
 
     def cancel(self, job: Job) -> None:
@@ -115,19 +116,21 @@ class Scheduler:
                 return
             self._closing = True
             fresh = [job for job in self.waiting if not job.stream]
-            self.waiting = [job for job in self.waiting if job.stream]
+            self.waiting[:] = [job for job in self.waiting if job.stream]
             self._wake.notify()
         for job in fresh:
             self._tell(job, UnavailableError(ENDING))
-        timer = threading.Timer(seconds, self.stop)
-        timer.daemon = True
-        timer.start()
+        self._timer = threading.Timer(seconds, self.stop)
+        self._timer.daemon = True
+        self._timer.start()
 
     def stop(self) -> None:
         """End all jobs, and wait for the thread."""
         with self._wake:
             self._closing = self._stopped = True
             self._wake.notify()
+        if self._timer:
+            self._timer.cancel()
         self.engine.cancel()
         self._thread.join()
 
@@ -165,68 +168,25 @@ class Scheduler:
                 done.set_exception(error)
         for job in [job for job in (*self.active, *self.waiting) if job.cancelled]:
             self.totals.cancelled += 1
-            self._close(job)
+            self._admission.close(job)
         self._admit()
         self._read()
         self._step()
 
-    # --- admission --------------------------------------------------------------------------------------------------
-
     def _admit(self) -> None:
         """Give slots to the oldest jobs that wait, as long as there are slots and cells."""
-        for job in sorted(self.waiting, key=lambda job: job.born):
-            cells = self.engine.cells
-            if len(self.active) == cells.n_seq or cells.free < self._wanted(job):
-                return
-            if self._is_being_read(job):
-                continue
+        while job := self._admission.next():
+            fresh = job.stream is None
             try:
-                self._open(job)
+                self._admission.open(job)
             except BusyError:
                 return
             except MemdecError as error:
                 self._fail(job, error)
                 continue
-            with self._wake:
-                self.waiting.remove(job)
-            self.active = sorted([*self.active, job], key=lambda job: job.born)
-
-    def _wanted(self, job: Job) -> int:
-        """Cells with which a job begins, or goes on; one that was suspended asks for more, so as not to be so again."""
-        ahead = SLICE * (4 if job.stream and self.active else 1)
-        return min(job.cap, job.n_tokens + ahead)
-
-    def _is_being_read(self, job: Job) -> bool:
-        """Whether another job reads the beginning of this one's prompt now."""
-        if job.stream or job.score is not None:
-            return False
-        for other in self.active:
-            if other.reading and other.stream and other.score is None:
-                held = len(self.engine.context.tokens[other.stream.session.slot])
-                if _common(job.request.tokens, other.request.tokens) - held > SHARED:
-                    return True
-        return False
-
-    def _open(self, job: Job) -> None:
-        request, limit = job.request, min(job.cap, job.n_tokens + SLICE)
-        if job.stream:
-            job.stream.session.resume(limit)
-            return
-        scored = job.score is not None  # such a prompt is read from its first token on
-        session = self.engine.session(
-            () if scored else request.tokens,
-            request.sampling,
-            request.generation,
-            mixture=request.mixture,
-            limit=limit,
-            rates=None if scored else request.rates,
-        )
-        if job.score is not None:
-            session.extend(request.tokens, 1.0 if request.rates is None else request.rates)
-            job.scoring = Scoring(session, job.score)
-        job.stream = Stream(self.engine, session)
-        self.totals.begin(job.stream.timings())
-        self._tell_progress(job, job.stream.timings().cache_n)
+            if fresh and job.stream:
+                self.totals.begin(job.stream.timings())
+                self._tell_progress(job, job.stream.timings().cache_n)
 
     # --- decoding ---------------------------------------------------------------------------------------------------
 
@@ -272,7 +232,13 @@ class Scheduler:
 
     def _step(self) -> None:
         """Step all streams whose prompts are read and that have room for a token."""
-        able = [job for job in list(self.active) if job in self.active and not job.reading and self._find_room(job)]
+        able = []
+        for job in list(self.active):
+            if job in self.active and not job.reading:  # an older one may have suspended it
+                room = self._admission.find_room(job)
+                able += [job] if room == "room" else []
+                if room == "none":
+                    self._end(job)
         if not able:
             return
         begin = time.perf_counter()
@@ -308,38 +274,6 @@ class Scheduler:
             self._fail(job, error)
             return []
 
-    def _find_room(self, job: Job) -> bool:
-        """Reserve the next slice where it is due; younger jobs give way. Return whether there is room for a token.
-
-        A job that finds none waits for older ones; without any it ends.
-        """
-        assert job.stream
-        session = job.stream.session
-        while session.limit < job.cap and session.limit - len(session.tokens) < AHEAD:
-            limit = min(job.cap, len(session.tokens) + SLICE, session.limit + self.engine.cells.free)
-            if limit > session.limit:
-                session.grow(limit)
-            if session.limit > len(session.tokens):
-                return True
-            younger = [other for other in self.active if other.born > job.born]
-            if younger:
-                self._suspend(younger[-1])
-            elif self.active == [job]:
-                self._end(job)
-                return False
-            else:
-                return False
-        return True
-
-    def _suspend(self, job: Job) -> None:
-        assert job.stream
-        job.stream.session.suspend()
-        job.reading = True
-        self.active.remove(job)
-        self.totals.suspended += 1
-        with self._wake:
-            self.waiting.append(job)
-
     # --- ends -------------------------------------------------------------------------------------------------------
 
     def _is_over(self, job: Job) -> bool:
@@ -358,21 +292,13 @@ class Scheduler:
         short = len(session.tokens) < job.cap or job.cap == job.room
         event = End(chunk, stream.text.stop, short and chunk.finish_reason == "length", session.slot)
         self.totals.end(stream.timings(), len(session.tokens))
-        self._close(job)
+        self._admission.close(job)
         self._tell(job, event)
 
     def _fail(self, job: Job, error: MemdecError) -> None:
         self.totals.failed += 1
-        self._close(job)
+        self._admission.close(job)
         self._tell(job, error)
-
-    def _close(self, job: Job) -> None:
-        """Give back what a job holds, wherever it stands."""
-        if job.stream:
-            job.stream.session.close()
-        with self._wake:
-            self.active = [other for other in self.active if other is not job]
-            self.waiting = [other for other in self.waiting if other is not job]
 
     # --- events -----------------------------------------------------------------------------------------------------
 
@@ -389,11 +315,3 @@ class Scheduler:
 def _average(before: float, value: float) -> float:
     """A mean that forgets."""
     return value if not before else 0.8 * before + 0.2 * value
-
-
-def _common(tokens: Sequence[int], others: Sequence[int]) -> int:
-    """How many tokens two lists have in common from the start."""
-    shorter = min(len(tokens), len(others))
-    if tokens[:shorter] == others[:shorter]:
-        return shorter
-    return next(at for at in range(shorter) if tokens[at] != others[at])

@@ -13,8 +13,9 @@ from memdec_edge.engine import Engine
 from memdec_edge.errors import ContextError, MemdecError, NumericsError, OptionError, OverloadError, UnavailableError
 from memdec_edge.options import GenerationOptions, MemoryOptions, SamplingOptions
 from memdec_edge.results import Chunk
+from memdec_edge.server.admission import SHARED
 from memdec_edge.server.job import End, Event, Job, Progress
-from memdec_edge.server.scheduler import SHARED, Scheduler
+from memdec_edge.server.scheduler import Scheduler
 from memdec_edge.streams import Request, generate
 from tests.conftest import Family
 from tests.support.plain import FOUR, WARM, Plain, prompts, same

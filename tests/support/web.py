@@ -84,6 +84,18 @@ class Web:
             assert time.monotonic() < deadline, f"{what} never came"
             time.sleep(0.002)
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The scheduler takes no turn: what has a slot keeps it, and what comes waits."""
+        go, held = threading.Event(), threading.Event()
+        done = self.service.scheduler.call(lambda: (held.set(), go.wait(PATIENCE)))
+        assert held.wait(PATIENCE)
+        try:
+            yield
+        finally:
+            go.set()
+            done.result(PATIENCE)
+
     def until_idle(self) -> None:
         """Wait until no slot is taken, and check that nothing is left of anything."""
         self.until(lambda scheduler: not scheduler.active and not scheduler.waiting, "an idle server")
