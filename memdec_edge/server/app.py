@@ -60,6 +60,7 @@ def make_app(service: Service) -> FastAPI:
     for part in (completions, responses, messages, native, facts, memories):
         app.include_router(part.router(service))
     _declare_failures(app)
+    _forget_422(app)
     app.add_middleware(Guard, service=service)
     app.add_middleware(  # the outermost: pages may read refusals too
         CORSMiddleware,
@@ -71,6 +72,20 @@ def make_app(service: Service) -> FastAPI:
         expose_headers=["X-Request-Id", "Retry-After"],
     )
     return app
+
+
+def _forget_422(app: FastAPI) -> None:
+    """Leave out of the description what FastAPI answers elsewhere: a body that does not fit is a 400 here."""
+    describe = app.openapi
+
+    def described() -> dict[str, Any]:
+        found = describe()
+        for route in found["paths"].values():
+            for operation in route.values():
+                operation["responses"].pop("422", None)
+        return found
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 def _declare_failures(app: FastAPI) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from memdec_edge.chat.prompt import special_names
 from memdec_edge.engine import Engine
@@ -187,5 +187,8 @@ def router(service: Service) -> APIRouter:
     routes.add_api_route("/slots", slot_list, methods=["GET"], summary="What each slot does")
     routes.add_api_route("/apply-template", template, methods=["POST"], summary="A chat as the text of a prompt")
     routes.add_api_route("/tokenizer_info", lambda: tokenizer(service), methods=["GET"], summary="The tokenizer")
-    routes.add_api_route("/metrics", lambda: metrics.answer(service), methods=["GET"], summary="Figures for Prometheus")
+    routes.add_api_route(
+        "/metrics", lambda: metrics.answer(service), methods=["GET"], summary="Figures for Prometheus",
+        response_class=PlainTextResponse,
+    )  # fmt: skip
     return routes

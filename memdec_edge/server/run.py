@@ -37,9 +37,11 @@ class Server(uvicorn.Server):
         )  # fmt: skip
 
     def run_here(self) -> None:
-        """Serve until a signal or stop(). Raises the error for which the model cannot be opened."""
+        """Serve until a signal or stop(), which is no error. Raises that for which the model cannot be opened."""
         try:
             self.run(sockets=[self._socket])
+        except KeyboardInterrupt:  # uvicorn passes the signal on once it has ended
+            pass
         finally:
             self._socket.close()
             self.service.close()

@@ -88,8 +88,8 @@ def test_a_server_answers_and_a_signal_lets_what_runs_finish(family: Family) -> 
         process.child.send_signal(signal.SIGTERM)
         thread.join(PATIENCE)
         assert found[0]["tokens_predicted"] == 300
-        assert process.end() == 128 + signal.SIGTERM
-    assert not [line for line in process.lines if "Traceback" in line], process.lines
+        assert process.end() == 0
+    assert not [line for line in process.lines if "Traceback" in line or "Error" in line], process.lines
     assert any("POST /completion 200" in line for line in process.lines)
 
 
@@ -105,7 +105,7 @@ def test_a_stream_that_takes_longer_than_the_grace_is_told(family: Family) -> No
             process.child.send_signal(signal.SIGINT)
             rest = answer.read().decode()
         assert "about to end" in rest or '"stop":true' in rest
-        assert process.end() == 128 + signal.SIGINT
+        assert process.end() == 0
     assert not [line for line in process.lines if "Traceback" in line], process.lines
 
 
