@@ -146,19 +146,21 @@ def router(service: Service) -> APIRouter:
         return JSONResponse(shown)
 
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+        if body.messages is None:
+            return await asyncio.to_thread(tokenized, body, None)
+        chat = ChatRequest(messages=body.messages, tools=body.tools)
+        return await asyncio.to_thread(tokenized, body, (await chats.count(chat, service)).tokens)
+
+    def tokenized(body: TokenizeRequest, known: list[int] | None) -> dict[str, Any]:
         base = service.model.engine.base
-        if body.messages is not None:
-            chat = ChatRequest(messages=body.messages, tools=body.tools)
-            ids = (await chats.count(chat, service)).tokens
-        else:
-            ids = await asyncio.to_thread(tokens_of, body, base)
+        ids = tokens_of(body, base) if known is None else known
         shown = [_piece(base, token) for token in ids] if body.with_pieces else ids
         found: dict[str, Any] = {"tokens": shown, "count": len(ids), "max_model_len": service.model.engine.longest()}
         if body.return_token_strs:
             found["token_strs"] = [base.piece(token, special=True).decode("utf-8", "replace") for token in ids]
         return found
 
-    async def detokenize(body: DetokenizeRequest) -> dict[str, str]:
+    def detokenize(body: DetokenizeRequest) -> dict[str, str]:
         base = service.model.engine.base
         for token in body.tokens:
             if not 0 <= token < base.n_vocab:

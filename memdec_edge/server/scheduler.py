@@ -85,13 +85,18 @@ class Scheduler:
     def submit(self, jobs: Sequence[Job]) -> None:
         """Serve jobs that check() let through. Raises OverloadError and, at the end, UnavailableError."""
         with self._wake:
-            if self._closing:
-                raise UnavailableError(ENDING)
-            if len(self.waiting) + len(self.active) + len(jobs) > self._queue + self.engine.cells.n_seq:
-                self.totals.refused += len(jobs)
-                raise OverloadError(len(self.waiting), self.totals.patience(len(self.waiting)))
+            self.require_place(len(jobs))
             self.waiting.extend(jobs)
             self._wake.notify()
+
+    def require_place(self, n_jobs: int) -> None:
+        """Raise what submit() raises of so many jobs."""
+        with self._wake:
+            if self._closing:
+                raise UnavailableError(ENDING)
+            if len(self.waiting) + len(self.active) + n_jobs > self._queue + self.engine.cells.n_seq:
+                self.totals.refused += n_jobs
+                raise OverloadError(len(self.waiting), self.totals.patience(len(self.waiting)))
 
     def cancel(self, job: Job) -> None:
         """Give the place of a job back as soon as the decode at work ends. It is told nothing more."""

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from memdec_edge.api import LanguageModel
 from memdec_edge.errors import MemdecError, UnavailableError
+from memdec_edge.notes import note
 from memdec_edge.options import ChatOptions, ServerOptions
 from memdec_edge.server.job import End, Event, Job
 from memdec_edge.server.scheduler import Scheduler
@@ -57,6 +58,7 @@ class Answers:
 
     async def begin(self) -> None:
         """Check and submit all streams. Errors: see Scheduler.check() and submit()."""
+        self._scheduler.require_place(len(self._jobs))
         for job in self._jobs:
             await asyncio.to_thread(self._scheduler.check, job)
         self._scheduler.submit(self._jobs)
@@ -140,6 +142,10 @@ class Service:
 
     async def ask(self, asked: Sequence[Asked]) -> Answers:
         """Begin streams. Raises ContextError, OptionError, OverloadError and UnavailableError."""
+        if self.options.log_prompts:
+            for one in asked:
+                pieces = (self.model.engine.base.piece(token, special=True) for token in one.request.tokens)
+                note(f"prompt {b''.join(pieces).decode('utf-8', 'replace')}")
         answers = Answers(self.scheduler, asked)
         await answers.begin()
         return answers

@@ -1,6 +1,7 @@
 """A request as the options of this package: sampling, generation, mixture. Knows nothing of prompts and answers."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,8 @@ from memdec_edge.errors import OptionError
 from memdec_edge.options import GenerationOptions, MixtureOptions, SamplingOptions
 from memdec_edge.server.schemas import Common, MemoryChoice
 
+ENDLESS = 1 << 24  # tokens: more than any context has
+STOPS, STOP = 64, 1000  # stop strings, each of which every token is compared with, and characters of one
 SEEDS = 2**32 - 1  # a larger seed stands for its remainder
 DIRECT = (  # fields that requests and SamplingOptions call the same
     "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "presence_penalty",
@@ -53,10 +56,12 @@ def generation_of(
     body: Common, default: GenerationOptions, *, most: int | None, stop: Iterable[str] = (), logprobs: int = 0
 ) -> GenerationOptions:
     """How far a request may go. most: new tokens that it asks for; stop: further texts that end the answer."""
-    asked = default.n_predict if most is None or most < 0 else most
+    asked = default.n_predict if most is None or most < 0 else min(most, ENDLESS)
     if default.n_predict >= 0:
         asked = min(asked, default.n_predict)
     own = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if len(own) > STOPS or any(len(text) > STOP for text in own):
+        raise OptionError("stop", f"{len(own)} texts", f"must be at most {STOPS} of {STOP} characters")
     return replace(
         default,
         n_predict=asked,
@@ -121,7 +126,9 @@ def _biases(given: Any, engine: Engine) -> Iterable[tuple[int, float]]:
     found: dict[int, float] = {}
     for key, amount in given.items() if isinstance(given, dict) else given:
         text = key if isinstance(key, str) else ""
-        number = key if isinstance(key, int) else int(text) if text.lstrip("-").isascii() and text.isdigit() else None
+        number = key if isinstance(key, int) else int(text[:10]) if re.fullmatch("[0-9]+", text) else None
+        if number is not None and not 0 <= number < engine.base.n_vocab:
+            raise OptionError("logit_bias", str(number)[:20], f"ids must be from 0 to {engine.base.n_vocab - 1}")
         ids = [number] if number is not None else engine.base.tokenize(text, add_special=False, parse_special=True)
         if amount is True:
             raise OptionError("logit_bias", "true", "must be a number, or false for a token that is never sampled")

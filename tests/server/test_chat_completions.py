@@ -69,6 +69,15 @@ def test_a_limit_ends_the_answer_by_its_length_whatever_it_is_called(web: Web, n
     assert (body["usage"]["completion_tokens"], body["choices"][0]["finish_reason"]) == (4, "length")
 
 
+def test_a_token_id_of_thousands_of_digits_is_a_wrong_request(web: Web) -> None:
+    assert web.post(PATH, {"messages": ASK, "max_tokens": 2, "logit_bias": {"9" * 5000: 1}}).status == 400
+
+
+def test_a_limit_beyond_all_contexts_is_no_error(web: Web) -> None:
+    done = web.post(PATH, {"messages": ASK, "max_tokens": 10**20, "stop": "e"})
+    assert done.status == 200, done.body
+
+
 def test_the_newer_name_of_the_limit_wins(web: Web) -> None:
     asked = {"messages": ASK, "max_tokens": 9, "max_completion_tokens": 2, "ignore_eos": True}
     assert web.post(PATH, asked).body["usage"]["completion_tokens"] == 2
@@ -228,6 +237,8 @@ def test_a_grammar_is_followed_and_a_broken_one_refused(web: Web) -> None:
         {"top_logprobs": 3}, {"logprobs": True, "top_logprobs": 1000}, {"stop": [""]}, {"tools": [{"type": "x"}]},
         {"tool_choice": "required"}, {"memory": [{"id": 77, "lambda": 0.5}]}, {"memory": 3.0}, {"memory": "much"},
         {"chat_template": "{{ messages }}"}, {"logit_bias": {"900000": 1}}, {"logit_bias": {"5": True}},
+        {"stop": ["x"] * 65}, {"stop": "x" * 1001}, {"logit_bias": [[10**30, 1]]},
+        {"messages": [{"role": "user", "content": "\ud800"}]}, {"tool_choice": "\udfff"}, {"repeat_last_n": 10**30},
         {"add_generation_prompt": True, "continue_final_message": True},
     ],
     ids=str,

@@ -142,9 +142,18 @@ def test_every_answer_has_an_id_and_is_neither_framed_nor_sniffed(locked: Web) -
 
 def test_a_line_in_the_log_names_the_request_and_holds_no_text(web: Web, capfd: pytest.CaptureFixture[str]) -> None:
     done = web.post(PATH, {"prompt": "A secret disease", "max_tokens": 2})
-    [line] = [line for line in capfd.readouterr().err.splitlines() if done.headers["x-request-id"] in line]
+    said = ""
+    while done.headers["x-request-id"] not in said or not said.endswith("\n"):  # it follows the answer
+        said += capfd.readouterr().err
+    [line] = [line for line in said.splitlines() if done.headers["x-request-id"] in line]
     assert f"POST {PATH} 200" in line
     assert "secret" not in line
+
+
+def test_prompts_stand_in_the_log_where_that_is_asked_for(talker: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with serving(open_model(talker, [], LOAD), ServerOptions(log_prompts=True), SOBER) as web:
+        web.post(PATH, {"prompt": "A secret\ndisease", "max_tokens": 2})
+    assert "A secret\\ndisease" in capfd.readouterr().err
 
 
 def test_a_route_that_is_none_and_a_method_that_is_none(web: Web) -> None:

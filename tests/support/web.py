@@ -88,7 +88,12 @@ class Web:
     def frozen(self) -> Iterator[None]:
         """The scheduler takes no turn: what has a slot keeps it, and what comes waits."""
         go, held = threading.Event(), threading.Event()
-        done = self.service.scheduler.call(lambda: (held.set(), go.wait(PATIENCE)))
+
+        def hold() -> None:
+            held.set()
+            go.wait(PATIENCE)
+
+        done = self.service.scheduler.call(hold)
         assert held.wait(PATIENCE)
         try:
             yield
