@@ -58,12 +58,17 @@ def flags(arguments: list[str]) -> argparse.Namespace:
 
 
 def be_ours(asked: argparse.Namespace, model: str) -> None:
-    """Start memdec-edge serve."""
+    """Start memdec-edge serve.
+
+    llama-server divides --ctx-size by its slots, unless they are unified. Ours are: so that a request may hold as much
+    as it may there, ours get one part in all.
+    """
     from memdec_edge.cli import main
 
+    context = (asked.ctx_size or 4096) // (1 if asked.kv_unified else asked.parallel)
     given: dict[str, Any] = {
         "-m": model, "--host": asked.host.split(",")[0], "--port": asked.port, "--seed": asked.seed,
-        "--temp": asked.temp, "-np": asked.parallel, "-n": asked.n_predict, "-c": asked.ctx_size or 4096,
+        "--temp": asked.temp, "-np": asked.parallel, "-n": asked.n_predict, "-c": context,
         "-t": asked.threads or 1,
         "-b": max(asked.batch_size or 512, asked.parallel), "--grace": 0,
     }  # fmt: skip

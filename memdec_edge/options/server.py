@@ -12,7 +12,7 @@ class ServerOptions(Checked):
 
     api_keys: any of them lets a request in; without one every request is let in. memory_dir: the only folder from which
     a request may load memories. origins: web pages that may call the server, beside those of this machine. hosts: names
-    that requests may use for the server, beside those of this machine; without one any will do on a public address.
+    that requests may use for the server, beside those of this machine; with keys alone any will do on a public address.
     """
 
     host: str = option("127.0.0.1", "--host", help="Address to listen on; 0.0.0.0: all.")

@@ -1,7 +1,8 @@
 """What stands before all routes: hosts, origins, keys, sizes, headers, and one line in the log for each request.
 
-A web page of a stranger can make a browser send requests to this machine. So names of other hosts are refused on a
-private address, and requests that a foreign page sends are refused everywhere. Knows nothing of what routes do.
+A web page of a stranger can make a browser send requests to this machine, under a name that it lets point here. So
+names of other hosts are refused, unless a key is needed on a public address, and so are requests of foreign pages.
+Knows nothing of what routes do.
 """
 
 import hmac
@@ -9,6 +10,7 @@ import ipaddress
 import os
 import re
 import secrets
+import socket
 import time
 from collections.abc import Iterable
 from hashlib import sha256
@@ -70,8 +72,10 @@ class Guard:
         self._app, self._service, self._options = app, service, service.options
         self._keys = [_digest(key) for key in keys_of(self._options)]
         self._open = {*OPEN, *public}
-        self._any_host = not is_private(self._options.host) and not self._options.hosts
+        self._private = is_private(self._options.host)
         self._hosts = {*LOCAL_HOSTS, *(name.lower() for name in self._options.hosts)}
+        if not self._private:
+            self._hosts |= {socket.gethostname().lower(), f"{socket.gethostname()}.local".lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -105,7 +109,7 @@ class Guard:
     def _refused(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
         """The status and the reason for which a request goes no further."""
         host = headers.get("host", "").lower()
-        if not self._any_host and re.sub(r":\d+$", "", host) not in self._hosts:
+        if not self._serves(re.sub(r":\d+$", "", host)):
             return 403, f"the host {host or 'without a name'} is not served here; start the server with --allowed-host"
         origin = headers.get("origin")
         if origin and scope["method"] != "OPTIONS" and not self.allows(origin, headers):
@@ -118,6 +122,12 @@ class Guard:
         if not self._service.ready and scope["path"] not in WITHOUT_MODEL and scope["path"] not in self._open:
             return 503, LOADING
         return None
+
+    def _serves(self, host: str) -> bool:
+        """Whether a name is this server's. On a public address an IP address is, and any name where keys are needed."""
+        if host in self._hosts:
+            return True
+        return not self._private and ((bool(self._keys) and not self._options.hosts) or _is_address(host))
 
     def allows(self, origin: str, headers: Headers) -> bool:
         """Whether pages of an origin may call: this server's own, those of this machine, and those that are named."""
@@ -143,6 +153,13 @@ class Guard:
             return message
 
         return counted
+
+
+def _is_address(host: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(host.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        return False
 
 
 def _digest(key: str) -> bytes:

@@ -8,14 +8,14 @@ import pytest
 from openai import OpenAI
 
 from memdec_edge.api import open_model
-from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, SamplingOptions, ServerOptions
+from memdec_edge.options import GenerationOptions, MemoryOptions, SamplingOptions, ServerOptions
 from memdec_edge.server.settings import Defaults
 from tests.conftest import Family
 from tests.support.chatty import chatty
 from tests.support.plain import FOUR
 from tests.support.web import Web, serving
 
-LOAD = LoadOptions(**{**FOUR.__dict__, "n_ctx": 1024, "n_batch": 64})
+LOAD = replace(FOUR, n_batch=64)
 SOBER = Defaults(SamplingOptions(temperature=0.0, seed=1), GenerationOptions())
 
 

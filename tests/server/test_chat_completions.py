@@ -2,13 +2,19 @@
 
 import json
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import BadRequestError, OpenAI
 
+from memdec_edge.api import open_model
 from memdec_edge.chat.prompt import ChatPrompt
-from tests.support.web import Web
+from memdec_edge.options import ChatOptions, GenerationOptions, ServerOptions
+from tests.server.conftest import LOAD, SOBER
+from tests.support.chatty import TEMPLATE
+from tests.support.web import Web, serving
 
 ASK: list[Any] = [{"role": "user", "content": "What is the heart?"}]
 PATH = "/v1/chat/completions"
@@ -21,7 +27,8 @@ def prompt_of(web: Web, messages: list[Any]) -> ChatPrompt:
 def test_an_answer_is_what_the_python_api_gives(web: Web, client: OpenAI) -> None:
     done = client.chat.completions.create(model="any", messages=ASK, max_tokens=12)
     model = web.service.model
-    expected = model.chat(ASK, sampling=web.service.defaults.sampling, generation=_limit(12))
+    limit = GenerationOptions(n_predict=12)
+    expected = model.chat(ASK, sampling=web.service.defaults.sampling, generation=limit)
     assert done.choices[0].message.content == expected.text
     assert done.choices[0].message.role == "assistant"
     assert (done.object, done.model) == ("chat.completion", "tiny")
@@ -30,12 +37,6 @@ def test_an_answer_is_what_the_python_api_gives(web: Web, client: OpenAI) -> Non
     assert done.usage.prompt_tokens == len(prompt_of(web, ASK).tokens)
     assert done.usage.completion_tokens == len(expected.tokens)
     assert done.choices[0].finish_reason == expected.finish_reason
-
-
-def _limit(count: int) -> Any:
-    from memdec_edge.options import GenerationOptions
-
-    return GenerationOptions(n_predict=count)
 
 
 def test_a_stream_joins_to_the_whole_answer_and_begins_with_the_role(web: Web, client: OpenAI) -> None:
@@ -376,3 +377,35 @@ def test_requests_with_different_memories_run_side_by_side(web: Web, client: Ope
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(answer, choices)) == alone
     assert len(set(alone)) > 1
+
+
+# --- reasoning ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def thinker(talker: Path) -> Iterator[Web]:
+    """A template that begins the reasoning."""
+    chat = ChatOptions(chat_template=TEMPLATE + "<think>\n")
+    with serving(open_model(talker, [], LOAD), ServerOptions(), SOBER, chat) as served:
+        yield served
+
+
+def test_reasoning_is_told_apart_from_the_content(thinker: Web) -> None:
+    asked = {"messages": ASK, "max_tokens": 40, "grammar": 'root ::= "so it is</think>\\n\\nyes"'}
+    message = thinker.post(PATH, asked).body["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("so it is", "yes")
+    deltas = [event["choices"][0]["delta"] for event in thinker.events(PATH, asked)]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "so it is"
+    assert "".join(delta.get("content") or "" for delta in deltas) == "yes"
+    blocks = thinker.post("/v1/messages", asked).body["content"]
+    assert [(block["type"], block.get("thinking", block.get("text"))) for block in blocks] == [
+        ("thinking", "so it is"),
+        ("text", "yes"),
+    ]
+    kinds = [event["type"] for event in thinker.events("/v1/messages", asked)]
+    assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 2
+    items = thinker.post("/v1/responses", asked | {"input": "Hm", "max_output_tokens": 40}).body["output"]
+    assert [(item["type"], item["content"][0]["text"]) for item in items] == [
+        ("reasoning", "so it is"),
+        ("message", "yes"),
+    ]

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from openai import AuthenticationError, OpenAI
 
-from memdec_edge.api import open_model
+from memdec_edge.api import LanguageModel, open_model
 from memdec_edge.errors import MissingFileError, OptionError
 from memdec_edge.options import ServerOptions
-from memdec_edge.server.guard import KEYS, is_private, keys_of
+from memdec_edge.server.app import make_app
+from memdec_edge.server.guard import KEYS, Guard, is_private, keys_of
+from memdec_edge.server.service import Service
 from tests.server.conftest import LOAD, SOBER
 from tests.support.web import Web, serving
 
@@ -123,6 +125,22 @@ def test_a_name_that_points_to_this_machine_is_refused(locked: Web, host: str) -
     done = locked.post(PATH, ASK, {"Host": host, "X-Api-Key": "first"})
     assert done.status in (400, 403)  # a request without any host is refused by the library
     assert locked.get("/health", {"Host": "LOCALHOST:1"}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("keys", "hosts", "host", "served"),
+    [((), (), "evil.example", False), ((), (), "192.168.0.7", True), ((), (), "[fe80::1]", True), ((), (), "localhost", True),
+     ((), ("model.example",), "model.example", True), (("key",), (), "model.example", True),
+     (("key",), ("model.example",), "other.example", False)],
+)  # fmt: skip
+def test_a_public_address_without_keys_is_not_served_under_the_name_of_a_stranger(
+    keys: tuple[str, ...], hosts: tuple[str, ...], host: str, served: bool
+) -> None:
+    def load() -> LanguageModel:
+        raise AssertionError
+
+    service = Service(load, ServerOptions(host="0.0.0.0", api_keys=keys, hosts=hosts))
+    assert Guard(make_app(service), service)._serves(host) == served
 
 
 def test_addresses_of_this_machine_are_known() -> None:

@@ -60,6 +60,17 @@ def test_one_too_many_is_told_to_come_again(small: Web) -> None:
     small.until_idle()
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/completion", "/v1/messages"])
+def test_a_stream_that_is_silent_sends_comments(web: Web, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memdec_edge.server.events.PING", 0.02)
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "prompt": "Hi", "max_tokens": 2, "stream": True}
+    with web.frozen(), web.open_request(path, asked) as connection:
+        answer = connection.getresponse()
+        lines = [answer.readline() for _ in range(12)]
+    assert lines.count(b": ping\n") > 2
+    web.until_idle()
+
+
 def test_an_openai_stream_that_is_closed_frees_its_slot(web: Web, client: OpenAI) -> None:
     asked: dict[str, Any] = {"model": "any", "prompt": "Blood", "stream": True, "extra_body": {"ignore_eos": True}}
     stream = client.completions.create(**asked)

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from memdec_edge.api import open_model
+from memdec_edge.gguf.index_file import tokenizer_of
+from memdec_edge.llama.model import Model
 from memdec_edge.options import MemoryOptions, ServerOptions
 from tests.conftest import Family
 from tests.server.conftest import LOAD, SOBER
+from tests.support.indexes import index_file
 from tests.support.web import Web, serving
 
 TEXT = "Anaemia is a lack"
@@ -106,3 +109,28 @@ def test_without_a_folder_nothing_is_loaded(web: Web, family: Family) -> None:
         done = web.post("/memories", {"load": name})
         assert (done.status, done.body["error"]["param"]) == (400, "load")
         assert "--memory-dir" in done.body["error"]["message"]
+
+
+def test_an_index_is_one_more_voice_and_names_its_source(family: Family, tmp_path: Path) -> None:
+    tokens = Model(family.base, vocab_only=True)
+    text = tokens.tokenize("Anaemia is a lack of red blood cells, or of the iron that they need", add_special=False)
+    tokens.close()
+    digest, n_vocab = tokenizer_of(family.base)
+    path = index_file(tmp_path / "memdec-notes-index.gguf", [text], n_vocab, digest=digest, trust=[1.0] * 8)
+    model = open_model(family.base, [MemoryOptions(family.memory), MemoryOptions(path)], LOAD)
+    with serving(model, ServerOptions(), SOBER) as web:
+        listed = web.get("/memories").body["data"]
+        assert [(one["name"], one["kind"]) for one in listed] == [("memdec-tiny", "memory"), (path.stem, "index")]
+        asked = {
+            "prompt": text[:10],
+            "n_predict": 5,
+            "return_memory": True,
+            "memory": [{"id": path.stem, "lambda": 0.999}],
+        }
+        found = web.post("/completion", asked).body["memory"]
+        assert [one["id"] for one in found] == text[10:15]
+        assert all(one["share"] > 0.9 for one in found)
+        assert found[-1]["source"] == {"memory": path.stem, "document": "0.txt", "start": 0, "end": 15}
+        echo = {"prompt": text, "max_tokens": 0, "echo": True, "logprobs": 0, "memory": asked["memory"]}
+        scores = web.post("/v1/completions", echo).body["choices"][0]["logprobs"]["token_logprobs"]
+        assert min(scores[10:]) > -0.1  # what stands in the document is certain
