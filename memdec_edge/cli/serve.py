@@ -41,7 +41,7 @@ def serve(
 ) -> None:
     """Serve a base, its memories and indexes to OpenAI's clients.
 
-    Options of sampling are those of requests that name none. --predict is also the most that a request may ask for.
+    Options of sampling and generation are those of requests that name none.
     """
     serving, limits, sampler, mixing, loading = server(), generation(), sampling(), weights(), load()
     memories, chatting = memory_options(memory, scaled), templates()
@@ -72,4 +72,4 @@ def serve(
         warn(found.engine.warnings)
         return found
 
-    run(Service(opened, serving, Defaults(sampler, limits, mixing), chatting), note)
+    run(Service(opened, serving, Defaults(sampler, limits, mixing, serving.max_tokens), chatting), note)

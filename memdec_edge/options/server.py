@@ -36,6 +36,9 @@ class ServerOptions(Checked):
     hosts: tuple[str, ...] = option(
         (), "--allowed-host", metavar="NAME", help="Name under which the server may be called; repeatable."
     )
+    max_tokens: int = option(
+        -1, "--max-tokens", low=-1, high=1 << 24, help="Tokens that a request may ask for at most; -1: any number."
+    )
     max_body: int = option(1 << 24, "--max-body", low=1 << 10, high=1 << 32, help="Bytes of a request at most.")
     grace: int = option(
         10, "--grace", low=0, high=3600, help="Seconds that running requests may take once the server is to end."

@@ -147,7 +147,7 @@ def _wanted(body: NativeRequest, service: Service) -> tuple[bool, list[Asked]]:
     sampling = sampling_of(body, engine, defaults.sampling)
     most = body.n_predict if body.n_predict is not None else body.max_tokens
     logprobs = max(body.n_probs or 0, chats.MEMORY_TOPS if body.return_memory else 0)
-    generation = generation_of(body, defaults.generation, most=most, logprobs=logprobs)
+    generation = generation_of(body, defaults, most=most, logprobs=logprobs)
     mixture = mixture_of(body.memory, engine, defaults.mixture)
     asked: list[Asked] = []
     for tokens in prompts:

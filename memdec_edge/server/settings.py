@@ -25,11 +25,12 @@ NAMES = {"n_predict": "max_tokens", "json_schema": "response_format", "logprobs"
 
 @dataclass(frozen=True)
 class Defaults:
-    """What holds where a request says nothing. generation.n_predict is also the most that a request may ask for."""
+    """What holds where a request says nothing. most: new tokens that it may ask for at most; -1: any number."""
 
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     generation: GenerationOptions = field(default_factory=GenerationOptions)
     mixture: MixtureOptions = field(default_factory=MixtureOptions)
+    most: int = -1
 
 
 def sampling_of(body: Common, engine: Engine, default: SamplingOptions) -> SamplingOptions:
@@ -53,12 +54,13 @@ def sampling_of(body: Common, engine: Engine, default: SamplingOptions) -> Sampl
 
 
 def generation_of(
-    body: Common, default: GenerationOptions, *, most: int | None, stop: Iterable[str] = (), logprobs: int = 0
+    body: Common, defaults: Defaults, *, most: int | None, stop: Iterable[str] = (), logprobs: int = 0
 ) -> GenerationOptions:
     """How far a request may go. most: new tokens that it asks for; stop: further texts that end the answer."""
+    default = defaults.generation
     asked = default.n_predict if most is None or most < 0 else min(most, ENDLESS)
-    if default.n_predict >= 0:
-        asked = min(asked, default.n_predict)
+    if defaults.most >= 0:
+        asked = min(asked, defaults.most) if asked >= 0 else defaults.most
     own = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(own) > STOPS or any(len(text) > STOP for text in own):
         raise OptionError("stop", f"{len(own)} texts", f"must be at most {STOPS} of {STOP} characters")

@@ -1,11 +1,16 @@
 """Completions: texts and token ids that go on, echo, and log-probs in the older shape."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
 
-from tests.support.web import Web
+from memdec_edge.api import open_model
+from memdec_edge.options import GenerationOptions, ServerOptions
+from tests.server.conftest import LOAD, SOBER
+from tests.support.web import Web, serving
 
 TEXT = "Anaemia is a lack"
 PATH = "/v1/completions"
@@ -16,8 +21,6 @@ def tokens_of(web: Web, text: str) -> list[int]:
 
 
 def test_a_text_goes_on_as_in_the_python_api_and_a_stream_joins_to_it(web: Web, client: OpenAI) -> None:
-    from memdec_edge.options import GenerationOptions
-
     done = client.completions.create(model="any", prompt=TEXT, max_tokens=16)
     model = web.service.model
     expected = model.generate(TEXT, web.service.defaults.sampling, GenerationOptions(n_predict=16))
@@ -140,3 +143,14 @@ def test_an_echo_may_be_streamed_and_have_no_log_probs(web: Web) -> None:
     scored = web.events(PATH, asked | {"logprobs": 1})
     tokens = [token for event in scored if (found := event["choices"][0]["logprobs"]) for token in found["tokens"]]
     assert "".join(tokens) == whole
+
+
+def test_the_command_line_limits_what_a_request_may_ask_for(talker: Path) -> None:
+    defaults = replace(SOBER, generation=GenerationOptions(n_predict=3), most=5)
+    with serving(open_model(talker, [], LOAD), ServerOptions(), defaults) as web:
+        for asked, got in ((None, 3), (4, 4), (-1, 3), (9, 5)):
+            body = {"prompt": TEXT, "max_tokens": asked, "ignore_eos": True}
+            assert web.post(PATH, body).body["usage"]["completion_tokens"] == got
+    unlimited = replace(SOBER, most=5)
+    with serving(open_model(talker, [], LOAD), ServerOptions(), unlimited) as web:
+        assert web.post(PATH, {"prompt": TEXT, "ignore_eos": True}).body["usage"]["completion_tokens"] == 5

@@ -129,8 +129,9 @@ def test_a_name_that_points_to_this_machine_is_refused(locked: Web, host: str) -
 
 @pytest.mark.parametrize(
     ("keys", "hosts", "host", "served"),
-    [((), (), "evil.example", False), ((), (), "192.168.0.7", True), ((), (), "[fe80::1]", True), ((), (), "localhost", True),
-     ((), ("model.example",), "model.example", True), (("key",), (), "model.example", True),
+    [((), (), "evil.example", False), ((), (), "192.168.0.7", True), ((), (), "[fe80::1]", True),
+     ((), (), "localhost", True), ((), ("model.example",), "model.example", True),
+     (("key",), (), "model.example", True),
      (("key",), ("model.example",), "other.example", False)],
 )  # fmt: skip
 def test_a_public_address_without_keys_is_not_served_under_the_name_of_a_stranger(
