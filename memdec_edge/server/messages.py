@@ -18,7 +18,7 @@ from memdec_edge.server.chats import Chat, Choice
 from memdec_edge.server.events import Events, unless_gone
 from memdec_edge.server.schemas import ChatRequest, MessagesRequest
 from memdec_edge.server.service import Service, new_id
-from memdec_edge.server.tools import Call
+from memdec_edge.server.tools import Call, read_json
 
 TRANSLATED = {"messages", "tools", "tool_choice", "n"}
 SAME = set(ChatRequest.model_fields) & set(MessagesRequest.model_fields) - TRANSLATED
@@ -132,7 +132,7 @@ def _stop(choice: Choice, body: MessagesRequest) -> dict[str, str | None]:
 
 def _tool_use(call: Call, whole: bool) -> dict[str, Any]:
     try:
-        given = json.loads(call.arguments) if whole else {}
+        given = read_json(call.arguments) if whole else {}
     except ValueError:
         given = {}
     return {"type": "tool_use", "id": call.id, "name": call.name, "input": given if isinstance(given, dict) else {}}

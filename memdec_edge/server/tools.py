@@ -6,6 +6,7 @@ that Hermes and Qwen have. Knows nothing of HTTP.
 
 import json
 import secrets
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -187,7 +188,7 @@ class CallReader:
     def _calls(self, text: str) -> list[Call]:
         """The calls that a JSON text makes; none where it is none, or of functions that are not there."""
         try:
-            found = json.loads(text.strip().removeprefix(BEGIN).removesuffix(END))
+            found = read_json(text.strip().removeprefix(BEGIN).removesuffix(END))
         except (ValueError, RecursionError):
             return []
         calls = []
@@ -198,6 +199,19 @@ class CallReader:
             written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
             calls.append(Call(f"call_{secrets.token_hex(12)}", one["name"], written))
         return calls
+
+
+def read_json(text: str) -> Any:
+    """What a model wrote as JSON, so that it can be written again: numbers stay finite. Raises ValueError for none."""
+    return json.loads(text, parse_float=_finite, parse_constant=_refuse)
+
+
+def _finite(text: str) -> float:
+    return max(min(float(text), sys.float_info.max), -sys.float_info.max)
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _beginning(text: str) -> int:

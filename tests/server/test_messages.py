@@ -1,5 +1,7 @@
 """Anthropic's messages, with Anthropic's own library."""
 
+import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,6 +83,14 @@ def test_a_forced_tool_is_used_and_its_result_goes_back(anthropic: Anthropic) ->
         [streamed] = stream.get_final_message().content
     assert streamed.type == "tool_use"
     assert streamed.input == block.input
+
+
+def test_a_number_that_is_larger_than_any_stays_a_number(web: Web) -> None:
+    text = '{"name": "look", "arguments": {"far": -1e999}}'
+    asked = {"messages": ASK, "max_tokens": 100, "tools": [TOOL], "grammar": f"root ::= {json.dumps(text)}"}
+    done = web.post("/v1/messages", asked)
+    assert done.status == 200, done.body
+    assert done.body["content"][0]["input"] == {"far": -sys.float_info.max}
 
 
 def test_tokens_are_counted(web: Web, anthropic: Anthropic) -> None:

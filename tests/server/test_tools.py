@@ -57,6 +57,12 @@ TEXTS = {
     "parameters": ('{"name": "weather", "parameters": {"wet": false}}', "", [("weather", '{"wet": false}')]),
     "a list": (f"[{CALL}]", "", [("weather", '{"wet": true}')]),
     "other JSON": ('{"answer": 3}', '{"answer": 3}', []),
+    "a number beyond all": (
+        '{"name": "now", "arguments": {"x": 1e999}}',
+        "",
+        [("now", '{"x": 1.7976931348623157e+308}')],
+    ),
+    "no number": ('{"name": "now", "arguments": {"x": NaN}}', '{"name": "now", "arguments": {"x": NaN}}', []),
     "half a tag": ("a < b and <tool", "a < b and <tool", []),
 }
 
