@@ -48,8 +48,7 @@ class Scoring:
         classes = [one.klass for one in found]
         stats = mix(rows[0], rows[1:], mixture, out, [found] if found else None)
         warmth = (1.0, *mixture.temperatures)
-        known = (row[: len(out)] for row in rows)
-        log_probs = tuple(stat.log_prob(row, token, t) for stat, row, t in zip(stats, known, warmth, strict=True))
+        log_probs = tuple(stat.log_prob(row, token, t) for stat, row, t in zip(stats, rows, warmth, strict=True))
         for context, log_prob in zip(session.contexts, log_probs, strict=True):
             context.note(session.slot, at, token, log_prob)  # so that prefill() need not read it as evidence again
         log_probs += tuple(one.log_prob(token) for one in found)

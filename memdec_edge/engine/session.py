@@ -1,8 +1,8 @@
 """One timeline of an engine: its tokens, the memories that it mixes, its sampler, its holding of slots and cells.
 
 Between calls the contexts hold a prefix of the tokens, as a rule all but the last: the next round decodes that one, at
-the head of its rows. A session may reserve more cells as it grows, and give all of them to others for a while. Knows
-nothing of other sessions and of how a round drafts and verifies.
+the head of its rows. A session may reserve more cells as it grows, give all of them to others for a while, and take its
+beginning from a session that has the same. Knows nothing of how a round drafts and verifies.
 """
 
 from collections.abc import Iterable, Sequence
