@@ -70,10 +70,14 @@ class Admission:
                 limit=limit,
                 rates=None if scored else request.rates,
             )
-            if job.score is not None:
-                session.extend(request.tokens, 1.0 if request.rates is None else request.rates)
-                job.scoring = Scoring(session, job.score)
-            job.stream = Stream(self.engine, session)
+            try:
+                if job.score is not None:
+                    session.extend(request.tokens, 1.0 if request.rates is None else request.rates)
+                    job.scoring = Scoring(session, job.score)
+                job.stream = Stream(self.engine, session)
+            except BaseException:
+                session.close()
+                raise
         with self._lock:
             self.waiting.remove(job)
             self.active = sorted([*self.active, job], key=lambda job: job.born)

@@ -194,7 +194,7 @@ def _wanted(body: CompletionRequest, service: Service) -> tuple[list[list[int]],
 
 
 def tokens_of(prompt: str | list[int], engine: Engine) -> list[int]:
-    """The tokens of one prompt; names of control tokens in a text are those tokens."""
+    """The tokens of one prompt; names of control tokens in a text are those tokens. Raises OptionError."""
     if isinstance(prompt, str):
         return engine.base.tokenize(prompt)
     if any(not 0 <= token < engine.base.n_vocab for token in prompt):

@@ -74,7 +74,11 @@ class Scheduler:
         request = job.request
         if not request.tokens:
             raise OptionError("prompt", "empty", "give some text to continue")
-        job.room = self.engine.longest(request.mixture.running().memories)
+        memories = request.mixture.running().memories
+        n_vocab = min([self.engine.base.n_vocab, *(memory.model.n_vocab for memory in memories)])
+        if not 0 <= min(request.tokens) <= max(request.tokens) < n_vocab:
+            raise OptionError("prompt", "a token id that some model lacks", f"ids are from 0 to {n_vocab - 1}")
+        job.room = self.engine.longest(memories)
         wanted, length = request.generation.n_predict, len(request.tokens)
         if length + (wanted != 0) > job.room:
             raise ContextError(length, 0, job.room)
@@ -149,12 +153,13 @@ class Scheduler:
                 pass  # all sessions stand where they stood
             except Exception as error:  # a fault of ours ends these streams, and not the server
                 log.exception("a turn of the scheduler failed")
-                for job in list(self.active):
+                for job in self.active or self.waiting:
                     self._fail(job, DecodeError(f"the server failed at this request ({type(error).__name__})"))
         for job in [*self.active, *self.waiting]:
             self._fail(job, UnavailableError(ENDING))
         for _, done in self._calls:
-            done.set_exception(UnavailableError(ENDING))
+            if done.set_running_or_notify_cancel():
+                done.set_exception(UnavailableError(ENDING))
 
     def _has_work(self) -> bool:
         with self._wake:
@@ -308,8 +313,8 @@ class Scheduler:
     # --- events -----------------------------------------------------------------------------------------------------
 
     def _tell_progress(self, job: Job, processed: int) -> None:
-        if job.progress and job.stream:
-            timings = job.stream.timings()
+        timings = job.stream.timings() if job.progress and job.stream else None
+        if timings and not timings.predicted_n:  # a suspended stream reads again what it told of before
             self._tell(job, Progress(len(job.request.tokens), timings.cache_n, processed, timings))
 
     def _tell(self, job: Job, event: Event) -> None:

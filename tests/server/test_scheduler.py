@@ -6,11 +6,20 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from memdec_edge.engine import Engine
-from memdec_edge.errors import ContextError, MemdecError, NumericsError, OptionError, OverloadError, UnavailableError
+from memdec_edge.errors import (
+    ContextError,
+    DecodeError,
+    MemdecError,
+    NumericsError,
+    OptionError,
+    OverloadError,
+    UnavailableError,
+)
 from memdec_edge.options import GenerationOptions, MemoryOptions, SamplingOptions
 from memdec_edge.results import Chunk
 from memdec_edge.server.admission import SHARED
@@ -19,6 +28,7 @@ from memdec_edge.server.scheduler import Scheduler
 from memdec_edge.streams import Request, generate
 from tests.conftest import Family
 from tests.support.plain import FOUR, WARM, Plain, prompts, same
+from tests.support.tiny import tiny_checkpoint, tiny_gguf
 
 PATIENCE = 30.0
 
@@ -156,6 +166,34 @@ def test_what_cannot_be_is_refused_before_it_waits(family: Family) -> None:
             desk.job([1], sampling=replace(WARM, grammar="root ::= ("))
         with pytest.raises(OptionError, match="logit_bias"):
             desk.job([1], sampling=replace(WARM, logit_bias=((4000, 1.0),)))
+
+
+def test_a_token_that_a_memory_lacks_is_refused_before_it_is_read(family: Family, tmp_path: Path) -> None:
+    wide = tiny_gguf(tmp_path / "wide.gguf", tiny_checkpoint(tmp_path / "wide", seed=8, vocab_extra=16))
+    with closing(Engine(wide, [MemoryOptions(family.memory, 0.6)], FOUR)) as engine:
+        desk = Desk(engine)
+        try:
+            n_vocab = engine.memories[0].model.n_vocab
+            assert engine.base.n_vocab > n_vocab
+            with pytest.raises(OptionError, match=f"ids are from 0 to {n_vocab - 1}"):
+                desk.job([1, n_vocab], 3)
+            [listener] = desk.submit(desk.job([1, n_vocab - 1], 3))
+            assert listener.end.chunk.timings.predicted_n == 3
+        finally:
+            desk.scheduler.stop()
+
+
+def test_a_fault_of_ours_ends_the_streams_and_not_the_server(
+    family: Family, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with at_work(family, 512) as desk:
+        with monkeypatch.context() as patch:
+            patch.setattr(desk.engine, "step", lambda sessions: 1 / 0)
+            listeners = desk.submit(desk.job([5], 3), desk.job([6], 3))
+            assert all(isinstance(listener.last, DecodeError) for listener in listeners)
+        [again] = desk.submit(desk.job([5], 3))
+        assert again.end.chunk.timings.predicted_n == 3
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_as_many_wait_as_may_and_the_next_is_told_when_to_come_again(family: Family) -> None:
