@@ -110,9 +110,13 @@ def _asked(body: ChatRequest, service: Service, most: int | None) -> tuple[Promp
     if prompted.box.schema is not None:
         sampling = replace(sampling, json_schema=json.dumps(prompted.box.schema), grammar="")
     tops = (body.top_logprobs or 0) if body.logprobs else 0
-    generation = generation_of(body, defaults, most=most, stop=prompted.stop,
+    generation = generation_of(
+        body,
+        defaults,
+        most=most,
+        stop=prompted.stop,
         logprobs=max(tops, MEMORY_TOPS if body.return_memory else 0),
-    )  # fmt: skip
+    )
     mixture = mixture_of(body.memory, engine, defaults.mixture)
     request = Request(prompted.tokens, prompted.rates, sampling, generation, mixture)
     return prompted, several(request, body.n or 1, progress=bool(body.return_progress and body.stream))

@@ -181,9 +181,12 @@ def _wanted(body: CompletionRequest, service: Service) -> tuple[list[list[int]],
     prompts = [tokens_of(one, engine) for one in each]
     sampling = sampling_of(body, engine, defaults.sampling)
     tops = _tops(body)
-    generation = generation_of(body, defaults, most=most_of(body),
+    generation = generation_of(
+        body,
+        defaults,
+        most=most_of(body),
         logprobs=max(tops or 0, chats.MEMORY_TOPS if body.return_memory else 0),
-    )  # fmt: skip
+    )
     mixture = mixture_of(body.memory, engine, defaults.mixture)
     score = tops if body.echo and tops is not None else None
     asked = []

@@ -20,6 +20,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 Text = Annotated[str, Field(max_length=1 << 26)]
+Count = Annotated[int, Field(ge=0)]
 Stop = str | list[str] | None
 Tokens = list[int]
 
@@ -86,7 +87,7 @@ class ChatRequest(Common):
     messages: Any = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Count | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -102,7 +103,7 @@ class CompletionRequest(Common):
 
     prompt: str | Tokens | list[str | Tokens]
     echo: bool | None = None
-    logprobs: int | bool | None = None
+    logprobs: bool | Count | None = None
     max_completion_tokens: int | None = None
 
 
@@ -110,7 +111,7 @@ class NativeRequest(Common):
     """llama.cpp's completion. A prompt may mix texts and token ids."""
 
     prompt: Any = None
-    n_probs: int | None = None
+    n_probs: Count | None = None
     return_tokens: bool | None = None
     response_fields: list[str] | None = None
 
@@ -126,7 +127,7 @@ class ResponsesRequest(Common):
     parallel_tool_calls: bool | None = None
     text: dict[str, Any] | None = None
     reasoning: dict[str, Any] | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Count | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 

@@ -53,7 +53,7 @@ def test_prompts_are_texts_and_ids_and_lists_of_both(web: Web) -> None:
 @pytest.mark.parametrize(
     "field",
     [{"prompt": [400_000]}, {"prompt": [-1]}, {"prompt": {}}, {"prompt": None}, {"prompt": [[]]}, {"suffix": "x"},
-     {"best_of": 2}, {"logprobs": 1000}, {"prompt": [1.5]}],
+     {"best_of": 2}, {"logprobs": 1000}, {"logprobs": -1, "echo": True}, {"prompt": [1.5]}],
     ids=str,
 )  # fmt: skip
 def test_what_is_no_prompt_is_refused(web: Web, field: dict[str, Any]) -> None:
