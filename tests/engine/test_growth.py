@@ -65,6 +65,8 @@ def test_a_suspended_session_goes_on_with_the_text_that_it_would_have_had(
             with pytest.raises(BusyError):
                 session.resume(60)
         session.resume(60)
+        for context in session.contexts:  # nothing of the others is left in its slot
+            assert context.shared(session.tokens, session.slot) == len(context.tokens[session.slot])
         found += finish(fresh, session)
     with closing(Plain(family.base, [(family.memory, 0.6)])) as truth:
         assert same(truth, prompt, found, expected, sampling)
