@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         NumericsError,
         OptionError,
         OutputError,
+        OverloadError,
         PairingError,
         RoleError,
         SessionFileError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         StageError,
         TaskError,
         TemplateError,
+        UnavailableError,
         WorkerError,
     )
     from memdec_edge.options import (
@@ -77,6 +79,7 @@ __all__ = [
     "NumericsError",
     "OptionError",
     "OutputError",
+    "OverloadError",
     "PairingError",
     "RoleError",
     "SamplingOptions",
@@ -85,6 +88,7 @@ __all__ = [
     "StageError",
     "TaskError",
     "TemplateError",
+    "UnavailableError",
     "WorkerError",
     "open_model",
 ]

@@ -17,6 +17,8 @@
     │   └── StageBusyError          exit 1, HTTP 409   another process is at work in it
     ├── ContextError                exit 1, HTTP 400   more tokens than the context holds
     ├── BusyError                   exit 1, HTTP 503   no slot or too few cells are free at the moment
+    ├── OverloadError               exit 1, HTTP 429   as many requests wait as may
+    ├── UnavailableError            exit 1, HTTP 503   a server that loads its model, or ends
     ├── NumericsError               exit 1, HTTP 500   NaN where numbers belong
     ├── MemoryLimitError            exit 1, HTTP 507   more memory than there is, on this machine or its GPU
     ├── DecodeError                 exit 1, HTTP 500   llama.cpp refused a batch
@@ -242,6 +244,26 @@ class BusyError(MemdecError):
             f"{wanted} {kind} wanted and {free} of {total} are free; wait until another session is closed, "
             f"or open the engine with more of them ({'`n_seq`' if kind == 'slots' else '`n_ctx`'})"
         )
+
+
+class OverloadError(MemdecError):
+    """As many requests wait as may. retry_after: seconds after which another try makes sense."""
+
+    http_status = 429
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        self.waiting, self.retry_after = waiting, retry_after
+        super().__init__(f"{waiting} requests wait already; try again in {retry_after} s")
+
+
+class UnavailableError(MemdecError):
+    """A server cannot answer now: it loads its model, or it ends."""
+
+    http_status = 503
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"{reason}; try again later")
 
 
 class NumericsError(MemdecError):

@@ -66,10 +66,15 @@ class Stream:
 
     def read(self) -> None:
         """Decode the prompt, batch by batch: other sessions may step between them."""
-        start = time.perf_counter()
-        while self.session.prefill(self.engine.context.n_batch):
+        while self.read_some(self.engine.context.n_batch):
             check_wanted()
-        self._prompt_ms = 1e3 * (time.perf_counter() - start)
+
+    def read_some(self, most: int) -> int:
+        """Decode at most `most` tokens of the prompt; return how many are left."""
+        start = time.perf_counter()
+        left = self.session.prefill(most)
+        self._prompt_ms += 1e3 * (time.perf_counter() - start)
+        return left
 
     def take(self, samples: Sequence[Sampled], seconds: float) -> Generator[Chunk, None, None]:
         """A chunk for each sample of a step that took `seconds`."""
@@ -82,7 +87,7 @@ class Stream:
             session = self.session
             self._source = session.lookup.source(session.tokens, self._n_prompt + self._done, self._source)
             yield Chunk(
-                self.text.push(base.piece(sample.token)), sample.token, sample.log_prob, None, self._timings(),
+                self.text.push(base.piece(sample.token)), sample.token, sample.log_prob, None, self.timings(),
                 sample.log_probs, sample.weights, memory_share(sample), self._helps(), sample.top, self._source,
             )  # fmt: skip
 
@@ -93,14 +98,15 @@ class Stream:
         reason: FinishReason = "stop" if self.text.stopped or self.session.finished == "stop" else "length"
         mixture = self.session.mixture
         return Chunk(
-            self.text.flush(), None, None, reason, self._timings(), weights=mixture.shares, helps=self._helps(),
+            self.text.flush(), None, None, reason, self.timings(), weights=mixture.shares, helps=self._helps(),
             matched=mixture.matched,
         )  # fmt: skip
 
     def _helps(self) -> bool:
         return not self.session.memories or self.session.highest >= WEAK
 
-    def _timings(self) -> Timings:
+    def timings(self) -> Timings:
+        """Of all so far."""
         session = self.session
         read = self._n_prompt - self._cached
         return Timings(

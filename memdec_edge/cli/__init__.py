@@ -28,6 +28,7 @@ from memdec_edge.cli.process import abandon_broken_streams, open_missing_streams
 from memdec_edge.cli.quantize import quantize
 from memdec_edge.cli.rm import rm
 from memdec_edge.cli.run import run
+from memdec_edge.cli.serve import serve
 from memdec_edge.cli.show import show
 from memdec_edge.cli.train import adapt, train
 from memdec_edge.cli.tune import tune
@@ -43,8 +44,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: instant, and the same in every terminal
 )
 for command in (
-    learn, run, chat, eval_, lm_eval, tune, bench, check, show, index, cache, train, adapt, convert, quantize, list_,
-    rm, demo,
+    learn, run, chat, serve, eval_, lm_eval, tune, bench, check, show, index, cache, train, adapt, convert, quantize,
+    list_, rm, demo,
 ):  # fmt: skip
     name = command.__name__.rstrip("_").replace("_", "-")
     app.command(name, context_settings=PASSED_ON if command is lm_eval else None)(command)

@@ -6,6 +6,7 @@ session.py   Session: one timeline with its mixture, its sampler and its place i
 round.py     one round of all sessions: draft with the memories, verify with the base, roll back
 turn.py      what one session does in a round
 drafting.py  how many tokens to draft
+scoring.py   what the mixture says of the tokens of a prompt
 registry.py  memories and indexes added, re-weighted and removed while the engine runs
 blend.py     what they weigh
 lookup.py    what the indexes of a session say: matches, drafts, sources

@@ -2,7 +2,8 @@
 
 A cell of a KV cache stores one token. The contexts of base and memories have the same slots; a token of a session takes
 one cell in each context that the session uses. Every session reserves the cells of all tokens that it may come to hold,
-so no decode ever lacks one. Forks store their common prefix once, and it counts once. Knows nothing of sampling.
+so no decode ever lacks one; it may reserve more later. Forks store their common prefix once, and it counts once. Knows
+nothing of sampling.
 """
 
 from collections.abc import Callable, Sequence
@@ -65,6 +66,28 @@ class Cells:
         self._idle.append(holding.slot)
         self._make_room()  # while a fork was open, its cells counted once
 
+    @property
+    def free(self) -> int:
+        """Cells that nothing reserves."""
+        return self.n_ctx - self._reserved()
+
+    def grow(self, holding: Holding, limit: int) -> None:
+        """Let a session hold up to `limit` tokens. Raises BusyError where too few cells are free."""
+        more = max(limit - holding.limit, 0)
+        self.require(more)
+        self._make_room(more)
+        holding.limit = limit
+
+    def keep(self, slot: int, tokens: Sequence[int]) -> None:
+        """Empty a slot of all that is no beginning of `tokens`, also in contexts that its session does not use."""
+        for context in self._contexts():
+            context.truncate(context.shared(tokens, slot), slot)
+
+    def share(self, holding: Holding, lender: Holding, n_tokens: int) -> None:
+        """Count the first `n_tokens` of a new session as stored once with those of another session."""
+        holding.family = lender.family
+        holding.numbers[:n_tokens] = lender.numbers[:n_tokens]
+
     def extend(self, holding: Holding, n_tokens: int) -> None:
         """Count `n_tokens` more tokens of a session as its own."""
         holding.numbers += [next(self._numbers) for _ in range(n_tokens)]
@@ -87,8 +110,8 @@ class Cells:
 
     def require(self, wanted: int) -> None:
         """Raise BusyError unless `wanted` more cells can be reserved."""
-        if wanted and self._reserved() + wanted > self.n_ctx:
-            raise BusyError("cells", wanted, self.n_ctx - self._reserved(), self.n_ctx)
+        if wanted and wanted > self.free:
+            raise BusyError("cells", wanted, self.free, self.n_ctx)
 
     def require_idle(self) -> None:
         """Raise BusyError while a session is open: some work needs the contexts for itself."""

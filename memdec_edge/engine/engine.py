@@ -168,6 +168,10 @@ class Engine:
         voices: list[Voice] = [*self.memories, *self.indexes]
         return next((voice for voice in voices if voice.path == wanted or _same_file(voice.path, wanted)), None)
 
+    def check(self, sampling: SamplingOptions) -> None:
+        """Raise OptionError for sampling options that cannot be followed, as session() would; takes no slot."""
+        Sampler(sampling, self.base, self.base.n_vocab, 1).close()
+
     # --- sessions ---------------------------------------------------------------------------------------------------
 
     @exclusive
@@ -183,11 +187,11 @@ class Engine:
     ) -> Session:
         """A timeline that starts with `tokens` and mixes `mixture`, else mixture().
 
-        limit: tokens that it may hold, all of them reserved; None: longest(). rates: how much each of `tokens` counts
-        for the weights, see Session.extend(); None: all of them fully. What the contexts still hold of the start
-        of `tokens`, from a session that was closed, is not decoded again. Raises ContextError for tokens or a limit
-        beyond what the models can hold, BusyError where no slot or not enough cells are free, OptionError for a limit
-        below the number of tokens and for sampling options that cannot be.
+        limit: tokens that it may hold, all of them reserved, see Session.grow(); None: longest(). rates: how much each
+        of `tokens` counts for the weights, see Session.extend(); None: all of them fully. What the contexts hold of the
+        start of `tokens`, from a session that was closed or is open, is not decoded again. Raises ContextError for
+        tokens or a limit beyond what the models can hold, BusyError where no slot or not enough cells are free,
+        OptionError for a limit below the number of tokens and for sampling options that cannot be.
         """
         mixture = mixture or self.mixture()
         longest = self.longest(mixture.running().memories)
@@ -199,7 +203,7 @@ class Engine:
             self._abort.take()  # a cancel() that came too late for the session before
         holding = self.cells.admit(limit, tokens)
         try:
-            sampler = Sampler(sampling or SamplingOptions(), self.base, self.base.n_vocab, limit)
+            sampler = Sampler(sampling or SamplingOptions(), self.base, self.base.n_vocab, longest)
         except BaseException:
             self.cells.release(holding)
             raise
@@ -210,8 +214,9 @@ class Engine:
         except BaseException:
             session.close()
             raise
-        for context in self._contexts():
-            context.truncate(context.shared(session.tokens, holding.slot), holding.slot)
+        self.cells.keep(holding.slot, session.tokens)
+        if lender := self._lender(session):
+            session.borrow(lender)
         return session
 
     @exclusive
@@ -227,8 +232,7 @@ class Engine:
         shared = len(session.tokens) if session.rolls_back else 0  # else a rewind would decode them again, apart
         holding = self.cells.admit(session.limit, fork_of=session.holding, shared=shared)
         sampler = session.sampler.fork(seed)
-        for context in self._contexts():
-            context.truncate(0, holding.slot)  # also those that neither uses: admission counts what sessions hold
+        self.cells.keep(holding.slot, ())
         twin = self._enter(holding, sampler, session.generation, session.acceptance.value)
         try:
             session.copy_to(twin)
@@ -236,6 +240,12 @@ class Engine:
             twin.close()
             raise
         return twin
+
+    def _lender(self, session: Session) -> Session | None:
+        """The other session at work that holds most of the beginning of `session`."""
+        others = [one for one in self._sessions if one is not session and not one.closed and not one.suspended]
+        shared = self.context.shared
+        return max(others, key=lambda one: shared(session.tokens, one.slot), default=None)
 
     def _enter(self, holding: Holding, sampler: Sampler, generation: GenerationOptions, acceptance: float) -> Session:
         session = Session(self.base, self.context, self.cells, self.registry, holding, sampler, generation, acceptance)

@@ -1,10 +1,11 @@
 """One timeline of an engine: its tokens, the memories that it mixes, its sampler, its holding of slots and cells.
 
 Between calls the contexts hold a prefix of the tokens, as a rule all but the last: the next round decodes that one, at
-the head of its rows. Knows nothing of other sessions and of how a round drafts and verifies.
+the head of its rows. A session may reserve more cells as it grows, give all of them to others for a while, and take its
+beginning from a session that has the same. Knows nothing of how a round drafts and verifies.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from itertools import groupby
 from typing import Literal
@@ -52,7 +53,7 @@ class Session:
         self.base, self.context, self.cells, self.registry = base, context, cells, registry
         self.holding, self.sampler, self.generation = holding, sampler, generation
         self._admitted = holding.limit  # memories of a short context may lower it meanwhile
-        self.closed = False
+        self.closed = self.suspended = False
         self.tokens: list[int] = []
         self.finished: Literal["stop", "length", "error"] | None = None
         self.error: MemdecError | None = None
@@ -66,7 +67,7 @@ class Session:
         self._chosen = MemoryMixture.of(())
         self._learning = MixtureOptions()
         self._readers: list[Reader] = []  # of base and memories
-        self._rates: list[float] = []  # how much each token counts for the weights, 0 to 1
+        self.rates: list[float] = []  # how much each token counts for the weights, 0 to 1
         self._weighed: dict[int, Mixture] = {}  # by length: the mixture once so many tokens had their say
         self.acceptance = Acceptance(acceptance)
         self.row: Row = np.empty(base.n_vocab, np.float32)  # the last mixture
@@ -109,6 +110,8 @@ class Session:
     def _require_open(self) -> None:
         if self.closed:
             raise DecodeError("the session is closed, and its place in the contexts belongs to others; open another")
+        if self.suspended:
+            raise DecodeError("the session is suspended, and its place in the contexts belongs to others; resume it")
 
     @property
     def rolls_back(self) -> bool:
@@ -125,7 +128,7 @@ class Session:
         """
         self._require_open()
         chosen = chosen.running()
-        shortest = min([self._admitted, *(memory.model.n_ctx_train for memory in chosen.memories)])
+        shortest = _shortest(self._admitted, chosen.memories)
         if shortest < len(self.tokens):
             raise ContextError(len(self.tokens), 0, shortest)
         for memory in chosen.memories:
@@ -155,8 +158,7 @@ class Session:
             for context, temperature in zip(self.contexts, temperatures, strict=True)
         ]
         self.holding.limit = shortest
-        if self.finished in (None, "length"):
-            self.finished = "length" if len(self.tokens) == shortest else None
+        self._find_length()
         self.drafted = {
             memory: self.drafted.get(memory, np.empty((MAX_DRAFT + 1, memory.model.n_vocab), np.float32))
             for memory in chosen.memories
@@ -185,9 +187,61 @@ class Session:
             raise ContextError(len(self.tokens) + len(tokens), 0, self.limit)
         self._check_ids(tokens, self.unknown_tokens.start)
         self.tokens.extend(tokens)
-        self._rates += [rate] * len(tokens) if isinstance(rate, int | float) else rate
+        self.rates += [rate] * len(tokens) if isinstance(rate, int | float) else rate
         self.cells.extend(self.holding, len(tokens))
         self.finished = "length" if len(self.tokens) == self.limit else None
+
+    # --- cells ------------------------------------------------------------------------------------------------------
+
+    @exclusive
+    def grow(self, limit: int) -> None:
+        """Reserve cells for `limit` tokens, so that a session that is finished by its length goes on.
+
+        Raises BusyError, which changes nothing, where too few cells are free.
+        """
+        self._require_open()
+        self.cells.grow(self.holding, _shortest(limit, self.memories))
+        self._admitted = limit
+        self._find_length()
+
+    @exclusive
+    def suspend(self) -> None:
+        """Give slot and cells to others, and keep text, weights and sampler; resume() goes on with the same draws."""
+        self._require_open()
+        self.cells.release(self.holding)
+        self.suspended = True
+
+    @exclusive
+    def resume(self, limit: int) -> None:
+        """Take a slot, and cells for `limit` tokens, after suspend(). The next step reads again what is not there.
+
+        Raises BusyError, which changes nothing, where no slot or too few cells are free.
+        """
+        holding = self.cells.admit(_shortest(limit, self.memories), self.tokens)
+        self.cells.extend(holding, len(self.tokens))
+        self.cells.keep(holding.slot, self.tokens)
+        self.holding, self._admitted, self.suspended = holding, limit, False
+        self._find_length()
+
+    def borrow(self, lender: "Session") -> None:
+        """Take the beginning that another session holds already, where that is more than the slot has of it.
+
+        Both store it once. It does not reach the last token, nor evidence that the lender has not read as such.
+        """
+        contexts = self.contexts
+        common = min(context.shared(self.tokens, lender.slot) for context in contexts)
+        common = min(common, len(self.tokens) - 1)
+        if common <= self.n_cached or not self.rolls_back:
+            return
+        self.cells.keep(self.slot, ())
+        for context in contexts:
+            context.copy(lender.slot, self.slot, common)
+        self.cells.share(self.holding, lender.holding, min(self._begins(self._needed())))
+
+    def _find_length(self) -> None:
+        """Finish by length at the limit, and go on below it."""
+        if self.finished in (None, "length"):
+            self.finished = "length" if len(self.tokens) == self.limit else None
 
     def _check_ids(self, tokens: Sequence[int], n_vocab: int) -> None:
         for token in tokens:
@@ -200,7 +254,7 @@ class Session:
             context.note(self.slot, len(self.tokens), sample.token, log_prob)
         self._emitted.append(len(self.tokens))
         self.tokens.append(sample.token)
-        self._rates.append(self._learning.generated)
+        self.rates.append(self._learning.generated)
         if self.rule:
             self._settle_on(after)
         self.cells.extend(self.holding, 1)
@@ -223,8 +277,8 @@ class Session:
             raise DecodeError("the session has nothing to decode; give at least one token")
         self._require_open()
         last = len(self.tokens) - 1
-        evidence = self._evidence() if self.rule and len(self.tokens) not in self._weighed else []
-        begins = [reader.begin(self.tokens, self.slot, evidence) for reader in self._readers]
+        evidence = self._needed()
+        begins = self._begins(evidence)
         end = last if most is None else min(last, min(begins) + most)
         for reader, begin in zip(self._readers, begins, strict=True):
             if begin < end or len(reader.context.tokens[self.slot]) > last:
@@ -233,15 +287,23 @@ class Session:
             self._weigh(self.rule, evidence)
         return last - end
 
+    def _begins(self, evidence: Sequence[int]) -> list[int]:
+        """How many tokens each context keeps at the next prefill()."""
+        return [reader.begin(self.tokens, self.slot, evidence) for reader in self._readers]
+
+    def _needed(self) -> list[int]:
+        """The positions of the tokens that the weights must still learn from: as _evidence(), or none."""
+        return self._evidence() if self.rule and len(self.tokens) not in self._weighed else []
+
     def _evidence(self) -> list[int]:
         """The positions of the tokens that the weights learn from: those that count, among the last of the session."""
         first = max(1, len(self.tokens) - self._learning.evidence)
-        return [at for at in range(first, len(self.tokens)) if self._rates[at]]
+        return [at for at in range(first, len(self.tokens)) if self.rates[at]]
 
     def _weigh(self, rule: SoftBayes, evidence: list[int]) -> None:
         """Let the weights learn from the tokens at `evidence`, in order, from their initial values on."""
         mixture = self.mixture.after(rule.vectors)
-        for rate, group in groupby(evidence, key=self._rates.__getitem__):
+        for rate, group in groupby(evidence, key=self.rates.__getitem__):
             positions = list(group)
             log_probs = [[reader.log_prob(self.tokens, self.slot, at) for at in positions] for reader in self._readers]
             found = [self.lookup.found(self.tokens, at) for at in positions] if self.indexes else []
@@ -279,7 +341,7 @@ class Session:
         if not 0 <= length <= len(self.tokens):
             raise DecodeError(f"a session of {len(self.tokens)} tokens has no first {length}")
         self.cells.require(self.cells.shared(self.holding, length))
-        del self.tokens[length:], self.holding.numbers[length:], self._rates[length:]
+        del self.tokens[length:], self.holding.numbers[length:], self.rates[length:]
         self._weighed = {known: mixture for known, mixture in self._weighed.items() if known <= length}
         self.lookup.rewind(length)
         self.mixture = self._weighed.get(length, self.mixture)  # else the next prefill() weighs anew
@@ -294,7 +356,7 @@ class Session:
         twin.mix(self._chosen)
         for context in self.contexts:
             context.copy(self.slot, twin.slot)
-        twin.tokens, twin._emitted, twin._rates = list(self.tokens), list(self._emitted), list(self._rates)
+        twin.tokens, twin._emitted, twin.rates = list(self.tokens), list(self._emitted), list(self.rates)
         twin.mixture, twin._weighed, twin.highest = self.mixture, dict(self._weighed), self.highest
         if self.rolls_back:
             twin.holding.numbers = list(self.holding.numbers)
@@ -310,4 +372,10 @@ class Session:
             self.sampler.close()
             for voice in self._chosen.voices:
                 self.registry.release(voice)
-            self.cells.release(self.holding)
+            if not self.suspended:
+                self.cells.release(self.holding)
+
+
+def _shortest(limit: int, memories: Iterable[Memory]) -> int:
+    """The tokens that a session may hold: `limit`, or what its memories were trained for if that is less."""
+    return min([limit, *(memory.model.n_ctx_train for memory in memories)])

@@ -309,15 +309,20 @@ class Context:
         found = self._notes[slot][position] if position < len(self._notes[slot]) else None
         return found[1] if found and found[0] == token else None
 
-    def copy(self, source: int, target: int) -> None:
-        """Make a slot hold what another holds; cells are shared, nothing is decoded."""
+    def copy(self, source: int, target: int, length: int | None = None) -> None:
+        """Make a slot hold what another holds; cells are shared, nothing is decoded.
+
+        length: only so many tokens from the start, where the context can roll back; None: all.
+        """
         self._check_slot(source)
         if source == target:
             return
         with self._alone():
             self.truncate(0, target)
-            llama_cpp.llama_memory_seq_cp(self._cells, source, target, -1, -1)
-            self.tokens[target], self._notes[target] = list(self.tokens[source]), list(self._notes[source])
+            end = -1 if length is None else length
+            llama_cpp.llama_memory_seq_cp(self._cells, source, target, -1, end)
+            self.tokens[target] = self.tokens[source][:length]
+            self._notes[target] = self._notes[source][: None if length is None else length + 1]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -6,6 +6,7 @@
     training     kNN cache, training, adapting
     learning     learn and the demo
     conversion   GGUF files: memories, models, indexes
+    server       the HTTP server
 
 A value that cannot be raises OptionError, which names the field. Knows nothing of where values come from: the command
 line, Python and the tests build the same objects.
@@ -43,6 +44,7 @@ from memdec_edge.options.inference import (
     SamplingOptions,
 )
 from memdec_edge.options.learning import DOMAINS, DemoOptions, LearnOptions
+from memdec_edge.options.server import ServerOptions
 from memdec_edge.options.training import (
     DEFAULT_K,
     KEYS,
@@ -89,6 +91,7 @@ __all__ = [
     "QuantTypes",
     "QuantizeOptions",
     "SamplingOptions",
+    "ServerOptions",
     "TrainOptions",
     "check_choice",
     "check_range",
