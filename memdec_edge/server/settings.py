@@ -72,7 +72,7 @@ def generation_of(
 
 
 def mixture_of(choice: MemoryChoice, engine: Engine, default: MixtureOptions) -> MemoryMixture:
-    """Which memories take part, and how much they weigh: "auto", "none", one weight for all, or one for each."""
+    """Which memories take part, and how much they weigh: "auto", "none", one weight for all, or those of a list."""
     if choice is None or (choice == "auto" and default.total is None):
         return engine.mixture(default)
     if choice == "auto":
@@ -82,7 +82,15 @@ def mixture_of(choice: MemoryChoice, engine: Engine, default: MixtureOptions) ->
     if isinstance(choice, float):
         return engine.mixture(replace(default, total=choice))
     assert isinstance(choice, list)
-    return MemoryMixture.of((voice_of(one.id, engine), one.weight) for one in choice)
+    pairs = [(voice_of(one.id, engine), one.weight) for one in choice]
+    weights = [weight for _, weight in pairs if weight is not None]
+    if weights or not pairs:
+        if len(weights) < len(pairs):
+            raise OptionError(
+                "memory", "a lambda for some", "give one for each, or for none: then they follow the text"
+            )
+        return MemoryMixture.of(zip((voice for voice, _ in pairs), weights, strict=True))
+    return engine.mixture(replace(default, total=None), [voice for voice, _ in pairs])
 
 
 def voice_of(number: int | str, engine: Engine) -> Voice:
