@@ -60,7 +60,7 @@ function fact(list, word, value) {
 }
 
 function weigh() {
-  const text = at("auto").checked ? (learns ? "auto" : "not here") : Number(at("lambda").value).toFixed(2);
+  const text = at("auto").checked ? (learns ? "auto" : "as told") : Number(at("lambda").value).toFixed(2);
   at("lambda-value").textContent = text;
   at("lambda").setAttribute("aria-valuetext", text);
 }

@@ -75,6 +75,13 @@ function fresh(id) {
   return at(id).content.cloneNode(true).firstElementChild;
 }
 
+// Change what is shown. A window at the end of the page stays at its end, except while a token has the focus.
+function following(change) {
+  const follows = innerHeight + scrollY > document.body.scrollHeight - 80 && !document.activeElement.matches(".token");
+  change();
+  if (follows) scrollTo(0, document.body.scrollHeight);
+}
+
 const drawSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] % 2 ** 31;
 
 // What both columns ask for.
@@ -138,17 +145,17 @@ class Side {
       if (error.name !== "AbortError") this.fail(error);
     }
     root.setAttribute("aria-busy", "false");
-    this.show(this.timings, end);
+    following(() => this.show(this.timings, end));
   }
 
   take(event, choice) {
     const { prompt_progress: progress, timings } = event;
     if (progress) this.figures.textContent = `reads the prompt, ${percent(progress.processed / progress.total)}`;
     else if (choice) {
-      const follows = innerHeight + scrollY > document.body.scrollHeight - 80 && !document.activeElement.matches(".token");
-      this.answer.take(choice);
-      if (timings) this.show((this.timings = timings), "");
-      if (follows) scrollTo(0, document.body.scrollHeight);
+      following(() => {
+        this.answer.take(choice);
+        if (timings) this.show((this.timings = timings), "");
+      });
     }
   }
 
@@ -161,8 +168,10 @@ class Side {
 
   fail(error) {
     this.failed = error instanceof Refusal ? error : new Refusal(0, `This page failed: ${error.message}`);
-    this.problem.textContent = this.failed.message;
-    this.problem.hidden = false;
+    following(() => {
+      this.problem.textContent = this.failed.message;
+      this.problem.hidden = false;
+    });
     if (error.status === 401) fail(error);
   }
 }
