@@ -54,14 +54,14 @@ def _facts(voice: Voice) -> dict[str, Any]:
     meta = voice.metadata
     if isinstance(voice, Index):
         return {"license": voice.file.license, "documents": voice.file.n_documents, "tokens": len(voice.file.tokens)}
-    general, train = voice.model.metadata, meta.train or {}
+    general = voice.model.metadata
     return {
         "license": general.get("general.license"),
         "made_for": general.get("general.base_model.0.name"),
         "layers": voice.model.n_layer,
         "n_ctx_train": voice.model.n_ctx_train,
         "temperature": meta.temperature,
-        "train": dict(train) or None,
+        "train": dict(meta.train or {}) or None,
         "eval_dataset": meta.eval_dataset,
         "ppl_base": meta.ppl_base,
         "ppl_memory": meta.ppl_memory,

@@ -82,15 +82,13 @@ def mixture_of(choice: MemoryChoice, engine: Engine, default: MixtureOptions) ->
     if isinstance(choice, float):
         return engine.mixture(replace(default, total=choice))
     assert isinstance(choice, list)
-    pairs = [(voice_of(one.id, engine), one.weight) for one in choice]
-    weights = [weight for _, weight in pairs if weight is not None]
-    if weights or not pairs:
-        if len(weights) < len(pairs):
-            raise OptionError(
-                "memory", "a lambda for some", "give one for each, or for none: then they follow the text"
-            )
-        return MemoryMixture.of(zip((voice for voice, _ in pairs), weights, strict=True))
-    return engine.mixture(replace(default, total=None), [voice for voice, _ in pairs])
+    voices = [voice_of(one.id, engine) for one in choice]
+    weights = [one.weight for one in choice if one.weight is not None]
+    if len(weights) == len(voices):
+        return MemoryMixture.of(zip(voices, weights, strict=True))
+    if weights:
+        raise OptionError("memory", "a lambda for some", "give one for each, or for none: then they follow the text")
+    return engine.mixture(replace(default, total=None), voices)
 
 
 def voice_of(number: int | str, engine: Engine) -> Voice:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from memdec_edge.api import open_model
+from memdec_edge.api import LanguageModel, open_model
 from memdec_edge.options import MemoryOptions, ServerOptions
 from memdec_edge.server.page import FILES
+from memdec_edge.server.run import Server
+from memdec_edge.server.service import Service
 from tests.conftest import Family
 from tests.server.conftest import LOAD, SOBER
 from tests.support.web import Web, serving
@@ -68,6 +71,26 @@ def test_the_page_needs_no_key_and_what_it_asks_does(talker: Path) -> None:
         assert {locked.get(f"/page/{name}").status for name in FILES} == {200}
         for path in ("/", "/page/none.js", "/props", "/memories"):
             assert locked.get(path, None if path == "/" else BROWSER).status == 401
+
+
+def test_the_page_comes_while_the_model_still_loads(talker: Path) -> None:
+    go = threading.Event()
+
+    def load() -> LanguageModel:
+        go.wait(30)
+        return open_model(talker, [], LOAD)
+
+    server = Server(Service(load, ServerOptions(port=0, grace=5), SOBER))
+    web = Web(server.service, int(server.url.rpartition(":")[2]))
+    thread = threading.Thread(target=server.run_here, name="test-server")
+    thread.start()
+    try:
+        assert web.get("/", BROWSER).status == 200
+        assert web.get("/props").status == 503
+    finally:
+        go.set()
+        server.stop()
+        thread.join()
 
 
 # --- what stands in it ----------------------------------------------------------------------------------------------
