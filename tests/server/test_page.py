@@ -274,6 +274,19 @@ def test_a_person_asks_and_sees_both_answers_and_what_else_could_stand_there(ser
             page.wait_for_selector("#anew:enabled")
             assert page.locator(".figures").last.inner_text() == "0 tokens · seed 5 · stopped"
         served.until_idle()
+
+        key = {"X-Api-Key": "secret"}
+        served.post("/memories", {"weights": [{"id": 0, "lambda": 0.3}, {"id": 1, "lambda": 0.2}]}, key)
+        page.reload()  # the tab keeps the key
+        page.wait_for_selector("#ask:enabled")
+        page.click("#panel > summary")
+        assert page.inner_text("#auto-label") == "as the server was told"
+        page.uncheck("#compare")
+        page.fill("#question", "What is the heart?")
+        page.click("#ask")
+        page.wait_for_selector("#anew:enabled")
+        assert "memory" not in asked[-1]
+        assert page.locator(".side").count() == 1
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         assert troubles == []
         browser.close()

@@ -92,10 +92,13 @@ export function listen(failed, said) {
 // What a request says of memories, and the names of those that take part.
 export function chosen() {
   const fixed = !at("auto").checked;
-  const on = loaded.filter((memory) => !off.has(memory.name) && (fixed || learns || memory.lambda > 0));
+  const able = loaded.filter((memory) => fixed || learns || memory.lambda > 0);
+  const on = able.filter((memory) => !off.has(memory.name));
   const voices = on.map((memory) => memory.name);
   if (!on.length) return { memory: "none", voices };
   if (fixed) return { memory: on.map(({ id }) => ({ id, lambda: at("lambda").value / on.length })), voices };
-  if (learns) return { memory: on.length === loaded.length ? "auto" : on.map(({ id }) => ({ id })), voices };
-  return { memory: on.map(({ id, lambda }) => ({ id, lambda })), voices };
+  if (on.length === able.length) return { memory: learns ? "auto" : undefined, voices };  // undefined: the server's own
+  if (learns) return { memory: on.map(({ id }) => ({ id })), voices };
+  const whole = Math.max(1, on.reduce((sum, { lambda }) => sum + lambda, 0));  // an index's lambda comes on top
+  return { memory: on.map(({ id, lambda }) => ({ id, lambda: lambda / whole })), voices };
 }
