@@ -97,9 +97,7 @@ class MemoryMixture(NamedTuple):
         Raises OptionError for weights that make no mixture and for a memory or index given twice.
         """
         pairs = list(weights)
-        for number, (voice, _) in enumerate(pairs):
-            if voice in [other for other, _ in pairs[:number]]:
-                raise OptionError("memory", voice.path, "given twice; add up its weights")
+        require_single([voice for voice, _ in pairs])
         memories = [(voice, weight) for voice, weight in pairs if isinstance(voice, Memory)]
         indexes = [(voice, weight) for voice, weight in pairs if isinstance(voice, Index)]
         own = [weight for _, weight in memories]
@@ -138,6 +136,13 @@ class MemoryMixture(NamedTuple):
             for values in ((self.learning.eta, tuned.eta, ETA), (self.learning.share, tuned.share, SHARE))
         )
         return SoftBayes(self.weights, eta, share, self.mixture.matched)
+
+
+def require_single(voices: Sequence[Voice]) -> None:
+    """Raise OptionError for a memory or index given twice."""
+    for number, voice in enumerate(voices):
+        if voice in voices[:number]:
+            raise OptionError("memory", voice.path, "given twice; add up its weights")
 
 
 def resolve(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
-from memdec_edge.engine.blend import Index, Memory, MemoryMixture, Voice, resolve
+from memdec_edge.engine.blend import Index, Memory, MemoryMixture, Voice, require_single, resolve
 from memdec_edge.engine.cells import Cells, Holding, exclusive
 from memdec_edge.engine.drafting import DraftPolicy
 from memdec_edge.engine.registry import Registry
@@ -130,12 +130,17 @@ class Engine:
         self.registry.remove(memory)
         self._divide_threads()
 
-    def mixture(self, options: MixtureOptions | None = None) -> MemoryMixture:
-        """All memories and indexes with their weights, which learn unless `options` is None or fixes them.
+    def mixture(self, options: MixtureOptions | None = None, voices: Sequence[Voice] | None = None) -> MemoryMixture:
+        """`voices` (all memories and indexes) with their weights, which learn unless `options` is None or fixes them.
 
-        See blend.resolve(). Raises OptionError for a total that cannot be (see weights.mixture_weights).
+        See blend.resolve(). Raises OptionError for a voice given twice, and for a total that cannot be (see
+        weights.mixture_weights).
         """
-        return resolve(self.memories, self.indexes, options)
+        if voices is None:
+            return resolve(self.memories, self.indexes, options)
+        require_single(voices)
+        memories = [voice for voice in voices if isinstance(voice, Memory)]
+        return resolve(memories, [voice for voice in voices if isinstance(voice, Index)], options)
 
     def longest(self, memories: Iterable[Memory] | None = None) -> int:
         """Tokens that a session may hold: cells, or fewer where base or `memories` (all) were trained for fewer."""

@@ -16,6 +16,7 @@
     memories     memories listed, loaded, unloaded, weighed
     metrics      Prometheus                        figures     usage and timings
     events       server-sent events, and clients that leave
+    page         the page at /: chat with base and memories side by side
     guard        keys, hosts, origins, sizes, headers, the log
     failures     errors as answers
     app          all routes together; run: the process around them

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from memdec_edge.errors import MemdecError
-from memdec_edge.server import completions, facts, memories, messages, native, responses
+from memdec_edge.server import completions, facts, memories, messages, native, page, responses
 from memdec_edge.server.failures import answer, failure, failure_of, headers_of, problem_of
 from memdec_edge.server.guard import LOCAL, Guard
 from memdec_edge.server.service import Service
@@ -59,6 +59,7 @@ def make_app(service: Service) -> FastAPI:
     )  # fmt: skip
     for part in (completions, responses, messages, native, facts, memories):
         app.include_router(part.router(service))
+    app.include_router(page.router())
     _declare_failures(app)
     _forget_422(app)
     app.add_middleware(Guard, service=service)

@@ -12,7 +12,6 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterable
 from hashlib import sha256
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -24,6 +23,7 @@ from memdec_edge.errors import MissingFileError, OptionError
 from memdec_edge.notes import note
 from memdec_edge.options import ServerOptions
 from memdec_edge.server.failures import answer, failure
+from memdec_edge.server.page import is_page
 from memdec_edge.server.service import LOADING, Service
 
 LOCAL = re.compile(r"https?://(?:localhost|127\.0\.0\.1|\[::1\])(?::\d+)?")
@@ -67,11 +67,9 @@ def is_private(host: str) -> bool:
 class Guard:
     """The outermost layer of the app."""
 
-    def __init__(self, app: ASGIApp, service: Service, public: Iterable[str] = ()) -> None:
-        """public: paths that need no key."""
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service, self._options = app, service, service.options
         self._keys = [_digest(key) for key in keys_of(self._options)]
-        self._open = {*OPEN, *public}
         self._private = is_private(self._options.host)
         self._hosts = {*LOCAL_HOSTS, *(name.lower() for name in self._options.hosts)}
         if not self._private:
@@ -114,12 +112,14 @@ class Guard:
         origin = headers.get("origin")
         if origin and scope["method"] != "OPTIONS" and not self.allows(origin, headers):
             return 403, f"pages of {origin} may not call this server; start it with --cors-origin"
-        if self._keys and scope["path"] not in self._open and scope["method"] != "OPTIONS" and not self._knows(headers):
+        path = scope["path"]
+        is_open = path in OPEN or is_page(path, headers.get("accept", ""))
+        if self._keys and not is_open and scope["method"] != "OPTIONS" and not self._knows(headers):
             return 401, "Invalid API Key: send one as Authorization: Bearer KEY"
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self._options.max_body:
             return 413, f"the body has {length} bytes, more than {self._options.max_body}; send less at a time"
-        if not self._service.ready and scope["path"] not in WITHOUT_MODEL and scope["path"] not in self._open:
+        if not self._service.ready and path not in WITHOUT_MODEL and not is_open:
             return 503, LOADING
         return None
 

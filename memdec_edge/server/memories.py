@@ -45,6 +45,27 @@ def _shown(voice: Voice, weight: float, learns: bool) -> dict[str, Any]:
         "recommended": meta.weight,
         "auto": learns,
         "users": voice.users,
+        "facts": {name: value for name, value in _facts(voice).items() if value not in (None, "")},
+    }
+
+
+def _facts(voice: Voice) -> dict[str, Any]:
+    """What a file says of itself: an index how much it holds, a memory how it was trained and how good it is."""
+    meta = voice.metadata
+    if isinstance(voice, Index):
+        return {"license": voice.file.license, "documents": voice.file.n_documents, "tokens": len(voice.file.tokens)}
+    general = voice.model.metadata
+    return {
+        "license": general.get("general.license"),
+        "made_for": general.get("general.base_model.0.name"),
+        "layers": voice.model.n_layer,
+        "n_ctx_train": voice.model.n_ctx_train,
+        "temperature": meta.temperature,
+        "train": dict(meta.train or {}) or None,
+        "eval_dataset": meta.eval_dataset,
+        "ppl_base": meta.ppl_base,
+        "ppl_memory": meta.ppl_memory,
+        "ppl_mixture": meta.ppl_mixture,
     }
 
 

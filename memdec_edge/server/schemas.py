@@ -32,10 +32,10 @@ class StreamOptions(BaseModel):
 
 
 class MemoryWeight(BaseModel):
-    """A memory, by its number or its name, and its weight in the mixture."""
+    """A memory, by its number or its name, and its weight in the mixture; null for all: they follow the text."""
 
     id: int | str
-    weight: float = Field(alias="lambda")
+    weight: float | None = Field(default=None, alias="lambda")
 
 
 MemoryChoice = Literal["auto", "none"] | float | list[MemoryWeight] | None

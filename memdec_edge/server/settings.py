@@ -74,7 +74,7 @@ def generation_of(
 
 
 def mixture_of(choice: MemoryChoice, engine: Engine, default: MixtureOptions) -> MemoryMixture:
-    """Which memories take part, and how much they weigh: "auto", "none", one weight for all, or one for each."""
+    """Which memories take part, and how much they weigh: "auto", "none", one weight for all, or those of a list."""
     if choice is None or (choice == "auto" and default.total is None):
         return engine.mixture(default)
     if choice == "auto":
@@ -84,7 +84,13 @@ def mixture_of(choice: MemoryChoice, engine: Engine, default: MixtureOptions) ->
     if isinstance(choice, float):
         return engine.mixture(replace(default, total=choice))
     assert isinstance(choice, list)
-    return MemoryMixture.of((voice_of(one.id, engine), one.weight) for one in choice)
+    voices = [voice_of(one.id, engine) for one in choice]
+    weights = [one.weight for one in choice if one.weight is not None]
+    if len(weights) == len(voices):
+        return MemoryMixture.of(zip(voices, weights, strict=True))
+    if weights:
+        raise OptionError("memory", "a lambda for some", "give one for each, or for none: then they follow the text")
+    return engine.mixture(replace(default, total=None), voices)
 
 
 def voice_of(number: int | str, engine: Engine) -> Voice:
