@@ -66,7 +66,7 @@ def main() -> None:
     rows = []
     for beta in args.betas:
         training = TrainOptions(
-            options, args.out / f"beta-{beta:g}", epochs=args.epochs, beta=beta, lr=2e-4, valid_every=0
+            options, args.out / f"beta-{beta:g}", epochs=args.epochs, beta=beta, lr=2e-4, valid_every=len(train)
         )
         chosen = settings(training, 1) | {"imitates": "match"}
         stage = open_stage(training.out, "memory", {"the tokens": cache.stage.identity}, chosen, LAYOUT)

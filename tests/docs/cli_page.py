@@ -11,8 +11,9 @@ from tests.docs.pages import CLI
 INTRODUCTION = """# Command line
 
 This page is what `memdec-edge COMMAND --help` prints. Results go to stdout, everything else to stderr. With `--json`
-the last line of stdout is one JSON object. [run.md](run.md), [train.md](train.md), [convert.md](convert.md),
-[evaluate.md](evaluate.md) and [speed.md](speed.md) explain the commands by example.
+the last line of stdout is one JSON object. [learn.md](learn.md), [run.md](run.md), [chat.md](chat.md),
+[server.md](server.md), [index.md](index.md), [train.md](train.md), [convert.md](convert.md),
+[evaluate.md](evaluate.md), [hub.md](hub.md) and [speed.md](speed.md) explain the commands by example.
 """
 
 
