@@ -11,6 +11,7 @@ import json
 import re
 import zipfile
 from pathlib import Path, PurePosixPath
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ UNREADABLE = (
     TypeError,
     OverflowError,
     SyntaxError,
+    TokenError,
     zipfile.BadZipFile,
 )  # of strange bytes
 AGAIN = "tokenize the text again"

@@ -21,7 +21,7 @@ class LearnOptions(Checked):
     documents: Path | None = option(
         None, metavar="DOCS", help="Text of any kind that train reads: a file, a zip or a folder of them."
     )
-    base: Path | None = None  # GGUF
+    base: Path | None = field(default=None, metadata=about(help="Base model, GGUF."))
     out: Path | None = option(
         None, "--out", metavar="DIR", unicode=True, help="Folder for everything. Default: one in the user's cache."
     )

@@ -104,8 +104,9 @@ def test_every_option_says_what_it_is_and_every_number_has_a_range(kind: type, e
 def test_every_default_lies_in_its_range(kind: type) -> None:
     needed = {each.name for each in fields(kind) if each.default is MISSING}
     needed |= {"documents", "base"} if kind is LearnOptions else set()  # those, or `add` and `out`
-    known = {"cache": CACHE} | dict.fromkeys(
-        ("path", "teacher", "corpus", "out", "source", "outfile", "checkpoint", "documents", "base"), Path()
+    known = {"cache": CACHE, "training": TrainOptions(CACHE, Path())} | dict.fromkeys(
+        ("path", "teacher", "corpus", "out", "source", "outfile", "checkpoint", "documents", "base", "memory", "to"),
+        Path(),
     )
     kind(**{name: value for name, value in known.items() if name in needed})
 

@@ -1,5 +1,6 @@
 """Killed, interrupted and shared runs end like one that ran through alone, bit for bit."""
 
+import json
 import os
 import signal
 import subprocess
@@ -78,7 +79,8 @@ def test_an_interrupted_training_keeps_what_was_done(room: Path, tmp_path: Path)
     assert child.returncode == 130
     assert stdout == "stopped; what was finished is kept: run the same command again to go on\n"
     with safe_open(tmp_path / "memory" / "resume.safetensors", framework="numpy") as state:
-        assert int(state.metadata()["step"]) == lines()
+        found = state.metadata()  # a step whose validation is still to come has no line yet
+        assert int(found["step"]) - bool(json.loads(found["line"])) == lines()
     assert 10 <= lines() < 120
 
 
@@ -89,7 +91,8 @@ def test_two_processes_train_the_memory_that_one_does(room: Path, tmp_path: Path
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", two]
     env = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": os.getcwd()}
     for command, out in (([sys.executable, "-c", ONCE], alone), (launch, together)):
-        subprocess.run([*command, room, out], env=env, check=True, capture_output=True, timeout=600)
+        done = subprocess.run([*command, room, out], env=env, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
     same_shards(alone / "cache", together / "cache")
     one, other = (metrics(out / "memory") for out in (alone, together))
     assert [line["step"] for line in other] == list(range(1, 121))
@@ -103,7 +106,8 @@ def test_two_processes_fine_tune_a_teacher_and_one_goes_on_with_their_cache(room
     two.write_text(ONCE.replace("finetune_teacher=0.0", "finetune_teacher=0.5").replace("steps=120", "steps=2"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": os.getcwd()}
-    subprocess.run([*launch, two, room, tmp_path], env=env, check=True, capture_output=True, timeout=600)
+    done = subprocess.run([*launch, two, room, tmp_path], env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
     weights = tmp_path / "cache" / "teacher" / "model.safetensors"
     before = weights.stat().st_mtime_ns
     report = build_cache(
