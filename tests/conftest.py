@@ -17,7 +17,7 @@ from tests.support.real import SMOLLM2
 from tests.support.tiny import OTHER_TEXT, tiny_checkpoint, tiny_gguf
 
 RENAMED_TOKEN = 300  # the id whose text differs in `Family.renamed`
-LONGEST = ("test_demo.py", "test_examples.py", "test_snippets.py", "test_fuzz*.py")
+LONGEST = ("test_demo.py", "test_learn.py", "test_examples.py", "test_snippets.py", "test_fuzz*.py")
 PADDING = 16  # embedding rows without a token in `Family.padded`
 
 
