@@ -13,7 +13,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.demo ## learn real text, and see what that is worth (ARGS=--quick for the short way)
-	@echo "The demo learns real text and measures what that is worth: about 7 minutes on 2 cores, a few with"
+	@echo "The demo learns real text and measures what that is worth: about 6 minutes on 2 cores, a few with"
 	@echo "ARGS=--quick. After Ctrl-C make demo goes on; a finished demo shows its result again."
 	$(BIN)/memdec-edge demo $(ARGS)
 

@@ -109,6 +109,13 @@ def test_the_page_shows_every_figure(tmp_path: Path) -> None:
     assert text.count("not measured") == 2  # index and both on general text
 
 
+def test_beginnings_that_stand_in_no_document_are_called_so(tmp_path: Path) -> None:
+    own = [{"prompt": "A swollen knee", "truth": None, "base": " is big.", "mixture": " is ill."}]
+    text = " ".join(Page(written({**FOUND, "continuations": own}, tmp_path)[0]).text.split())
+    assert "The beginnings stand in no document." in text
+    assert "the document" not in text.split("Beginnings, continued")[1].split("What it does not do")[0].lower()
+
+
 def test_a_memory_that_does_not_help_is_called_so_before_all_else(tmp_path: Path) -> None:
     worse = {**FOUND, "helps": False, "perplexity": {"base": score(10.0), "auto": score(10.5)}}
     page, card = written(worse, tmp_path)
