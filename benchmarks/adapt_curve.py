@@ -11,14 +11,13 @@ are of one vocabulary, so a column compares. Run again, it goes on. The last lin
 """
 
 import argparse
-import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from provenance import made_by
+from provenance import write_rows
 
 from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.train import train
@@ -72,11 +71,7 @@ def main() -> None:
                 "mixture": report.mixture_perplexity, "lambda": report.mixture_lambda,
             }
         )  # fmt: skip
-        with (args.out / "adapt.csv").open("w", newline="", encoding="utf-8") as file:
-            file.write(made_by())
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(args.out / "adapt.csv", rows)
     print((args.out / "adapt.csv").read_text(encoding="utf-8"))
     print(json.dumps({"benchmark": "adapt_curve", "rows": rows}))
 

@@ -14,7 +14,6 @@ even: stopped, the script goes on from there. The last line is one JSON object.
 """
 
 import argparse
-import csv
 import json
 from contextlib import ExitStack, closing
 from functools import partial
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from provenance import made_by
+from provenance import write_rows
 
 from memdec_edge.documents import read_documents
 from memdec_edge.engine import Engine, MemoryMixture, Session
@@ -79,11 +78,7 @@ def main() -> None:
                     with kept.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(line) + "\n")
             table = [row for name in prompts for row in rows(name, [line for line in lines if line["text"] == name])]
-            with args.out.open("w", newline="", encoding="utf-8") as file:
-                file.write(made_by())
-                writer = csv.DictWriter(file, list(table[0]))
-                writer.writeheader()
-                writer.writerows(table)
+            write_rows(args.out, table)
     print(args.out.read_text(encoding="utf-8"))
     print(json.dumps({"benchmark": "completions", "rows": table}))
 

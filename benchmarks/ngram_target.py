@@ -11,7 +11,6 @@ and mixed with the teacher at the best lambda. Run again, it goes on. The last l
 """
 
 import argparse
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from provenance import made_by, metrics
+from provenance import metrics, write_rows
 
 from memdec_edge.gguf.index_file import Positions
 from memdec_edge.indexing.sort import sorted_prefixes
@@ -77,11 +76,7 @@ def main() -> None:
                 rows.append({"beta": beta} | {key: line[key] for key in ("step", "ce", "kl", "valid_perplexity",
                             "mixture_perplexity", "mixture_lambda")})  # fmt: skip
         stage.close()
-    with (args.out / "ngram.csv").open("w", newline="", encoding="utf-8") as file:
-        file.write(made_by())
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(args.out / "ngram.csv", rows)
     print((args.out / "ngram.csv").read_text(encoding="utf-8"))
     print(json.dumps({"benchmark": "ngram_target", "trust": targets.trust.tolist(), "rows": rows}))
 

@@ -1,5 +1,6 @@
 """What a result says of how it was made, and what a training's metrics say of its cost. Knows no benchmark."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -18,6 +19,15 @@ def commit() -> str:
         return kept.read_text(encoding="utf-8").strip()
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     return found.strip() or "unknown"
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows with the same keys as a CSV that says how it was made."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        file.write(made_by())
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

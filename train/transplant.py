@@ -13,7 +13,6 @@ Knows nothing of training.
 
 import copy
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,8 +98,7 @@ def _text(data: bytes) -> str | None:
 
 
 def _singles(data: bytes, by_bytes: dict[bytes, int]) -> list[int]:
-    found: Iterable[int | None] = (by_bytes.get(data[at : at + 1]) for at in range(len(data)))
-    return [number for number in found if number is not None]
+    return [by_bytes[one] for one in (data[at : at + 1] for at in range(len(data))) if one in by_bytes]
 
 
 def transplanted(old: Source, new: Source, rows: Rows) -> Any:

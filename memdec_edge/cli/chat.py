@@ -12,8 +12,10 @@ from memdec_edge.cli.parameters import (
     Memories,
     Scaled,
     Sources,
+    TemplateFile,
     Verbose,
     base_file,
+    chat_options,
     memory_options,
     set_verbose,
 )
@@ -33,9 +35,7 @@ def chat(
     weights: Given[MixtureOptions],
     system: Annotated[str, typer.Option("-sys", "--system", metavar="TEXT", help="Text before all messages.")] = "",
     templates: Given[ChatOptions],
-    template_file: Annotated[
-        Path | None, typer.Option("--chat-template-file", metavar="FILE", help="Chat template from a file.")
-    ] = None,
+    template_file: TemplateFile = None,
     show_memory: Annotated[
         bool, typer.Option("--show-memory", help="Shade each token by the memory's share of its probability.")
     ] = False,
@@ -57,14 +57,8 @@ def chat(
     stderr. /help tells what else can be typed. Input from a pipe is a line for each message.
     """
     named, limits, sampler, mixing = model(), generation(), sampling(), weights()
-    loading, chatting = load(), templates()
-    memories = memory_options(memory, scaled)
-    if template_file and chatting.chat_template:
-        raise OptionError("template_file", template_file, "given beside `chat_template`; give one of the two")
-    if template_file:
-        from memdec_edge.documents import read_text
-
-        chatting = templates(chat_template=read_text(template_file))
+    loading, memories = load(), memory_options(memory, scaled)
+    chatting = chat_options(templates, template_file)
     set_verbose(verbose)
     from dataclasses import replace
 

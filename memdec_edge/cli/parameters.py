@@ -1,6 +1,7 @@
 """Parameters that several commands share, and what is made of them. Knows nothing of what a command does."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 from memdec_edge.cli.flags import Given, of
 from memdec_edge.cli.output import note
 from memdec_edge.errors import MissingFileError, OptionError
-from memdec_edge.options import HUB_NAME, BaseOptions, CacheOptions, MemoryOptions
+from memdec_edge.options import HUB_NAME, BaseOptions, CacheOptions, ChatOptions, MemoryOptions
 from memdec_edge.options.fields import check_text
 
 Base = Given[BaseOptions]
@@ -22,6 +23,9 @@ ShowText = Annotated[
 ]
 Sources = Annotated[
     bool, typer.Option("--sources", help="Mark passages of indexed documents, and print footnotes after the text.")
+]
+TemplateFile = Annotated[
+    Path | None, typer.Option("--chat-template-file", metavar="FILE", help="Chat template from a file.")
 ]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show llama.cpp's log on stderr.")]
 
@@ -57,6 +61,21 @@ def teacher_path(path: Path) -> Path:
     found = model_of(name)
     note(f"no path is called {path}; the model of that name on the Hub is taken: {found}")
     return found.path
+
+
+def chat_options(templates: Callable[..., ChatOptions], file: Path | None) -> ChatOptions:
+    """Return the options of chats, with the template of `file` if one is given.
+
+    Raises OptionError for a template given twice, and what reading raises.
+    """
+    options = templates()
+    if file is None:
+        return options
+    if options.chat_template:
+        raise OptionError("template_file", file, "given beside `chat_template`; give one of the two")
+    from memdec_edge.documents import read_text
+
+    return templates(chat_template=read_text(file))
 
 
 def memory_options(memories: list[Path] | None, scaled: list[str] | None) -> list[MemoryOptions]:

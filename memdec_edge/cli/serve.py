@@ -1,13 +1,20 @@
 """The command serve: OpenAI's interface over HTTP. Knows nothing of HTTP."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-
-import typer
 
 from memdec_edge.cli.flags import Flags, Given, spread
 from memdec_edge.cli.output import note, warn
-from memdec_edge.cli.parameters import Base, Memories, Scaled, Verbose, base_file, memory_options, set_verbose
+from memdec_edge.cli.parameters import (
+    Base,
+    Memories,
+    Scaled,
+    TemplateFile,
+    Verbose,
+    base_file,
+    chat_options,
+    memory_options,
+    set_verbose,
+)
 from memdec_edge.errors import MissingExtraError, OptionError
 from memdec_edge.options import (
     ChatOptions,
@@ -31,9 +38,7 @@ def serve(
     weights: Given[MixtureOptions],
     server: Given[ServerOptions],
     templates: Given[ChatOptions],
-    template_file: Annotated[
-        Path | None, typer.Option("--chat-template-file", metavar="FILE", help="Chat template from a file.")
-    ] = None,
+    template_file: TemplateFile = None,
     generation: Annotated[Given[GenerationOptions], Flags("ignore_eos")],
     sampling: Annotated[Given[SamplingOptions], Flags("grammar", "json_schema")],
     load: Given[LoadOptions],
@@ -44,13 +49,7 @@ def serve(
     Options of sampling and generation are those of requests that name none.
     """
     serving, limits, sampler, mixing, loading = server(), generation(), sampling(), weights(), load()
-    named, memories, chatting = model(), memory_options(memory, scaled), templates()
-    if template_file and chatting.chat_template:
-        raise OptionError("template_file", template_file, "given beside `chat_template`; give one of the two")
-    if template_file:
-        from memdec_edge.documents import read_text
-
-        chatting = templates(chat_template=read_text(template_file))
+    named, memories, chatting = model(), memory_options(memory, scaled), chat_options(templates, template_file)
     if serving.parallel > loading.n_batch:
         raise OptionError("n_batch", loading.n_batch, f"must be at least `parallel`, {serving.parallel}")
     if serving.memory_dir is not None and not serving.memory_dir.is_dir():
