@@ -37,6 +37,16 @@ def default_threads() -> int:
     return usable_cpus()
 
 
+def common_length(tokens: Sequence[int], others: Sequence[int]) -> int:
+    """How many tokens two lists have in common from the start."""
+    if others[: len(tokens)] == tokens:  # the usual case, without a Python loop
+        return len(tokens)
+    for length, (mine, theirs) in enumerate(zip(tokens, others, strict=False)):
+        if mine != theirs:
+            return length
+    return min(len(tokens), len(others))
+
+
 class Context:
     """One KV cache of a model, shared by `n_seq` timelines ("slots"), and the token ids that each has in it.
 
@@ -279,13 +289,7 @@ class Context:
 
     def shared(self, tokens: Sequence[int], slot: int = 0) -> int:
         """How many tokens from the start a slot shares with `tokens`."""
-        held = self.tokens[slot]
-        if tokens[: len(held)] == held:  # the usual case, without a Python loop
-            return len(held)
-        for length, (mine, theirs) in enumerate(zip(held, tokens, strict=False)):
-            if mine != theirs:
-                return length
-        return min(len(held), len(tokens))
+        return common_length(self.tokens[slot], tokens)
 
     def truncate(self, length: int, slot: int = 0) -> None:
         """Roll a slot back to its first `length` tokens; one that cannot is emptied (prefill() fills it again)."""

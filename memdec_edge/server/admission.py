@@ -6,11 +6,11 @@ while another reads the same beginning, and then takes it over. Knows nothing of
 """
 
 import threading
-from collections.abc import Sequence
 from typing import Literal
 
 from memdec_edge.engine import Engine
 from memdec_edge.engine.scoring import Scoring
+from memdec_edge.llama.context import common_length
 from memdec_edge.options import MAX_DRAFT
 from memdec_edge.server.job import Job
 from memdec_edge.server.totals import Totals
@@ -51,7 +51,7 @@ class Admission:
         for other in self.active:
             if other.reading and other.stream and other.score is None:
                 held = len(self.engine.context.tokens[other.stream.session.slot])
-                if _common(job.request.tokens, other.request.tokens) - held > SHARED:
+                if common_length(job.request.tokens, other.request.tokens) - held > SHARED:
                     return True
         return False
 
@@ -117,11 +117,3 @@ class Admission:
         with self._lock:
             self.active = [other for other in self.active if other is not job]
             self.waiting = [other for other in self.waiting if other is not job]
-
-
-def _common(tokens: Sequence[int], others: Sequence[int]) -> int:
-    """How many tokens two lists have in common from the start."""
-    shorter = min(len(tokens), len(others))
-    if tokens[:shorter] == others[:shorter]:
-        return shorter
-    return next(at for at in range(shorter) if tokens[at] != others[at])
