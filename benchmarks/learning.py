@@ -24,7 +24,7 @@ def documents(name: str, file: Path, characters: int, out: Path) -> Path:
     folder = out / "text" / f"{name}-{characters}"
     folder.mkdir(parents=True, exist_ok=True)
     kept, size = [], 0
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8").strip("\n").split("\n"):
         if size >= characters:
             break
         kept.append(line)

@@ -98,7 +98,7 @@ def from_sentencepiece(folder: Path, path: Path) -> int:
 
 def documents(folder: Path, n_bytes: int) -> Iterator[str]:
     """Documents of all .jsonl files below `folder` in turn, `n_bytes` of UTF-8 in all, composed (NFC)."""
-    sources = [path.read_text(encoding="utf-8").splitlines() for path in sorted(folder.rglob("*.jsonl"))]
+    sources = [path.read_text(encoding="utf-8").split("\n") for path in sorted(folder.rglob("*.jsonl"))]
     taken = 0
     for line in filter(None, itertools.chain.from_iterable(itertools.zip_longest(*sources))):
         text = unicodedata.normalize("NFC", str(json.loads(line).get("text") or ""))[:LONGEST]

@@ -40,11 +40,15 @@ WORD = re.compile(r"[a-z]{4,}")
 Row = dict[str, Any]
 
 
+def json_lines(file: Path) -> list[Row]:
+    """The rows of a JSONL file; a separator of lines that stands inside a text ends no row."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
 def sentiment(file: Path) -> Iterator[Row]:
     """Reviews that say clearly what they think."""
     if file.suffix == ".jsonl":
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        pairs = [(row["text"], row["label"] == "positive", row.get("score", 4.0)) for row in rows]
+        pairs = [(row["text"], row["label"] == "positive", row.get("score", 4.0)) for row in json_lines(file)]
     else:
         lines = csv.reader(file.read_text(encoding="utf-8").splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
         pairs = [(text, float(score) > 0, score) for _, score, text in lines]
@@ -55,8 +59,7 @@ def sentiment(file: Path) -> Iterator[Row]:
 
 def given_diseases(file: Path) -> Iterator[Row]:
     """Questions of a file, without those that it assigns to training text."""
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in json_lines(file):
         if row.get("split") != "train":
             yield {"text": row["question"], "choices": row["choices"], "answer": row["answer"]}
 
