@@ -178,9 +178,9 @@ def passages_of(documents: Sequence[str], most: int) -> list[tuple[str, str | No
     found: list[tuple[str, str | None]] = []
     for text in documents:
         if len(text) >= LEAST_PASSAGE and len(found) < most:
-            most = min(PROMPT, len(text) // 2)
-            cut = text.rfind(" ", most // 2, most)
-            at = cut if cut > 0 else most
+            end = min(PROMPT, len(text) // 2)
+            cut = text.rfind(" ", end // 2, end)
+            at = cut if cut > 0 else end
             found.append((text[:at], text[at : at + PROMPT]))
     return found
 
