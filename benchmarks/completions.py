@@ -5,12 +5,13 @@
 
 Each text gives --prompts prompts: the first 32 tokens of paragraphs, evenly spaced. Five systems continue each by
 --tokens tokens, with the default sampling and one seed: the base alone, the memory with fixed weights (what it
-recommends), and with weights that learn memory, index, and both. JUDGE gives the perplexity of what they wrote after
-the prompt, by its own tokenizer. Rows: each text and system, with the mean difference to the base in nats a token and
-its standard error over prompts. Beside them the longest run of written tokens that stands in the index's documents
-(median, largest), the share of 8-grams that the same continuation had before (loops), and the share of tokens with a
-source. FILE.jsonl keeps what was written and judged, a line for each prompt, in an order that makes any part of it
-even: stopped, the script goes on from there. The last line is one JSON object.
+recommends), and with weights that learn memory, index, and both. The sixth, text, is how the document itself goes on.
+JUDGE gives the perplexity of what stands after the prompt, by its own tokenizer. Rows: each text and system, with the
+mean difference to the base in nats a token and its standard error over prompts. Beside them the longest run of written
+tokens that stands in the index's documents (median, largest), the share of 8-grams that the same continuation had
+before (loops), and the share of tokens with a source. FILE.jsonl keeps what was written and judged, a line for each
+prompt and system, in an order that makes any part of it even: stopped, the script goes on from there. The last line is
+one JSON object.
 """
 
 import argparse
@@ -21,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from provenance import write_rows
 
 from memdec_edge.documents import read_documents
 from memdec_edge.engine import Engine, MemoryMixture, Session
 from memdec_edge.engine.blend import resolve
-from memdec_edge.engine.lookup import Source, passages
+from memdec_edge.engine.lookup import Lookup, Source, passages
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.mixture.match import Matcher
@@ -35,7 +37,8 @@ from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, M
 
 PROMPT = 32  # tokens
 GRAM = 8  # tokens: one of them again is a loop
-SYSTEMS = ("base", "fixed", "auto", "index", "both")
+TEXT = "text"
+SYSTEMS = ("base", "fixed", "auto", "index", "both", TEXT)
 Line = dict[str, Any]
 
 
@@ -54,7 +57,7 @@ def main() -> None:
     args = parser.parse_args()
     kept = args.out.with_suffix(".jsonl")
     lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()] if kept.exists() else []
-    known = {(line["text"], line["number"]) for line in lines}
+    known = {(line["of"], line["number"], line["system"]) for line in lines}
     n = len(SYSTEMS) * args.side
     load = LoadOptions(n_seq=n, n_ctx=n * (PROMPT + args.tokens), threads=args.threads)
     with ExitStack() as stack:
@@ -63,32 +66,37 @@ def main() -> None:
         )
         model = stack.enter_context(closing(Model(args.judge)))
         judge = stack.enter_context(closing(Context(model, LoadOptions(threads=args.threads), 1024)))
-        prompts = {
-            name: beginnings(engine, read_documents(Path(path)), args.prompts)
+        paragraphs = {
+            name: beginnings(engine, read_documents(Path(path)), args.prompts, args.tokens)
             for name, path in (text.split("=", 1) for text in args.text)
         }
         order = spread(args.prompts)
         for group in (order[at : at + args.side] for at in range(0, len(order), args.side)):
-            for name, found in prompts.items():
-                wanted = [index for index in group if index < len(found) and (name, index) not in known]
-                for index, line in zip(wanted, write(engine, [found[at] for at in wanted], args.tokens), strict=True):
-                    line |= {"text": name, "number": index}
-                    line["nats"], line["judged"] = scores(judge, line)
+            for name, found in paragraphs.items():
+                wanted = [
+                    (number, system)
+                    for number in group
+                    for system in SYSTEMS
+                    if number < len(found) and (name, number, system) not in known
+                ]
+                for line in write(engine, found, wanted, args.tokens):
+                    line |= {"of": name}
+                    line["nats"], line["judged"] = score(judge, line["prompt"], line["text"])
                     lines.append(line)
                     with kept.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(line) + "\n")
-            table = [row for name in prompts for row in rows(name, [line for line in lines if line["text"] == name])]
+            table = [row for name in paragraphs for row in rows(name, [line for line in lines if line["of"] == name])]
             write_rows(args.out, table)
     print(args.out.read_text(encoding="utf-8"))
     print(json.dumps({"benchmark": "completions", "rows": table}))
 
 
-def beginnings(engine: Engine, documents: list[str], count: int) -> list[list[int]]:
-    """The first tokens of `count` paragraphs that have twice as many, evenly spaced."""
+def beginnings(engine: Engine, documents: list[str], count: int, n_tokens: int) -> list[list[int]]:
+    """A prompt and how it goes on, of `count` paragraphs that have twice the tokens of a prompt, evenly spaced."""
     paragraphs = [part for document in documents for part in document.split("\n\n") if len(part) > 300]
     step = max(len(paragraphs) // count, 1)
     tokens = [engine.base.tokenize(part) for part in paragraphs[::step][:count]]
-    return [ids[:PROMPT] for ids in tokens if len(ids) >= 2 * PROMPT]
+    return [ids[: PROMPT + n_tokens] for ids in tokens if len(ids) >= 2 * PROMPT]
 
 
 def spread(count: int) -> list[int]:
@@ -96,56 +104,58 @@ def spread(count: int) -> list[int]:
     return sorted(range(count), key=lambda index: (index * 0.6180339887) % 1)
 
 
-def write(engine: Engine, prompts: list[list[int]], n_tokens: int) -> list[Line]:
-    """The text of each prompt and what each system makes of it, all side by side."""
+def write(engine: Engine, texts: list[list[int]], wanted: list[tuple[int, str]], n_tokens: int) -> list[Line]:
+    """What the wanted systems make of the prompts that the numbers name, all side by side."""
     mixtures = systems(engine)
     generation = GenerationOptions(ignore_eos=True, draft=0)
     with ExitStack() as stack:
-        sessions = []
-        for seed, prompt in enumerate(prompts):
-            for mixture in mixtures.values():
+        sessions: dict[tuple[int, str], Session] = {}
+        for number, system in wanted:
+            if system != TEXT:
                 session = engine.session(
-                    prompt, SamplingOptions(seed=seed), generation, mixture=mixture, limit=len(prompt) + n_tokens
-                )
-                sessions.append(stack.enter_context(closing(session)))
-        for session in sessions:
+                    texts[number][:PROMPT], SamplingOptions(seed=number), generation,
+                    mixture=mixtures[system], limit=PROMPT + n_tokens,
+                )  # fmt: skip
+                sessions[number, system] = stack.enter_context(closing(session))
+        for session in sessions.values():
             session.prefill()
-        while not all(session.finished for session in sessions):
-            engine.step(sessions)
-        written = [seen(engine, session) for session in sessions]
-    n = len(SYSTEMS)
-    return [
-        {"prompt": text_of(engine, prompt)} | dict(zip(SYSTEMS, written[n * number : n * number + n], strict=True))
-        for number, prompt in enumerate(prompts)
-    ]
+        while not all(session.finished for session in sessions.values()):
+            engine.step(list(sessions.values()))
+        return [
+            {"number": number, "system": system}
+            | seen(engine, sessions[number, system].tokens if system != TEXT else texts[number])
+            for number, system in wanted
+        ]
 
 
 def systems(engine: Engine) -> dict[str, MemoryMixture]:
     memories, indexes, learning = engine.memories, engine.indexes, MixtureOptions()
-    mixtures = (
-        MemoryMixture.of(()), resolve(memories), resolve(memories, (), learning), resolve((), indexes, learning),
-        resolve(memories, indexes, learning),
-    )  # fmt: skip
-    return dict(zip(SYSTEMS, mixtures, strict=True))
+    return {
+        "base": MemoryMixture.of(()),
+        "fixed": resolve(memories),
+        "auto": resolve(memories, (), learning),
+        "index": resolve((), indexes, learning),
+        "both": resolve(memories, indexes, learning),
+    }
 
 
-def seen(engine: Engine, session: Session) -> Line:
-    """What a session wrote, and how much of it stands in the documents or in itself."""
-    tokens, [index] = session.tokens[PROMPT:], engine.indexes
+def seen(engine: Engine, whole: list[int]) -> Line:
+    """A prompt with what was written after it, and how much of that stands in the documents or in itself."""
+    tokens, [index] = whole[PROMPT:], engine.indexes
     run, matcher = 0, Matcher(index.file)
     for token in tokens:
         matcher.extend([token])
         run = max(run, matcher.match().length)
     source: Source | None = None
-    sourced, found = 0, list[Source]()
-    for length in range(PROMPT + 1, len(session.tokens) + 1):
-        source = session.lookup.source(session.tokens, length, source)
+    lookup, sourced, found = Lookup([index]), 0, list[Source]()
+    for length in range(PROMPT + 1, len(whole) + 1):
+        source = lookup.source(whole, length, source)
         sourced += source is not None
         found = passages(found, source)
     grams = [tuple(tokens[at : at + GRAM]) for at in range(len(tokens) - GRAM + 1)]
     return {
-        "text": text_of(engine, tokens), "run": run, "loops": 1 - len(set(grams)) / max(len(grams), 1),
-        "sourced": sourced / len(tokens), "weights": [round(weight, 4) for weight in session.mixture.weights],
+        "prompt": text_of(engine, whole[:PROMPT]), "text": text_of(engine, tokens), "run": run,
+        "loops": 1 - len(set(grams)) / max(len(grams), 1), "sourced": sourced / len(tokens),
         "passages": [[each.document, each.start, each.end] for each in found],
     }  # fmt: skip
 
@@ -154,47 +164,47 @@ def text_of(engine: Engine, tokens: list[int]) -> str:
     return b"".join(map(engine.base.piece, tokens)).decode("utf-8", "replace")
 
 
-def scores(judge: Context, line: Line) -> tuple[dict[str, float], dict[str, int]]:
-    """Nats that the judge needs for each system's text after the prompt, and the tokens that it has there."""
-    begin = judge.model.tokenize(line["prompt"])
-    nats, counts = {}, {}
-    for system in SYSTEMS:
-        tokens = judge.model.tokenize(line[system]["text"], add_special=False, parse_special=False)
-        judge.prefill(begin[:-1])
-        total = 0.0
-        for token, row in zip(tokens, judge.feed_rows([begin[-1], *tokens[:-1]]), strict=True):
-            total -= float(row[token]) - row_stats(row, len(row), 1.0).logsumexp
-        nats[system], counts[system] = round(total, 4), len(tokens)
-    return nats, counts
-
-
-def values(lines: list[Line], system: str, key: str) -> list[float]:
-    return [line[system][key] for line in lines]
+def score(judge: Context, prompt: str, text: str) -> tuple[float, int]:
+    """Nats that the judge needs for a text after a prompt, and the tokens that it has there."""
+    begin = judge.model.tokenize(prompt)
+    tokens = judge.model.tokenize(text, add_special=False, parse_special=False)
+    judge.prefill(begin[:-1])
+    total = 0.0
+    for token, row in zip(tokens, judge.feed_rows([begin[-1], *tokens[:-1]]), strict=True):
+        total -= float(row[token]) - row_stats(row, len(row), 1.0).logsumexp
+    return round(total, 4), len(tokens)
 
 
 def rows(name: str, lines: list[Line]) -> list[Line]:
-    """What a text's lines say of each system."""
+    """What a text's lines say of each system, over the prompts that it and the base continued."""
+    of = {system: {line["number"]: line for line in lines if line["system"] == system} for system in SYSTEMS}
     found = []
-    for system in SYSTEMS if lines else ():
-        nats, counts = (np.array([line[key][system] for line in lines], float) for key in ("nats", "judged"))
-        base, n_base = (np.array([line[key]["base"] for line in lines], float) for key in ("nats", "judged"))
-        gap = nats / counts - base / n_base
-        of = partial(values, lines, system)
+    for system, its in of.items():
+        numbers = sorted(its.keys() & of["base"].keys())
+        if not numbers:
+            continue
+        value = partial(column, its, numbers)
+        nats, counts = value("nats"), value("judged")
+        gap = nats / counts - column(of["base"], numbers, "nats") / column(of["base"], numbers, "judged")
         found.append(
             {
                 "text": name,
                 "system": system,
-                "prompts": len(lines),
+                "prompts": len(numbers),
                 "perplexity": round(float(np.exp(nats.sum() / counts.sum())), 3),
                 "nats_to_base": round(float(gap.mean()), 4),
                 "standard_error": round(float(gap.std(ddof=1) / len(gap) ** 0.5) if len(gap) > 1 else 0.0, 4),
-                "run_median": float(np.median(of("run"))),
-                "run_most": int(max(of("run"))),
-                "loops": round(float(np.mean(of("loops"))), 4),
-                "sourced": round(float(np.mean(of("sourced"))), 4),
+                "run_median": float(np.median(value("run"))),
+                "run_most": int(value("run").max()),
+                "loops": round(float(value("loops").mean()), 4),
+                "sourced": round(float(value("sourced").mean()), 4),
             }
         )
     return found
+
+
+def column(lines: dict[int, Line], numbers: list[int], key: str) -> npt.NDArray[np.float64]:
+    return np.array([lines[number][key] for number in numbers], float)
 
 
 if __name__ == "__main__":

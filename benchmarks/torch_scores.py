@@ -19,8 +19,8 @@ from memdec_edge.evaluation.windows import Window
 from memdec_edge.indexing.sort import sorted_prefixes
 from memdec_edge.indexing.trust import Part, measured_trust
 from memdec_edge.mixture.online import learn
-from memdec_edge.mixture.weights import LEAST_INITIAL, Mixture, SoftBayes, lift, shares_of
-from memdec_edge.options import INITIAL_INDEX, INITIAL_LAMBDA, LAMBDAS
+from memdec_edge.mixture.weights import Mixture, SoftBayes, lifted
+from memdec_edge.options import INITIAL_INDEX, INITIAL_LAMBDA, INITIAL_POWER, LAMBDAS
 from memdec_edge.progress import progress
 from memdec_edge.train.corpus import Tokens
 from memdec_edge.train.teacher import Reading, Teacher, n_blocks, spread_blocks
@@ -93,16 +93,12 @@ class IndexVoice:
     def online(self, base: Logs, memory: Logs | None = None) -> Logs:
         """Log-probs of base, index and perhaps a memory, whose weights follow the text."""
         own = () if memory is None else (INITIAL_LAMBDA,)
-        parts = [INITIAL_INDEX * trust**2 for trust in self._trust]
-        matched = tuple(self._lifted((*(weight * (1 - part) for weight in own), part)) for part in parts)
-        mixture = Mixture(self._lifted(own), (1.0,) * len(own), matched)
+        parts = [INITIAL_INDEX * trust**INITIAL_POWER for trust in self._trust]
+        first, *matched = lifted((own, *((*(weight * (1 - part) for weight in own), part) for part in parts)))
+        mixture = Mixture(first, (1.0,) * len(own), tuple(matched))
         columns = [base, *([] if memory is None else [memory]), self._says.log_probs]
-        rule = SoftBayes(mixture.weights, matched=matched)
+        rule = SoftBayes(mixture.weights, matched=mixture.matched)
         return learn(mixture, rule, np.stack(columns), self._says.classes[None]).log_probs
-
-    @staticmethod
-    def _lifted(weights: tuple[float, ...]) -> tuple[float, ...]:
-        return lift(shares_of(weights), LEAST_INITIAL) if weights else ()
 
 
 def by_distance(nearest: npt.NDArray[np.float32], ours: Logs, theirs: Logs, parts: int) -> list[float]:

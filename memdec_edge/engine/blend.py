@@ -14,8 +14,8 @@ from memdec_edge.gguf.metadata import MemoryMetadata
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.mixture.match import CLASSES
-from memdec_edge.mixture.weights import LEAST_INITIAL, Mixture, SoftBayes, lift, mixture_weights, shares_of
-from memdec_edge.options import ETA, INITIAL_INDEX, INITIAL_LAMBDA, SHARE, MemoryOptions, MixtureOptions
+from memdec_edge.mixture.weights import Mixture, SoftBayes, lifted, mixture_weights
+from memdec_edge.options import ETA, INITIAL_INDEX, INITIAL_LAMBDA, INITIAL_POWER, SHARE, MemoryOptions, MixtureOptions
 
 
 class Memory:
@@ -151,10 +151,10 @@ def resolve(
     """The mixture of `memories` and `indexes`. None: with fixed weights, as the files or the user recommend.
 
     With options the weights learn, unless the user fixed any: by options.total, the sum of the weights (see
-    weights.mixture_weights), or by a weight of a memory's or an index's own. Those that learn begin with 0.02 or more.
+    weights.mixture_weights), or by a weight of a memory's or an index's own. None of those that learn begins with 0.
 
     After a match an index takes its part of what base and memories have, or with a total of that: its weight times its
-    trust in the match's length, or the square of the trust where weights learn. A weight of its own is taken as it is,
+    trust in the match's length, or a power of the trust where weights learn. A weight of its own is taken as it is,
     from the base.
     """
     voices: list[Voice] = [*memories, *indexes]
@@ -170,7 +170,7 @@ def resolve(
     taken = _fixed(literal[n:], [INITIAL_INDEX if learns else index.metadata.weight for index in indexes], whole)
     matched = []
     for c in range(len(CLASSES)):
-        trusted = [index.trust[c] ** (2 if learns else 1) for index in indexes]
+        trusted = [index.trust[c] ** (INITIAL_POWER if learns else 1) for index in indexes]
         parts = [weight * trust for weight, trust in zip(taken, trusted, strict=True)]
         every = [*own, *parts]
         given = sum(weight for weight, one in zip(every, literal, strict=True) if one is not None)
@@ -180,8 +180,9 @@ def resolve(
             weight if one is not None else weight * free if k < n else weight * room
             for k, (weight, one) in enumerate(zip(every, literal, strict=True))
         ]
-        matched.append(lift(shares_of(tuple(vector)), LEAST_INITIAL) if learns else vector)
-    weights = lift(shares_of(tuple(own)), LEAST_INITIAL) if learns else own
+        matched.append(tuple(vector))
+    vectors = (tuple(own), *matched)
+    weights, *matched = lifted(vectors) if learns else vectors
     return MemoryMixture._with(memories, indexes, weights, matched, learning)
 
 

@@ -24,7 +24,7 @@ from memdec_edge.mixture.match import CLASSES
 from memdec_edge.mixture.mixing import row_stats
 from memdec_edge.mixture.online import Learned, hold, learn
 from memdec_edge.mixture.rows import Ids
-from memdec_edge.mixture.weights import LEAST_INITIAL, Mixture, SoftBayes, lift, shares_of
+from memdec_edge.mixture.weights import Mixture, SoftBayes, lifted
 from memdec_edge.options import EvalOptions, MixtureOptions
 from memdec_edge.progress import Advance, progress
 
@@ -164,8 +164,8 @@ def evaluate(
     if chosen.voices:
         # A weight of a memory's own fixes it elsewhere; here it is what the weight that learns begins with.
         learning = engine.mixture(replace(mixture, total=None))
-        begin = [lift(shares_of(vector), LEAST_INITIAL) for vector in learning.mixture.vectors]
-        auto = scores.learned(learning.rule() or SoftBayes(begin[0], matched=tuple(begin[1:])))
+        initial, *matched = lifted(learning.mixture.vectors)
+        auto = scores.learned(learning.rule() or SoftBayes(initial, matched=tuple(matched)))
     return Evaluation(
         tokens=len(scores.base),
         text_tokens=scores.text_tokens,

@@ -10,7 +10,7 @@ import numpy as np
 
 from memdec_edge.mixture import kernels, reference
 from memdec_edge.mixture.rows import Ids, Sampled, Wide
-from memdec_edge.mixture.weights import LEAST_INITIAL, Mixture, SoftBayes, lift, shares_of
+from memdec_edge.mixture.weights import Mixture, SoftBayes, lifted
 
 
 class Learned(NamedTuple):
@@ -47,8 +47,8 @@ def learn(mixture: Mixture, rule: SoftBayes, log_probs: Wide, classes: Ids | Non
 
 def hold(mixture: Mixture, log_probs: Wide, classes: Ids | None = None) -> Learned:
     """As learn(), of weights that stay."""
-    initial = [lift(shares_of(vector), LEAST_INITIAL) for vector in mixture.vectors]  # which a rate of 0 ignores
-    return learn(mixture, SoftBayes(initial[0], 0.0, 0.0, tuple(initial[1:])), log_probs, classes)
+    initial, *matched = lifted(mixture.vectors)  # which a rate of 0 ignores
+    return learn(mixture, SoftBayes(initial, 0.0, 0.0, tuple(matched)), log_probs, classes)
 
 
 def learn_from(mixture: Mixture, rule: SoftBayes, sample: Sampled, classes: Sequence[int]) -> Mixture:

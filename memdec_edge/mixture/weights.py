@@ -13,6 +13,7 @@ from memdec_edge.options import DEFAULT_LAMBDA, ETA, SHARE, check_range
 
 SLACK = 1e-6  # by which weights may sum to more than 1: float32 weights of a GGUF do
 LEAST_INITIAL = 0.02  # of each model, so that its first good tokens count
+LEAST_MATCHED = 0.001  # of each voice after a match: 0.02 for short ones, which are mostly wrong, shows in written text
 LEAST_WEIGHT = 1e-4  # of each model while weights learn; native/learn.h has the same
 Vectors = tuple[tuple[float, ...], ...]  # weights by class of match length; of class 0 without the indexes
 
@@ -105,10 +106,10 @@ class SoftBayes:
     Only the weights of one class learn from a token, those that it met (see Mixture.at). A silent index keeps its
     weight, as a sleeping expert does (Freund, Schapire, Singer and Warmuth 1997).
 
-    initial, matched: as Mixture.weights and Mixture.matched; each voice at least LEAST_INITIAL (see lift). eta: 0 to 1,
-    how fast the weights follow; 0: they stay as they are; 1, without share: Bayes' rule. share: 0 to 1, how much of
-    the weights returns to `initial` with each token; a model that was bad for long is then soon back. Raises
-    OptionError for other numbers.
+    initial, matched: as Mixture.weights and Mixture.matched; each voice at least LEAST_INITIAL, after a match at least
+    LEAST_MATCHED (see lifted). eta: 0 to 1, how fast the weights follow; 0: they stay as they are; 1, without share:
+    Bayes' rule. share: 0 to 1, how much of the weights returns to the first ones with each token; a model that was bad
+    for long is then soon back. Raises OptionError for other numbers.
     """
 
     initial: tuple[float, ...]
@@ -119,9 +120,9 @@ class SoftBayes:
     def __post_init__(self) -> None:
         check_range("eta", self.eta, 0.0, 1.0)
         check_range("share", self.share, 0.0, 1.0)
-        for vector in self.vectors:
+        for least, vector in zip(_leasts(self.vectors), self.vectors, strict=True):
             for weight in shares_of(vector):
-                check_range("initial weight", round(weight, 6), LEAST_INITIAL, 1.0)  # 1 - 0.98 is a little less
+                check_range("initial weight", round(weight, 6), least, 1.0)  # 1 - 0.98 is a little less
 
     def at(self, eta: float) -> "SoftBayes":
         """The same rule at another rate: `share` changes in proportion, so 0 freezes the weights."""
@@ -141,6 +142,16 @@ class SoftBayes:
 def shares_of(weights: tuple[float, ...]) -> tuple[float, ...]:
     """The weights of all models from those of the memories: the base, first, has the rest."""
     return (max(0.0, 1.0 - sum(weights)), *weights)
+
+
+def lifted(vectors: Vectors) -> Vectors:
+    """Weights of every class, from class 0 on, with which SoftBayes may begin: too small ones are lifted."""
+    return tuple(lift(shares_of(vector), least) for least, vector in zip(_leasts(vectors), vectors, strict=True))
+
+
+def _leasts(vectors: Vectors) -> tuple[float, ...]:
+    """The least weight with which a voice begins, by class."""
+    return (LEAST_INITIAL, *(LEAST_MATCHED,) * (len(vectors) - 1))
 
 
 def lift(shares: Sequence[float], least: float) -> tuple[float, ...]:

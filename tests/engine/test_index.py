@@ -268,6 +268,15 @@ def test_fixed_weights_are_as_given_at_the_longest_matches_and_scaled_by_trust_b
         vectors((index, 0.5), total=0.5)
 
 
+def test_weights_that_learn_begin_with_little_for_an_index_after_short_matches(family: Family, index: Path) -> None:
+    with closing(Engine(family.base, [MemoryOptions(family.memory), MemoryOptions(index)], FOUR)) as engine:
+        own, *matched = engine.mixture(MixtureOptions()).mixture.vectors
+    assert own == (0.5,)
+    for trust, vector in zip(TRUST, matched, strict=True):
+        part = 0.85 * trust**4  # 0.003 at the shortest; none is lifted, since none is below 0.001
+        assert vector == pytest.approx((0.5 * (1 - part), part))
+
+
 def test_an_index_is_added_weighed_and_removed_while_sessions_run(family: Family, index: Path) -> None:
     with closing(Engine(family.base, [], FOUR)) as engine:
         with closing(engine.session(a_prompt(), SEEDED, ENDLESS, limit=60)) as session:

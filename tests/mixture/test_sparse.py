@@ -13,7 +13,7 @@ from memdec_edge.errors import OptionError
 from memdec_edge.mixture import mixing, sampling
 from memdec_edge.mixture.online import hold, learn, learn_from
 from memdec_edge.mixture.rows import N_CLASSES, SILENT, Found, Row
-from memdec_edge.mixture.weights import LEAST_INITIAL, LEAST_WEIGHT, Mixture, SoftBayes, lift, shares_of
+from memdec_edge.mixture.weights import LEAST_WEIGHT, Mixture, SoftBayes, lifted, shares_of
 from tests.mixture.test_mixing import assert_near, each, running
 from tests.mixture.test_sampling import NONE, PLAIN, normal, softmax
 
@@ -150,9 +150,9 @@ def test_verification_is_mixing_sampling_and_learning_position_by_position(
     name: str, case: tuple[list[Row], list[list[Found]], Mixture], eta: float, share: float
 ) -> None:
     rows, found, given_mixture = case
-    start = [lift(shares_of(vector), LEAST_INITIAL) for vector in given_mixture.vectors]
-    mixture = given_mixture.after(tuple(start))
-    rule = SoftBayes(start[0], eta, share, tuple(start[1:]))
+    start = lifted(given_mixture.vectors)
+    mixture = given_mixture.after(start)
+    rule = SoftBayes(start[0], eta, share, start[1:])
     n, out, scratch = len(found), np.empty(N_VOCAB, np.float32), sampling.scratch(N_VOCAB)
     with running(name):
         tokens, states = [], [mixture]
