@@ -30,7 +30,9 @@ def refuse_what_is_no_checkpoint(folder: Path) -> None:
     _refuse_unfinished_training(folder)
     base = base_of_adapter(folder)
     if base is not None:
-        raise ModelFileError(folder, f"is a PEFT adapter; give {base or 'its base':.100} as `lora_base` to merge the two")
+        raise ModelFileError(
+            folder, f"is a PEFT adapter; give {base or 'its base':.100} as `lora_base` to merge the two"
+        )
     if not (folder / "config.json").is_file():
         raise MissingFileError(folder / "config.json", "file", _folder_in_place_of_checkpoint(folder))
     for name in ("config.json", *TOKENIZERS):
@@ -38,12 +40,17 @@ def refuse_what_is_no_checkpoint(folder: Path) -> None:
 
 
 def refuse_what_is_no_lora(folder: Path, base: Path) -> None:
-    """Raise MissingFileError, ModelFileError or OptionError (lora_base) unless `folder` is an adapter, `base` a folder."""
+    """Raise unless `folder` is a PEFT adapter and `base` may be a folder.
+
+    MissingFileError, ModelFileError, and OptionError (lora_base).
+    """
     _refuse_what_is_no_folder(folder)
     if base_of_adapter(folder) is None:
         raise OptionError("lora_base", base, f"{folder} is no LoRA (it has no {ADAPTER}); leave it out")
     if base.is_file():
-        raise ModelFileError(base, "is a file; a LoRA is merged into the folder or Hub's name of a model for transformers")
+        raise ModelFileError(
+            base, "is a file; a LoRA is merged into the folder or Hub's name of a model for transformers"
+        )
     for name in ADAPTER_WEIGHTS:
         refuse_pointer(folder / name)
 

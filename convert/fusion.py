@@ -36,9 +36,10 @@ def read_fusion(folder: Path) -> Fusion:
     name = body.get("router_name") or body.get("default_router") or "without a name"
     instead = "the GGUF recommends no lambda" if weight is None else f"its lambda_value {weight:g} is"
     return Fusion(
-        weight, f"{path}: the router {name!s:.80} reads hidden states and is not carried over; {instead}, and by default "
-        "the weight follows the text",
-    )  # fmt: skip
+        weight,
+        f"{path}: the router {name!s:.80} reads hidden states and is not carried over; {instead}, and by default the "
+        "weight follows the text",
+    )
 
 
 def _weight(path: Path, body: Json) -> float | None:

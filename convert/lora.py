@@ -52,12 +52,8 @@ class Merged(Tensor):
     up: Tensor  # B
     scale: float
     turned: bool  # stored as [in, out]
+    shape: tuple[int, ...]
     dtype: str = "F32"
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """The base's."""
-        return self.base.shape
 
     def part(self, start: int, count: int) -> Array:
         """As Tensor.part()."""
@@ -119,7 +115,7 @@ def merge(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> d
             raise _unfit(folder, name, made, found[name].shape)
         rank, alpha = down.shape[0], _alpha(folder, settings, name)
         scale = alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
-        found[name] = Merged(found[name], down, up, scale, name in turned)
+        found[name] = Merged(found[name], down, up, scale, name in turned, made)
     return found
 
 
@@ -188,7 +184,9 @@ def _alpha(folder: Path, settings: Json, name: str) -> float:
     if not isinstance(patterns, dict) or not all(map(PATTERN.fullmatch, patterns)):
         raise ModelFileError(folder / ADAPTER, f"alpha_pattern {patterns!r:.80} has more than plain names; {INSTEAD}")
     module = name.rpartition(".")[0]
-    fitting = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))  # as peft does
+    fitting = (
+        value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)
+    )  # as peft does
     alpha = next(fitting, settings.get("lora_alpha", 8))  # peft's default
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ModelFileError(folder / ADAPTER, f"the alpha of {module:.200} is {alpha!r:.40}; it must be a number")

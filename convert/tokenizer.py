@@ -40,10 +40,10 @@ class TokenizerBlock:
 def copied(base: Path, folder: Path, rows: int) -> TokenizerBlock:
     """The block of the GGUF `base` for a checkpoint whose embedding has `rows` rows.
 
-    Rows beyond the tokens are dropped: padding, and tokens that were added to the checkpoint's tokenizer. Where `folder`
-    has no tokenizer to tell, they may be MAX_PADDING. Tokens beyond the rows, as many at most, must be the base's
-    padding; they are cut from the arrays, and the rest stays byte for byte. Raises ModelFileError where neither holds, or
-    where the tokenizer in `folder` has another token under some id.
+    Rows beyond the tokens are dropped: padding, and tokens that were added to the checkpoint's tokenizer. Where
+    `folder` has no tokenizer to tell, they may be MAX_PADDING. Tokens beyond the rows, as many at most, must be the
+    base's padding; they are cut from the arrays, and the rest stays byte for byte. Raises ModelFileError where neither
+    holds, or where the tokenizer in `folder` has another token under some id.
     """
     with Header(base) as header:
         tokens = header.strings(TOKENS)
@@ -158,8 +158,8 @@ def _compare(vocabulary: Vocabulary, base: Path, tokens: list[bytes]) -> None:
             raise ModelFileError(vocabulary.path, f"token {number} is {text!r} and {theirs!r} in {base}; give the base "
                                  "it was trained for")  # fmt: skip
         if own and number >= len(tokens):
-            raise ModelFileError(vocabulary.path, f"token {number} is {text!r}, and {base} has {len(tokens)} tokens; give "
-                                 "the base it was trained for")  # fmt: skip
+            raise ModelFileError(vocabulary.path, f"token {number} is {text!r}, and {base} has {len(tokens)} tokens; "
+                                 "give the base it was trained for")  # fmt: skip
 
 
 def _special_ids(files: TokenizerFiles, vocabulary: Vocabulary) -> dict[str, int]:

@@ -1,9 +1,10 @@
 """Models of the Hugging Face Hub by name, as llama.cpp names them: `user/repo`, or `user/repo:quant` for a GGUF.
 
-`user/repo:file.gguf` names a file, and `user/repo@revision` a branch, a tag or a commit. All files of a model are of the
-commit that the Hub named first. They stay in the Hub's own cache, where llama.cpp and transformers find them too. A
-download that was stopped goes on. HF_TOKEN, HF_HUB_OFFLINE, HF_ENDPOINT and HF_HOME mean what huggingface_hub says of
-them. Without a connection the cache answers. Knows nothing of what the files hold, but the list of a checkpoint's shards.
+`user/repo:file.gguf` names a file, and `user/repo@revision` a branch, a tag or a commit. All files of a model are of
+the commit that the Hub named first. They stay in the Hub's own cache, where llama.cpp and transformers find them too.
+A download that was stopped goes on. HF_TOKEN, HF_HUB_OFFLINE, HF_ENDPOINT and HF_HOME mean what huggingface_hub says of
+them. Without a connection the cache answers. Knows nothing of what the files hold, but the list of a checkpoint's
+shards.
 """
 
 import re
@@ -152,7 +153,7 @@ class _Repository:
 
     @property
     def weights(self) -> list[str]:
-        """The files that hold the weights of a model for transformers, or list their shards, and those of an adapter."""
+        """The file that holds the weights of a model for transformers, or lists its shards, and that of an adapter."""
         model = [each for each in WEIGHTS if each in self.files and "config.json" in self.files]
         adapter = [each for each in ADAPTER_WEIGHTS if each in self.files and ADAPTER in self.files]
         return [*model[:1], *adapter[:1]]

@@ -291,7 +291,8 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit_and_stays_what_it_was(hub: Hub
     assert fetched(offline, "user/tiny").path.read_bytes() == b"new"
     assert refused(offline, "user/tiny@v2").startswith("HubError user/tiny@v2: it is not in the cache")
     assert refused(environment, "user/tiny@v2") == (
-        "MissingFileError user/tiny@v2: no such revision on the Hugging Face Hub; name a branch, a tag or a commit of it"
+        "MissingFileError user/tiny@v2: no such revision on the Hugging Face Hub; "
+        "name a branch, a tag or a commit of it"
     )
 
 
@@ -301,7 +302,11 @@ def test_all_files_are_of_the_commit_that_was_named_first(hub: Hub, home: Path) 
     moved = Repository(first, commits={NEW: second}, refs={"main": NEW})
     hub.repositories["user/tiny"] = Repository(first, later=moved)  # main moves before anything is downloaded
     found = fetched(hub.environment(home), "user/tiny", how="checkpoint_of")
-    assert (found.revision, found.path.name, (found.path / "model.safetensors").read_bytes()) == (COMMIT, COMMIT, b"first")
+    assert (found.revision, found.path.name, (found.path / "model.safetensors").read_bytes()) == (
+        COMMIT,
+        COMMIT,
+        b"first",
+    )
     again = fetched(hub.environment(home), "user/tiny", how="checkpoint_of")
     assert (again.revision, (again.path / "model.safetensors").read_bytes()) == (NEW, b"second")
     offline = fetched(hub.environment(home, HF_HUB_OFFLINE="1"), "user/tiny", how="checkpoint_of")
@@ -315,7 +320,9 @@ def test_a_checkpoint_is_what_convert_reads_and_a_gguf_is_none(hub: Hub, home: P
     }  # fmt: skip
     unread = {"README.md": b"", "memory_fusion/router/1.pt": b"", "tiny-Q8_0.gguf": b"", "pytorch_model.bin": b""}
     hub.repositories["user/tiny"] = Repository(read | unread)
-    hub.repositories["user/lora"] = Repository({"adapter_config.json": b"{}", "adapter_model.safetensors": b"", "x.md": b""})
+    hub.repositories["user/lora"] = Repository(
+        {"adapter_config.json": b"{}", "adapter_model.safetensors": b"", "x.md": b""}
+    )
     hub.repositories["user/gguf"] = Repository(QUANTS)
     environment = hub.environment(home)
     found = fetched(environment, "user/tiny", how="checkpoint_of").path
@@ -325,8 +332,8 @@ def test_a_checkpoint_is_what_convert_reads_and_a_gguf_is_none(hub: Hub, home: P
     asked = len(hub.downloads())
     done = ask(environment, "checkpoint_of", "user/gguf")
     assert done.stderr.splitlines()[-1].startswith(
-        "MissingFileError user/gguf: no such checkpoint (config.json and weights) on the Hugging Face Hub; the repository "
-        "has tiny-BF16.gguf, "
+        "MissingFileError user/gguf: no such checkpoint (config.json and weights) on the Hugging Face Hub; "
+        "the repository has tiny-BF16.gguf, "
     )
     assert len(hub.downloads()) == asked
 
@@ -345,6 +352,6 @@ def test_a_checkpoint_is_what_convert_reads_and_a_gguf_is_none(hub: Hub, home: P
 def test_a_memory_is_chosen_before_the_other_files(hub: Hub, home: Path, name: str, chosen: str) -> None:
     many = ("memdec-law-BF16.gguf", "memdec-law-Q8_0.gguf", "memdec-law-index.gguf", "tiny-Q4_K_M.gguf")
     hub.repositories["user/many"] = Repository({file: file.encode() for file in many})
-    hub.repositories["user/index"] = Repository({file: b"" for file in many[2:]})
+    hub.repositories["user/index"] = Repository(dict.fromkeys(many[2:], b""))
     hub.repositories["user/plain"] = Repository({"law.gguf": b"x"})
     assert fetched(hub.environment(home), name, how="memory_of").path.name == chosen

@@ -62,7 +62,9 @@ def test_one_memory_is_held_against_every_base(family: Family, text: Path, tmp_p
         row = base["rows"][0]
         with closing(Engine(path, [MemoryOptions(family.memory, first)], FOUR)) as engine:
             truth = evaluate(engine, read_documents(test), options)
-        assert row["base"]["perplexity"] == pytest.approx(truth.base.perplexity, rel=0.02)  # other batches, other rounding
+        assert row["base"]["perplexity"] == pytest.approx(
+            truth.base.perplexity, rel=0.02
+        )  # other batches, other rounding
         assert row["first"]["perplexity"] == pytest.approx(truth.mixture.perplexity, rel=0.02)
         assert row["transfer"]["percent"] == pytest.approx(
             100 * (row["first"]["perplexity"] / row["own"]["perplexity"] - 1), abs=1e-6
@@ -87,7 +89,9 @@ def test_tasks_follow_with_the_lambdas_that_were_found(family: Family, text: Pat
 
 
 def test_the_papers_table_comes_out_of_one_command(text: Path, tmp_path: Path) -> None:
-    models = [hf_checkpoint(tmp_path / f"gpt2-{name}", "GPT2", hidden_size=size) for name, size in (("a", 32), ("b", 64))]
+    models = [
+        hf_checkpoint(tmp_path / f"gpt2-{name}", "GPT2", hidden_size=size) for name, size in (("a", 32), ("b", 64))
+    ]
     environment = {"TEXT": text, "MODELS": f"{models[0]} {models[1]}", "TEACHER": models[1], "INIT": models[0]}
     small = ("--epochs", 1, "--dapt-epochs", 1, "--lr", 1e-3, "--dapt-lr", 1e-3, "--k", 8, "--batch", 4)
     found = script("wikitext.sh", tmp_path / "out", *small, "--window", WINDOW, environment=environment)

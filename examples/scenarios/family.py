@@ -4,10 +4,10 @@
                                         BASE [BASE ...]
 
 Bases are GGUFs or names on the Hub (user/repo:quant), the smallest first; MEMORY is a memory or an index, named so too.
-"first" mixes with the lambda that is best for the first base on the validation text. "own" takes the best for each base,
-"auto" lets the weight follow the text, and nothing was tuned for it. All are scored on the test text, and on a general
-one. "transfer" is what the first base's lambda costs another base, in per cent of its own lambda's perplexity, with the
-paired standard error. OUT/family.json keeps all of it; the last line is the same object.
+"first" mixes with the lambda that is best for the first base on the validation text. "own" takes the best for each
+base, "auto" lets the weight follow the text, and nothing was tuned for it. All are scored on the test text, and on a
+general one. "transfer" is what the first base's lambda costs another base, in per cent of its own lambda's perplexity,
+with the paired standard error. OUT/family.json keeps all of it; the last line is the same object.
 """
 
 import argparse

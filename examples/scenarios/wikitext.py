@@ -1,4 +1,4 @@
-"""Table 1 of 2508.09874: perplexity on WikiText-103 of a GPT-2 family, adapted in four ways, the paper's numbers beside.
+"""Table 1 of 2508.09874: a GPT-2 family on WikiText-103, adapted in four ways, with the paper's perplexities beside.
 
     python examples/scenarios/wikitext.py OUT TEXT MODEL [MODEL ...] --teacher MODEL [--init MODEL] [--memory MODEL]
 
@@ -6,12 +6,12 @@
     DAPT      the model trained further on the text (beta 0)
     kNN-LM    the model and its own datastore of the text (1911.00172); one lambda
     control   the model and the smallest one of DAPT: a memory that imitated no retriever
-    memory    the model and a memory, which begins as --init and imitates the retriever of --teacher; or --memory as it is
+    memory    the model and a memory: --memory, or one that begins as --init and imitates the retriever of --teacher
 
-TEXT holds train.jsonl, valid.jsonl and test.jsonl; --parquet makes them of the Hub's files. A MODEL is a folder or a name
-on the Hub. Every lambda is the best on the validation split, every figure is of the test split: windows of 1,024 tokens,
-by 512, as in the paper. Run again after a stop, it goes on: OUT keeps caches, trainings and figures. The last line is one
-JSON object.
+TEXT holds train.jsonl, valid.jsonl and test.jsonl; --parquet makes them of the Hub's files. A MODEL is a folder or a
+name on the Hub. Every lambda is the best on the validation split, every figure is of the test split: windows of 1,024
+tokens, by 512, as in the paper. Run again after a stop, it goes on: OUT keeps caches, trainings and figures. The last
+line is one JSON object.
 """
 
 import argparse
@@ -126,7 +126,9 @@ class Run:
 
         return self.both(name, make)
 
-    def read(self, teacher: Teacher, split: str) -> Iterator[tuple[npt.NDArray[np.float16], Logs, npt.NDArray[np.uint32]]]:
+    def read(
+        self, teacher: Teacher, split: str
+    ) -> Iterator[tuple[npt.NDArray[np.float16], Logs, npt.NDArray[np.uint32]]]:
         """Keys, log-probs and labels of the scored tokens, some windows at a time."""
         size = self.options.window
         tokens = pack(read_documents(self.text / f"{split}.jsonl"), teacher.encoder, 0)

@@ -83,7 +83,7 @@ def memory_options(memories: list[Path] | None, scaled: list[str] | None) -> lis
 
 
 def memory_file(path: Path) -> Path:
-    """Return the GGUF of a memory or an index; one that is named is downloaded first. Raises as hub.memory_of() does."""
+    """Return the GGUF of a memory or an index; one of the Hub is downloaded first. Raises as hub.memory_of() does."""
     from memdec_edge.hub import local, memory_of
 
     return local(path, memory_of)

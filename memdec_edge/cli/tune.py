@@ -46,7 +46,9 @@ def tune(
     domain, other = read_documents(path), read_documents(general or GENERAL)
     file = memory_file(memory)
     if file != memory and not dry_run:
-        advice = f"copy it out of the Hub's cache, where other programs share it, or change nothing by `dry_run`: {file}"
+        advice = (
+            f"copy it out of the Hub's cache, where other programs share it, or change nothing by `dry_run`: {file}"
+        )
         raise OptionError("memory", memory, advice)
     with closing(Engine(base_file(named), [MemoryOptions(file)], loading)) as engine:
         warn(engine.warnings)

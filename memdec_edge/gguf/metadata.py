@@ -208,11 +208,11 @@ def hub_source(path: Path | str, prefix: str) -> dict[str, str]:
     GGUF has keys for addresses of web sites, and none for a commit. {} for what lies elsewhere.
     """
     found = _in_hub_cache(path)
-    return {} if found is None else dict(zip((f"{prefix}.{HUB}.repository", f"{prefix}.{HUB}.revision"), found))
+    return {f"{prefix}.{HUB}.repository": found[0], f"{prefix}.{HUB}.revision": found[1]} if found else {}
 
 
 def _in_hub_cache(path: Path | str) -> tuple[str, str] | None:
-    """Repository and commit. The cache keeps a model in models--ORGANIZATION--NAME/snapshots/COMMIT; files are links."""
+    """Repository and commit: the cache keeps a model in models--ORGANIZATION--NAME/snapshots/COMMIT, files as links."""
     path = Path(path)
     path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
     for folder in (path, *path.parents):

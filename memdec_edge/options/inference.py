@@ -113,7 +113,11 @@ class BaseOptions(Checked):
 class MemoryOptions(Checked):
     """One memory and its weight; `weight` None: the GGUF's recommendation, else DEFAULT_LAMBDA."""
 
-    path: Path = field(metadata=about("-M", "--memory", metavar="FILE", help="Memory GGUF, or user/repo[:FILE] of the Hub; repeatable."))
+    path: Path = field(
+        metadata=about(
+            "-M", "--memory", metavar="FILE", help="Memory GGUF, or user/repo[:FILE] of the Hub; repeatable."
+        )
+    )
     weight: float | None = option(
         None, "--memory-scaled", metavar="FILE:LAMBDA", low=0.0, high=1.0,
         help="Memory GGUF with a weight of its own; repeatable.",

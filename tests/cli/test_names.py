@@ -23,7 +23,9 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-def memdec(environment: dict[str, str], *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def memdec(
+    environment: dict[str, str], *arguments: object, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "memdec_edge", *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=cwd)
 
@@ -42,7 +44,9 @@ def test_convert_takes_a_checkpoint_by_its_name_and_keeps_its_revision(
     files = {path.name: path.read_bytes() for path in family.memory_checkpoint.iterdir()}
     hub.repositories["user/tiny"] = Repository(files)
     environment, out = hub.environment(home), tmp_path / "memdec-tiny.gguf"
-    done = memdec(environment, "convert", "user/tiny", "--outfile", out, "--outtype", "f32", "--no-verify", cwd=tmp_path)
+    done = memdec(
+        environment, "convert", "user/tiny", "--outfile", out, "--outtype", "f32", "--no-verify", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "user/tiny is a folder, revision c0ffee000000" in done.stderr
     shown = memdec(environment, "show", out).stdout
@@ -84,7 +88,9 @@ def test_a_memory_by_its_name_is_used_by_commands_and_from_python(
         "import sys; from memdec_edge import open_model\n"
         "with open_model('user/base', ['user/memory']) as model: print(model.engine.memories[0].path.name)"
     )
-    python = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    python = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert python.stdout == "memdec-tiny.gguf\n", python.stderr
 
 

@@ -47,8 +47,8 @@ def test_a_router_is_not_carried_over_and_one_line_says_so(
     write(checkpoint, **settings)
     [warning] = to_gguf(checkpoint, out).warnings
     assert warning == (
-        f"{checkpoint}/memory_fusion/config.json: the router medicine reads hidden states and is not carried over; {said}, "
-        "and by default the weight follows the text"
+        f"{checkpoint}/memory_fusion/config.json: the router medicine reads hidden states and is not carried over; "
+        f"{said}, and by default the weight follows the text"
     )
     assert weight(out) == (carried and pytest.approx(carried))
 

@@ -19,7 +19,7 @@ from memdec_edge.gguf import metadata
 from memdec_edge.gguf.header import Header
 from memdec_edge.llama.model import Model
 from tests.conftest import PADDING, RENAMED_TOKEN, Family
-from tests.support.tiny import OTHER_TEXT, TEXT, edit_json, edit_tensors, tiny_checkpoint, to_gguf
+from tests.support.tiny import OTHER_TEXT, TEXT, edit_json, edit_tensors, tiny_checkpoint, tiny_gguf, to_gguf
 
 
 def test_the_tokenizer_of_the_base_is_copied_byte_for_byte(family: Family) -> None:
