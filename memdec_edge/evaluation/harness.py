@@ -56,10 +56,11 @@ CONTROL = ("until", "do_sample", "temperature", "max_gen_toks")
 class MemdecLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     """A base with memories and indexes, as a model of lm-eval. close() frees it.
 
-    base: GGUF; memory: files of memories and indexes, one or a list; all are paths, or names on the Hub. lam: the weight
-    of the memories together, 0 to 1, or "auto"; max_length: tokens of the longest request, at most those of the context;
+    base: GGUF; memory: files of memories and indexes, one or a list; all are paths, or names on the Hub. lam: their
+    weight together, 0 to 1, or "auto"; max_length: tokens of the longest request, at most those of the context;
     batch_size: sequences of a batch. Other arguments are fields of LoadOptions and MixtureOptions, such as n_ctx=8192.
-    max_batch_size, device and trust_remote_code are lm-eval's, and mean nothing here. Raises OptionError, and as Engine.
+    max_batch_size, device and trust_remote_code are lm-eval's, and mean nothing here. Raises OptionError, and as
+    Engine.
     """
 
     def __init__(
