@@ -49,25 +49,25 @@ def convert(options: ConvertOptions) -> ConvertReport:
     which names the key, tensor or token that does not fit.
     """
     refuse_existing(options.outfile, options.overwrite)
-    whole, lora = options.checkpoint, None  # the folder of the whole model; what is merged into it
+    folder, lora = options.checkpoint, None  # the folder of the whole model; what is merged into it
     if options.lora_base is not None:
-        whole, lora = options.lora_base, options.checkpoint
-        refuse_what_is_no_lora(lora, whole)
-    refuse_what_is_no_checkpoint(whole)
+        folder, lora = options.lora_base, options.checkpoint
+        refuse_what_is_no_lora(lora, folder)
+    refuse_what_is_no_checkpoint(folder)
     refuse_input(options.outfile, _inputs(options))
-    config = read_config(whole)
-    checkpoint = Checkpoint(whole, config.architecture.prefix, config.architecture.head, config.weights)
+    config = read_config(folder)
+    checkpoint = Checkpoint(folder, config.architecture.prefix, config.architecture.head, config.weights)
     written = tensors.written_type(options.outtype, {tensor.dtype for tensor in checkpoint.tensors.values()})
     if lora:
         checkpoint.tensors = merge(lora, config, checkpoint.tensors)
     config, untied = tensors.settle_tying(config, checkpoint.tensors)
     planned = tensors.plan(config)
     if difference := tensors.compare(planned, checkpoint.tensors, config):
-        raise ModelFileError(whole, difference)
+        raise ModelFileError(folder, difference)
     if options.base is not None:
-        block = tokenizer.copied(options.base, whole, config.rows)
+        block = tokenizer.copied(options.base, folder, config.rows)
     else:
-        block = tokenizer.built(whole, config.rows)
+        block = tokenizer.built(folder, config.rows)
     fusion = read_fusion(options.checkpoint) if options.role == "memory" else Fusion()
     file = GgufFile()
     add_metadata(file, options, config, written, block, fusion)
@@ -82,7 +82,7 @@ def convert(options: ConvertOptions) -> ConvertReport:
     def write(path: Path) -> Verification | None:
         with progress("converting", len(planned), "tensors") as advance:
             file.write(path, _tensors(checkpoint, config, planned, file), advance)
-        return verify(path, whole, written, lora) if is_wanted(options.verify, lora) else None
+        return verify(path, folder, written, lora) if is_wanted(options.verify, lora) else None
 
     quantized = None
     with atomic_path(options.outfile) as part:
