@@ -41,20 +41,6 @@ class Model:
         return f"{self.name} is {self.path.name if self.path.is_file() else 'a folder'}, revision {self.revision[:12]}"
 
 
-def local(path: Path, fetch: "Callable[[str], Model] | None" = None) -> Path:
-    """`path`, where something is there or it can be no name; else what `fetch` (model_of) gets of the Hub by that name.
-
-    stderr says so. Raises what `fetch` does.
-    """
-    name = HUB_NAME.fullmatch(path.as_posix())
-    if name is None or path.exists() or (name["repo"].endswith(".gguf") and not name["revision"]):
-        return path
-    note(f"no path is called {path}; the Hub is asked for a model of that name")
-    found = (fetch or model_of)(path.as_posix())
-    note(f"{found}")
-    return found.path
-
-
 def gguf_of(name: str, file: str = "") -> Model:
     """The GGUF that llama.cpp takes for `user/repo` or `user/repo:quant`; `file` names another one of the repository.
 
@@ -94,6 +80,20 @@ def checkpoint_of(name: str) -> Model:
     if tag or not found.weights:
         raise found.missing(tag, "checkpoint (config.json and weights)", found.files)
     return found.checkpoint()
+
+
+def local(path: Path, fetch: Callable[[str], Model] = model_of) -> Path:
+    """`path`, where something is there or it can be no name; else what `fetch` gets of the Hub by that name.
+
+    stderr says so. Raises what `fetch` does.
+    """
+    name = HUB_NAME.fullmatch(path.as_posix())
+    if name is None or path.exists() or (name["repo"].endswith(".gguf") and not name["revision"]):
+        return path
+    note(f"no path is called {path}; the Hub is asked for a model of that name")
+    found = fetch(path.as_posix())
+    note(f"{found}")
+    return found.path
 
 
 @dataclass(frozen=True)
