@@ -39,6 +39,7 @@ KEY = re.compile(
     r"(?P<module>.+?)\.(?:lora_(?P<linear>[AB])\.weight|lora_embedding_(?P<embedding>[AB])"
     r"|(?:modules_to_save\.|base_layer\.)?(?P<whole>weight|bias))"
 )
+LARGEST = 1e30  # alpha; Python reads integers that no float holds
 PATTERN = re.compile(r"\^?[\w.]+")  # names of modules; peft takes any regular expression, and one may run for ever
 F32 = npt.NDArray[np.float32]
 
@@ -98,10 +99,11 @@ def merge(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> d
     while it trains. Raises MissingFileError and ModelFileError, which name what does not fit and the next step.
     """
     settings = _settings(folder)
-    found, head, embedding = dict(tensors), *_ends(config)
-    changes = _changes(folder, found.keys() | {head}, config.architecture.prefix)
-    if config.tied and {head, embedding} & {*changes.factors, *changes.whole} and embedding in found:
-        found.setdefault(head, found[embedding])
+    found, ends = dict(tensors), _ends(config)
+    tied = next((found[name] for name in ends if name in found), None) if config.tied else None
+    changes = _changes(folder, found.keys() | (ends if tied else set()), config.architecture.prefix)
+    if tied and ends & {*changes.factors, *changes.whole}:
+        found = dict.fromkeys(ends, tied) | found
     for name, tensor in changes.whole.items():
         if name in found and found[name].shape != tensor.shape:
             raise _unfit(folder, name, tensor.shape, found[name].shape)
@@ -119,10 +121,10 @@ def merge(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> d
     return found
 
 
-def _ends(config: ModelConfig) -> tuple[str, str]:
+def _ends(config: ModelConfig) -> set[str]:
     """Names of head and embedding."""
     table = config.architecture
-    return f"{table.head}.weight", f"{table.prefix}{table.outer[0].source}.weight"
+    return {f"{table.head}.weight", f"{table.prefix}{table.outer[0].source}.weight"}
 
 
 def _settings(folder: Path) -> Json:
@@ -188,7 +190,7 @@ def _alpha(folder: Path, settings: Json, name: str) -> float:
         value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)
     )  # as peft does
     alpha = next(fitting, settings.get("lora_alpha", 8))  # peft's default
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not -LARGEST < alpha < LARGEST:
         raise ModelFileError(folder / ADAPTER, f"the alpha of {module:.200} is {alpha!r:.40}; it must be a number")
     return float(alpha)
 

@@ -4,17 +4,21 @@ Adapters are made by peft itself, with random A and B, and saved as a user's tra
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from gguf import GGUFReader
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from memdec_edge.convert.checkpoint import Checkpoint
@@ -23,7 +27,7 @@ from memdec_edge.convert.lora import merge
 from memdec_edge.errors import MissingFileError, ModelFileError, OptionError
 from memdec_edge.gguf import metadata
 from tests.support.hf import IDS, LogProbs, hf_checkpoint, llama_log_probs, log_probs
-from tests.support.tiny import edit_json, tiny_checkpoint, to_gguf
+from tests.support.tiny import edit_json, edit_tensors, tiny_checkpoint, tiny_lora, to_gguf
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"]
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # family, its config, what peft is asked for
@@ -192,6 +196,39 @@ def test_what_cannot_be_merged_is_refused_by_name(case: str, lora: Path, pair: t
     with pytest.raises(ModelFileError, match=message):
         to_gguf(lora, out, lora_base=pair[0])
     assert not out.exists()
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+SETTINGS = ("peft_type", "lora_alpha", "alpha_pattern", "use_rslora", "init_lora_weights", "use_dora", "r", "new")
+
+
+@given(st.dictionaries(st.sampled_from(SETTINGS), ANYTHING), st.none() | st.integers(0, 2000))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example({"lora_alpha": 10**400}, None)
+@example({"alpha_pattern": {"q_proj": None}}, None)
+def test_whatever_an_adapter_says_it_is_merged_or_refused(
+    pair: tuple[Path, Path], lora: Path, changes: dict[str, Any], length: int | None
+) -> None:
+    shutil.copytree(pair[1], lora, dirs_exist_ok=True)
+    edit_json(lora / "adapter_config.json", **changes)
+    if length is not None:
+        os.truncate(lora / "adapter_model.safetensors", length)
+    with suppress(ModelFileError):
+        found = merge(lora, read_config(pair[0]), Checkpoint(pair[0], "model.", "lm_head").tensors)
+        assert found["model.layers.0.self_attn.q_proj.weight"].read().shape == (64, 64)
+
+
+def test_a_head_that_an_untied_base_lacks_is_named(tmp_path: Path, out: Path) -> None:
+    base = tiny_checkpoint(tmp_path / "base", tied=False)
+    lora = tiny_lora(tmp_path / "lora", base)
+    rename(lora, "model.layers.0.self_attn.q_proj", "lm_head")
+    edit_tensors(base, remove="lm_head.weight")
+    with pytest.raises(ModelFileError, match=r"the base has nothing that .*lm_head\.lora_A\.weight belongs to"):
+        to_gguf(lora, out, lora_base=base)
 
 
 def test_an_adapter_without_weights_is_a_missing_file(lora: Path, pair: tuple[Path, Path], out: Path) -> None:
