@@ -94,6 +94,20 @@ def test_a_memory_by_its_name_is_used_by_commands_and_from_python(
     assert python.stdout == "memdec-tiny.gguf\n", python.stderr
 
 
+def test_lm_eval_takes_base_and_memory_by_their_names(hub: Hub, home: Path, family: Family) -> None:
+    pytest.importorskip("lm_eval", reason="the extra [eval]")
+    hub.repositories["user/memory"] = Repository({"memdec-tiny.gguf": family.memory.read_bytes()})
+    hub.repositories["user/base"] = Repository({"tiny.gguf": family.base.read_bytes()})
+    program = (
+        "from memdec_edge.evaluation.harness import MemdecLM\n"
+        "model = MemdecLM(base='user/base', memory='user/memory:memdec-tiny.gguf')\n"
+        "print(model.engine.base.path.name, model.engine.memories[0].path.name); model.close()"
+    )
+    command, environment = [sys.executable, "-c", program], hub.environment(home)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "tiny.gguf memdec-tiny.gguf\n", done.stderr
+
+
 def test_a_memory_that_no_one_has_names_path_and_hub(hub: Hub, home: Path, family: Family) -> None:
     done = memdec(hub.environment(home), "check", "-m", family.base, "-M", "user/none")
     assert done.stderr.splitlines() == [
