@@ -9,6 +9,7 @@ import json
 import math
 import pickle
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,40 @@ BLOCK = 1 << 20  # elements that are read or encoded at a time: gguf's quantiser
 Array = npt.NDArray[np.generic]
 
 
+class Tensor(ABC):
+    """Numbers of one shape, which a part at a time can be had of: little-endian, one row after the other."""
+
+    dtype: str  # a key of DTYPES
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def part(self, start: int, count: int) -> Array:
+        """Elements [start, start + count) of the flat tensor; bfloat16 as its bits. Raises ModelFileError."""
+
+    def read(self) -> Array:
+        """All numbers; bfloat16 as its bits (widen() makes numbers of them)."""
+        return self.part(0, math.prod(self.shape)).reshape(self.shape)
+
+    def holds_same(self, other: "Tensor") -> bool:
+        """Whether shapes and all numbers are equal; NaN equals nothing."""
+        if self.shape != other.shape:
+            return False
+        size = math.prod(self.shape)
+        for start in range(0, size, BLOCK):
+            count = min(BLOCK, size - start)
+            ours, theirs = widen(self.part(start, count), self.dtype), widen(other.part(start, count), other.dtype)
+            if not np.array_equal(ours, theirs):
+                return False
+        return True
+
+
 @dataclass(frozen=True)
-class Stored:
-    """One tensor in a file: little-endian numbers, one row after the other."""
+class Stored(Tensor):
+    """A tensor as a file has it."""
 
     path: Path
     offset: int  # bytes from the file's start
-    dtype: str  # a key of DTYPES
+    dtype: str
     shape: tuple[int, ...]
 
     @property
@@ -40,24 +68,8 @@ class Stored:
         """Bytes of the numbers."""
         return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
 
-    def read(self) -> Array:
-        """The numbers as the file stores them; bfloat16 as its bits (widen() makes numbers of them)."""
-        return self._read(0, math.prod(self.shape)).reshape(self.shape)
-
-    def holds_same(self, other: "Stored") -> bool:
-        """Whether shapes and all numbers are equal; NaN equals nothing."""
-        if self.shape != other.shape:
-            return False
-        size = math.prod(self.shape)
-        for start in range(0, size, BLOCK):
-            count = min(BLOCK, size - start)
-            ours, theirs = widen(self._read(start, count), self.dtype), widen(other._read(start, count), other.dtype)
-            if not np.array_equal(ours, theirs):
-                return False
-        return True
-
-    def _read(self, start: int, count: int) -> Array:
-        """Elements [start, start + count) of the flat tensor. Raises ModelFileError."""
+    def part(self, start: int, count: int) -> Array:
+        """As Tensor.part()."""
         dtype = np.dtype(DTYPES[self.dtype])
         try:
             found = np.fromfile(self.path, dtype, count, offset=self.offset + start * dtype.itemsize)
@@ -93,12 +105,17 @@ class Checkpoint:
         files, warning = weight_files(folder, named)
         self.warnings = (warning,) if warning else ()
         for path in files:
-            found |= _safetensors(path) if path.suffix == ".safetensors" else dict(_pickled(path))
+            found |= tensors_of(path)
         bare = not any(name.startswith(prefix) for name in found)
-        self.tensors = {
+        self.tensors: dict[str, Tensor] = {
             f"{prefix}{name}" if bare and not name.startswith(f"{head}.") else name: stored
             for name, stored in found.items()
         }
+
+
+def tensors_of(path: Path) -> dict[str, Stored]:
+    """Each tensor of a weights file by its name. Raises ModelFileError, and MissingExtraError as Checkpoint does."""
+    return _safetensors(path) if path.suffix == ".safetensors" else dict(_pickled(path))
 
 
 def _safetensors(path: Path) -> dict[str, Stored]:
@@ -157,7 +174,7 @@ def _whole(values: object) -> tuple[int, ...] | None:
 def _pickled(path: Path) -> Iterator[tuple[str, Stored]]:
     """Each tensor's name and place in a state dict of torch.save.
 
-    torch unpickles the dict without its numbers; Stored.read() later takes them from their place in the file.
+    torch unpickles the dict without its numbers; Stored.part() later takes them from their place in the file.
     """
     try:
         import torch

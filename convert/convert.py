@@ -18,7 +18,9 @@ from memdec_edge.progress import progress
 from . import tensors, tokenizer
 from .checkpoint import Checkpoint
 from .config import ModelConfig, read_config
-from .folder import refuse_what_is_no_checkpoint
+from .folder import refuse_what_is_no_checkpoint, refuse_what_is_no_lora
+from .fusion import Fusion, read_fusion
+from .lora import merge
 from .metadata import add_metadata
 from .quantize import EMBEDDING, HEAD, QuantizeReport, make_quantized
 from .verify import Verification, is_wanted, verify
@@ -40,29 +42,36 @@ class ConvertReport:
 
 
 def convert(options: ConvertOptions) -> ConvertReport:
-    """Write `options.checkpoint` as `options.outfile`.
+    """Write `options.checkpoint`, or `options.lora_base` with that LoRA, as `options.outfile`.
 
     The file gets its name only when it is whole and, with `verify`, computes what PyTorch does. An interrupt leaves
     nothing. Raises ExistingOutputError, MissingFileError, MissingExtraError and OutputError. Raises ModelFileError,
     which names the key, tensor or token that does not fit.
     """
     refuse_existing(options.outfile, options.overwrite)
-    refuse_what_is_no_checkpoint(options.checkpoint)
+    folder, lora = options.checkpoint, None  # the folder of the whole model; what is merged into it
+    if options.lora_base is not None:
+        folder, lora = options.lora_base, options.checkpoint
+        refuse_what_is_no_lora(lora, folder)
+    refuse_what_is_no_checkpoint(folder)
     refuse_input(options.outfile, _inputs(options))
-    config = read_config(options.checkpoint)
-    checkpoint = Checkpoint(options.checkpoint, config.architecture.prefix, config.architecture.head, config.weights)
+    config = read_config(folder)
+    checkpoint = Checkpoint(folder, config.architecture.prefix, config.architecture.head, config.weights)
+    written = tensors.written_type(options.outtype, {tensor.dtype for tensor in checkpoint.tensors.values()})
+    if lora:
+        checkpoint.tensors = merge(lora, config, checkpoint.tensors)
     config, untied = tensors.settle_tying(config, checkpoint.tensors)
     planned = tensors.plan(config)
     if difference := tensors.compare(planned, checkpoint.tensors, config):
-        raise ModelFileError(options.checkpoint, difference)
+        raise ModelFileError(folder, difference)
     if options.base is not None:
-        block = tokenizer.copied(options.base, options.checkpoint, config.rows)
+        block = tokenizer.copied(options.base, folder, config.rows)
     else:
-        block = tokenizer.built(options.checkpoint, config.rows)
-    written = tensors.written_type(options.outtype, {stored.dtype for stored in checkpoint.tensors.values()})
+        block = tokenizer.built(folder, config.rows)
+    fusion = read_fusion(options.checkpoint) if options.role == "memory" else Fusion()
     file = GgufFile()
-    add_metadata(file, options, config, written, block)
-    warnings = [*checkpoint.warnings, *([untied] if untied else []), *block.warnings]
+    add_metadata(file, options, config, written, block, fusion)
+    warnings = [*checkpoint.warnings, *filter(None, [untied, fusion.warning]), *block.warnings]
     warnings += _announce(file, planned, config, len(block.tokens), written)
     if config.n_ctx < config.positions:
         warnings.append(f"llama.cpp's {config.architecture.name} has no sliding window: the context is cut to that of "
@@ -73,7 +82,7 @@ def convert(options: ConvertOptions) -> ConvertReport:
     def write(path: Path) -> Verification | None:
         with progress("converting", len(planned), "tensors") as advance:
             file.write(path, _tensors(checkpoint, config, planned, file), advance)
-        return verify(path, options.checkpoint, written) if is_wanted(options.verify) else None
+        return verify(path, folder, written, lora) if is_wanted(options.verify, lora) else None
 
     quantized = None
     with atomic_path(options.outfile) as part:
@@ -94,7 +103,8 @@ def convert(options: ConvertOptions) -> ConvertReport:
 def _inputs(options: ConvertOptions) -> list[Path]:
     """The files that must outlast the conversion. A GGUF in the checkpoint's folder is none: an earlier run made it."""
     named = [path for path in (options.base, options.types.text) if path is not None]
-    return [*named, *(path for path in options.checkpoint.iterdir() if path.suffix != ".gguf")]
+    folders = [options.checkpoint, *([options.lora_base] if options.lora_base else [])]
+    return [*named, *(path for folder in folders for path in folder.iterdir() if path.suffix != ".gguf")]
 
 
 def _announce(

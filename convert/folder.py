@@ -5,17 +5,19 @@ Each refusal says what was found and names the next step. Knows nothing of what 
 
 from pathlib import Path
 
-from memdec_edge.errors import MissingFileError, ModelFileError
+from memdec_edge.errors import MissingFileError, ModelFileError, OptionError
 from memdec_edge.files import MANIFEST
 from memdec_edge.gguf.header import MAGIC
 from memdec_edge.gguf.metadata import CHECKPOINT_METADATA
 from memdec_edge.hf_folder import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
     CHECK,
     advice_on_download,
+    base_of_adapter,
     begins_with,
     newest_checkpoint_in,
     read_json,
-    refuse_adapter,
     refuse_pointer,
 )
 
@@ -24,6 +26,36 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 def refuse_what_is_no_checkpoint(folder: Path) -> None:
     """Raise MissingFileError or ModelFileError unless `folder` holds a config.json of a whole model."""
+    _refuse_what_is_no_folder(folder)
+    _refuse_unfinished_training(folder)
+    base = base_of_adapter(folder)
+    if base is not None:
+        raise ModelFileError(
+            folder, f"is a PEFT adapter; give {base or 'its base':.100} as `lora_base` to merge the two"
+        )
+    if not (folder / "config.json").is_file():
+        raise MissingFileError(folder / "config.json", "file", _folder_in_place_of_checkpoint(folder))
+    for name in ("config.json", *TOKENIZERS):
+        refuse_pointer(folder / name)
+
+
+def refuse_what_is_no_lora(folder: Path, base: Path) -> None:
+    """Raise unless `folder` is a PEFT adapter and `base` may be a folder.
+
+    MissingFileError, ModelFileError, and OptionError (lora_base).
+    """
+    _refuse_what_is_no_folder(folder)
+    if base_of_adapter(folder) is None:
+        raise OptionError("lora_base", base, f"{folder} is no LoRA (it has no {ADAPTER}); leave it out")
+    if base.is_file():
+        raise ModelFileError(
+            base, "is a file; a LoRA is merged into the folder or Hub's name of a model for transformers"
+        )
+    for name in ADAPTER_WEIGHTS:
+        refuse_pointer(folder / name)
+
+
+def _refuse_what_is_no_folder(folder: Path) -> None:
     try:
         there = folder.exists()
     except OSError as error:  # a path that is too long
@@ -32,12 +64,6 @@ def refuse_what_is_no_checkpoint(folder: Path) -> None:
         raise MissingFileError(folder, "checkpoint folder", advice_on_download(folder))
     if not folder.is_dir():
         raise ModelFileError(folder, _file_in_place_of_folder(folder))
-    _refuse_unfinished_training(folder)
-    refuse_adapter(folder)
-    if not (folder / "config.json").is_file():
-        raise MissingFileError(folder / "config.json", "file", _folder_in_place_of_checkpoint(folder))
-    for name in ("config.json", *TOKENIZERS):
-        refuse_pointer(folder / name)
 
 
 def _file_in_place_of_folder(path: Path) -> str:

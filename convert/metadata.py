@@ -16,6 +16,7 @@ from memdec_edge.hf_folder import read_json
 from memdec_edge.options import ConvertOptions
 
 from .config import ModelConfig
+from .fusion import Fusion
 from .tensors import FILE_TYPES
 from .tokenizer import TokenizerBlock
 
@@ -28,9 +29,9 @@ LISTS = ("general.tags", "general.languages", "general.datasets")
 
 
 def add_metadata(
-    file: GgufFile, options: ConvertOptions, config: ModelConfig, outtype: str, block: TokenizerBlock
+    file: GgufFile, options: ConvertOptions, config: ModelConfig, outtype: str, block: TokenizerBlock, fusion: Fusion
 ) -> None:
-    """Add every key but the tokenizer's, and then the tokenizer's block.
+    """Add every key but the tokenizer's, and then the tokenizer's block. The lambda of memdec.json precedes LMDeploy's.
 
     Raises ModelFileError for an entry of memdec.json that is no key of ours or has a value outside its range, and for a
     value that GGUF cannot hold.
@@ -39,7 +40,8 @@ def add_metadata(
         "general.architecture": config.architecture.name,
         "general.type": "model",
         **metadata.model_name(options.checkpoint),
-        **_base_model(options.base),
+        **metadata.hub_source(options.checkpoint, "general.source"),
+        **_base_model(options),
         "general.file_type": FILE_TYPES[outtype],
         "general.quantization_version": GGML_QUANT_VERSION,
     }
@@ -50,6 +52,7 @@ def add_metadata(
             metadata.SCHEMA_VERSION: metadata.SCHEMA,
             metadata.ROLE: "memory",
             **metadata.PLACEHOLDERS,
+            **({} if fusion.weight is None else {metadata.LAMBDA: fusion.weight}),
             metadata.TOKENIZER_SHA256: digest,
             metadata.TOKENIZER_N_TOKENS: n_tokens,
         }
@@ -97,16 +100,20 @@ def _architecture(config: ModelConfig, n_tokens: int) -> dict[str, Value]:
     return {f"{config.architecture.name}.{key}": value for key, value in found.items()}
 
 
-def _base_model(base: Path | None) -> dict[str, Value]:
-    """Which model family a memory belongs to, in GGUF's own keys: what the base's GGUF says of itself."""
-    if base is None:
+def _base_model(options: ConvertOptions) -> dict[str, Value]:
+    """Which model family a memory belongs to, in GGUF's own keys: what the base says of itself, and where it is from.
+
+    The base is the GGUF whose tokenizer is copied, else the model that a LoRA belongs to.
+    """
+    source = options.base or options.lora_base
+    if source is None:
         return {}
-    values, _ = metadata.read(base)
-    found = {
-        f"general.base_model.0.{name}": str(values[f"general.{name}"])
-        for name in ("name", "organization", "repo_url")
-        if f"general.{name}" in values
-    }
+    prefix, found = "general.base_model.0", dict[str, Value]()
+    values = metadata.read(source)[0] if options.base else metadata.model_name(source)
+    for name in ("name", "organization", "repo_url"):
+        if f"general.{name}" in values:
+            found[f"{prefix}.{name}"] = str(values[f"general.{name}"])
+    found |= metadata.hub_source(source, prefix)
     return {"general.base_model.count": 1, **found} if found else {}
 
 

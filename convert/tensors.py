@@ -1,6 +1,6 @@
 """Tensors of a checkpoint as llama.cpp wants them: names, order of elements, types, bytes.
 
-Knows nothing of files beyond the numbers that a Stored reads.
+Knows nothing of files beyond the numbers that a Tensor reads.
 """
 
 import math
@@ -14,7 +14,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quantize
 
 from .architectures import Part
-from .checkpoint import BLOCK, Array, Stored, widen
+from .checkpoint import BLOCK, Array, Tensor, widen
 from .config import ModelConfig
 
 Kind = GGMLQuantizationType
@@ -74,7 +74,7 @@ def _plan_part(config: ModelConfig, part: Part, prefix: str) -> Iterator[TensorP
         yield TensorPlan(bias, bias, shape[:1], part.order, heads)
 
 
-def settle_tying(config: ModelConfig, stored: dict[str, Stored]) -> tuple[ModelConfig, str]:
+def settle_tying(config: ModelConfig, stored: dict[str, Tensor]) -> tuple[ModelConfig, str]:
     """The config as transformers understands it with these tensors, and a warning where it departs from config.json.
 
     A tied model may still have a head of its own in the file (transformers 5.24, PreTrainedModel.tie_weights). Where
@@ -93,7 +93,7 @@ def settle_tying(config: ModelConfig, stored: dict[str, Stored]) -> tuple[ModelC
     )
 
 
-def compare(planned: list[TensorPlan], stored: Mapping[str, Stored], config: ModelConfig) -> str:
+def compare(planned: list[TensorPlan], stored: Mapping[str, Tensor], config: ModelConfig) -> str:
     """One sentence on the first thing that does not fit between the plan and a checkpoint's tensors, or ""."""
     for tensor in planned:
         if tensor.source and tensor.source not in stored:

@@ -6,12 +6,13 @@ Knows nothing of tensors beyond how many rows the embedding has.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memdec_edge.errors import ModelFileError
 from memdec_edge.gguf.header import Header
-from memdec_edge.gguf.padding import MAX_PADDING
+from memdec_edge.gguf.padding import MAX_PADDING, PADDING
 from memdec_edge.gguf.writer import Value, pack_entry
 from memdec_edge.hf_folder import read_json
 
@@ -39,7 +40,8 @@ class TokenizerBlock:
 def copied(base: Path, folder: Path, rows: int) -> TokenizerBlock:
     """The block of the GGUF `base` for a checkpoint whose embedding has `rows` rows.
 
-    Rows beyond the tokens, at most MAX_PADDING, are padding; the caller drops them. Tokens beyond the rows must be the
+    Rows beyond the tokens are dropped: padding, and tokens that were added to the checkpoint's tokenizer. Where
+    `folder` has no tokenizer to tell, they may be MAX_PADDING. Tokens beyond the rows, as many at most, must be the
     base's padding; they are cut from the arrays, and the rest stays byte for byte. Raises ModelFileError where neither
     holds, or where the tokenizer in `folder` has another token under some id.
     """
@@ -50,19 +52,36 @@ def copied(base: Path, folder: Path, rows: int) -> TokenizerBlock:
             for key, entry in header.entries.items()
             if key.startswith("tokenizer.")
         }
-        sizes = f"the embedding has {rows} rows and the tokenizer of {base} {len(tokens)} tokens"
-        if rows > len(tokens) + MAX_PADDING:
-            raise ModelFileError(folder, f"{sizes}; give the base of the same family")
-        if rows < len(tokens):
-            if any(token != b"[PAD%d]" % number for number, token in enumerate(tokens[rows:], rows)):
-                raise ModelFileError(folder, f"{sizes}, which are no padding; give the base of the same family")
-            for key, width in ((TOKEN_TYPES, 4), (SCORES, 4)):
-                if key in entries:
-                    entries[key] = _cut(entries[key], key, rows, width)
-            entries[TOKENS] = pack_entry(TOKENS, tokens[:rows])
-    _compare(folder, base, tokens)
-    warning = f"{sizes}; " + ("the rows beyond are dropped" if rows > len(tokens) else "its padding is cut")
-    return TokenizerBlock(entries, tokens[:rows], (warning,) if rows != len(tokens) else ())
+    files = find(folder)
+    vocabulary = read(files) if files else None
+    sizes = f"the embedding has {rows} rows and the tokenizer of {base} {len(tokens)} tokens"
+    if vocabulary:
+        _compare(vocabulary, base, tokens)
+    elif rows > len(tokens) + MAX_PADDING:
+        raise ModelFileError(folder, f"{sizes}; give the base of the same family")
+    if rows < len(tokens):
+        if not all(map(PADDING.fullmatch, tokens[rows:])):
+            raise ModelFileError(folder, f"{sizes}, which are no padding; give the base of the same family")
+        if len(tokens) - rows > MAX_PADDING:  # a base would not take the memory
+            raise ModelFileError(folder, f"{sizes}; at most {MAX_PADDING} padding tokens may differ")
+        for key, width in ((TOKEN_TYPES, 4), (SCORES, 4)):
+            if key in entries:
+                entries[key] = _cut(entries[key], key, rows, width)
+        entries[TOKENS] = pack_entry(TOKENS, tokens[:rows])
+    return TokenizerBlock(entries, tokens[:rows], tuple(_difference(sizes, vocabulary, rows, len(tokens))))
+
+
+def _difference(sizes: str, vocabulary: Vocabulary | None, rows: int, n_tokens: int) -> Iterator[str]:
+    """What is said of an embedding and a base's tokens that are not as many."""
+    if rows < n_tokens:
+        yield f"{sizes}; its padding is cut"
+    elif rows > n_tokens:
+        added = [text for number, text in sorted(vocabulary.texts.items()) if number >= n_tokens] if vocabulary else []
+        yield f"{sizes}; the rows beyond are dropped" + (f", those of {_first(added)} too" if added else "")
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if names[3:] else "")
 
 
 def built(folder: Path, rows: int) -> TokenizerBlock:
@@ -119,8 +138,8 @@ def _fitted(vocabulary: Vocabulary, rows: int) -> tuple[Vocabulary, list[str]]:
         raise ModelFileError(path, f"has two tokens of one text; {ADVICE}")
     if not beyond:
         return vocabulary, []
-    names = ", ".join(vocabulary.texts[number] for number in beyond[:3])
-    left_out = f"added tokens without a row in the embedding are left out: {names}" + (", ..." if beyond[3:] else "")
+    names = _first([vocabulary.texts[number] for number in beyond])
+    left_out = f"added tokens without a row in the embedding are left out: {names}"
     return replace(vocabulary, texts=texts, added=vocabulary.added - set(beyond)), [left_out]
 
 
@@ -130,18 +149,17 @@ def _cut(entry: bytes, key: str, count: int, width: int) -> bytes:
     return entry[:start] + count.to_bytes(8, "little") + entry[start + 8 : start + 8 + count * width]
 
 
-def _compare(folder: Path, base: Path, tokens: list[bytes]) -> None:
-    """Raise ModelFileError where `base` has another token under some id than the checkpoint."""
-    files = find(folder)
-    if files is None:
-        return
-    vocabulary = read(files)
+def _compare(vocabulary: Vocabulary, base: Path, tokens: list[bytes]) -> None:
+    """Raise ModelFileError where `base` has another token under some id than the checkpoint, or lacks one."""
     for number, text in sorted(vocabulary.texts.items()):
         own = vocabulary.types[number] in (NORMAL, BYTE)  # the others are renamed and spelled in many ways
         if own and number < len(tokens) and tokens[number] != text.encode("utf-8", "replace"):
             theirs = tokens[number].decode("utf-8", "replace")
             raise ModelFileError(vocabulary.path, f"token {number} is {text!r} and {theirs!r} in {base}; give the base "
                                  "it was trained for")  # fmt: skip
+        if own and number >= len(tokens):
+            raise ModelFileError(vocabulary.path, f"token {number} is {text!r}, and {base} has {len(tokens)} tokens; "
+                                 "give the base it was trained for")  # fmt: skip
 
 
 def _special_ids(files: TokenizerFiles, vocabulary: Vocabulary) -> dict[str, int]:

@@ -25,6 +25,7 @@ from memdec_edge.engine import Engine, Index, Memory, MemoryMixture, Source
 from memdec_edge.engine.blend import Voice
 from memdec_edge.engine.state import restore, save
 from memdec_edge.errors import OptionError
+from memdec_edge.hub import gguf_of, local, memory_of
 from memdec_edge.options import (
     ChatOptions,
     GenerationOptions,
@@ -256,6 +257,10 @@ def open_model(
     memories: Iterable[Path | str | MemoryOptions] = (),
     options: LoadOptions | None = None,
 ) -> LanguageModel:
-    """Open a base GGUF with memories and indexes (paths, or MemoryOptions with a weight). Errors: see Engine."""
+    """Open a base GGUF with memories and indexes (paths, or MemoryOptions with a weight).
+
+    What is no path may be a name on the Hugging Face Hub (hub.gguf_of, hub.memory_of). Errors: see Engine, and there.
+    """
     chosen = [memory if isinstance(memory, MemoryOptions) else MemoryOptions(Path(memory)) for memory in memories]
-    return LanguageModel(Engine(base, chosen, options))
+    chosen = [replace(memory, path=local(memory.path, memory_of)) for memory in chosen]
+    return LanguageModel(Engine(local(Path(base), gguf_of), chosen, options))

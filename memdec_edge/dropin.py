@@ -22,6 +22,7 @@ import numpy as np
 from memdec_edge.engine.blend import Memory, MemoryMixture, resolve
 from memdec_edge.engine.registry import Registry
 from memdec_edge.errors import ContextError, OptionError
+from memdec_edge.hub import local, memory_of
 from memdec_edge.llama.abort import AbortFlag
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.hooked import HookedLlama
@@ -322,7 +323,7 @@ def _rows(context: Context, tokens: list[int], first: int) -> Iterable[Row]:
 
 def _named(memory: Path | str | tuple[Path | str, float | None]) -> MemoryOptions:
     path, weight = memory if isinstance(memory, tuple) else (memory, None)
-    return MemoryOptions(Path(path), weight)
+    return MemoryOptions(local(Path(path), memory_of), weight)
 
 
 def _identity(path: Path) -> object:

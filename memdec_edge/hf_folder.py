@@ -18,6 +18,8 @@ MAX_NAME = 255  # bytes of a file's name; longer ones are an OSError
 # In the order in which transformers looks for them (5.24, modeling_utils._get_resolved_checkpoint_files).
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 ADAPTER = "adapter_config.json"  # of a PEFT adapter
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # peft's, the first that is there
+FUSION = "memory_fusion/config.json"  # beside a memory's weights: how LMDeploy mixes it
 DISTRIBUTED = "shard-*-model-*.safetensors"  # transformers' distributed checkpoints; it reads them before all others
 READ = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # ends of configs, tokenizers and chat templates
 OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.ckpt")
@@ -33,12 +35,24 @@ def advice_on_download(folder: Path) -> str:
     return f"{CHECK}, or download it from the Hugging Face Hub: hf download {name} --local-dir {folder.name}"
 
 
+def base_of_adapter(folder: Path) -> str | None:
+    """What a PEFT adapter calls its base, "" where it does not say; None for a folder that is no adapter.
+
+    Raises ModelFileError for an adapter_config.json that is damaged.
+    """
+    if not (folder / ADAPTER).is_file():
+        return None
+    return str(read_json(folder / ADAPTER).get("base_model_name_or_path") or "")
+
+
 def refuse_adapter(folder: Path) -> None:
     """Raise ModelFileError for a PEFT adapter: transformers would load its base, and not what lies beside it."""
-    if (folder / ADAPTER).is_file():
-        base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+    base = base_of_adapter(folder)
+    if base is not None:
         raise ModelFileError(
-            folder, f"is a PEFT adapter of {base!s:.100}; merge it first: merge_and_unload(), then save_pretrained()"
+            folder,
+            f"is a PEFT adapter of {base or 'another model':.100}; merge it first: merge_and_unload(), then "
+            "save_pretrained()",
         )
 
 

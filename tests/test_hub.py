@@ -13,7 +13,6 @@ import pytest
 
 from memdec_edge.errors import MissingExtraError, MissingFileError
 from memdec_edge.hub import _Repository, gguf_of
-from tests.conftest import Family
 from tests.support.hub import COMMIT, Hub, Repository, running_hub
 
 PROGRAM = """
@@ -252,8 +251,8 @@ def test_a_model_for_transformers_comes_as_its_folder(hub: Hub, home: Path) -> N
 
 def test_a_teacher_is_a_path_or_else_a_name_on_the_hub(hub: Hub, home: Path, tmp_path: Path) -> None:
     hub.repositories["user/tiny"] = Repository(QUANTS)
-    program = "import sys; from pathlib import Path; from memdec_edge.cli.parameters import teacher_path as path; "
-    command = [sys.executable, "-c", program + "print(path(Path(sys.argv[1])))", "user/tiny"]
+    program = "import sys; from pathlib import Path; from memdec_edge.hub import local; "
+    command = [sys.executable, "-c", program + "print(local(Path(sys.argv[1])))", "user/tiny"]
 
     def teacher() -> subprocess.CompletedProcess[str]:
         environment = hub.environment(home)
@@ -261,9 +260,8 @@ def test_a_teacher_is_a_path_or_else_a_name_on_the_hub(hub: Hub, home: Path, tmp
 
     done = teacher()
     assert done.stdout.endswith("tiny-Q4_K_M.gguf\n"), done.stderr
-    assert (
-        "no path is called user/tiny; the model of that name on the Hub is taken: user/tiny is tiny-Q4" in done.stderr
-    )
+    assert "no path is called user/tiny; the Hub is asked for a model of that name\n" in done.stderr
+    assert "user/tiny is tiny-Q4_K_M.gguf, revision c0ffee000000\n" in done.stderr
     (tmp_path / "user" / "tiny").mkdir(parents=True)
     asked = len(hub.asked)
     assert teacher().stdout == "user/tiny\n"
@@ -276,10 +274,84 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         gguf_of("user/tiny")
 
 
-def test_commands_take_a_base_by_its_name(hub: Hub, home: Path, family: Family) -> None:
-    hub.repositories["user/tiny"] = Repository({"tiny-f32.gguf": family.base.read_bytes()})
-    command = [sys.executable, "-m", "memdec_edge", "check", "-hf", "user/tiny", "-M", str(family.memory)]
-    done = subprocess.run(command, env=hub.environment(home), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "base user/tiny is tiny-f32.gguf, revision c0ffee000000" in done.stderr
-    assert "tiny-f32.gguf: 400 shared tokens" in done.stdout
+OLD, NEW = "01d" + 37 * "1", "ee" + 38 * "2"
+
+
+def test_a_revision_is_a_branch_a_tag_or_a_commit_and_stays_what_it_was(hub: Hub, home: Path) -> None:
+    old = {"tiny-Q8_0.gguf": b"old"}
+    hub.repositories["user/tiny"] = Repository({"tiny-Q8_0.gguf": b"new"}, commits={OLD: old}, refs={"v1": OLD})
+    environment = hub.environment(home)
+    for revision in ("v1", OLD):
+        found = fetched(environment, f"user/tiny@{revision}:q8_0")
+        assert (found.revision, found.path.read_bytes()) == (OLD, b"old")
+    assert fetched(environment, "user/tiny").path.read_bytes() == b"new"
+    offline = environment | {"HF_HUB_OFFLINE": "1"}
+    assert fetched(offline, "user/tiny@v1").path.read_bytes() == b"old"
+    assert fetched(offline, f"user/tiny@{OLD[:7]}").path.read_bytes() == b"old"
+    assert fetched(offline, "user/tiny").path.read_bytes() == b"new"
+    assert refused(offline, "user/tiny@v2").startswith("HubError user/tiny@v2: it is not in the cache")
+    assert refused(environment, "user/tiny@v2") == (
+        "MissingFileError user/tiny@v2: no such revision on the Hugging Face Hub; "
+        "name a branch, a tag or a commit of it"
+    )
+
+
+def test_all_files_are_of_the_commit_that_was_named_first(hub: Hub, home: Path) -> None:
+    first = {"config.json": b"{}", "model.safetensors": b"first"}
+    second = {"config.json": b"[]", "model.safetensors": b"second"}
+    moved = Repository(first, commits={NEW: second}, refs={"main": NEW})
+    hub.repositories["user/tiny"] = Repository(first, later=moved)  # main moves before anything is downloaded
+    found = fetched(hub.environment(home), "user/tiny", how="checkpoint_of")
+    assert (found.revision, found.path.name, (found.path / "model.safetensors").read_bytes()) == (
+        COMMIT,
+        COMMIT,
+        b"first",
+    )
+    again = fetched(hub.environment(home), "user/tiny", how="checkpoint_of")
+    assert (again.revision, (again.path / "model.safetensors").read_bytes()) == (NEW, b"second")
+    offline = fetched(hub.environment(home, HF_HUB_OFFLINE="1"), "user/tiny", how="checkpoint_of")
+    assert offline.path == again.path
+
+
+def test_a_checkpoint_is_what_convert_reads_and_a_gguf_is_none(hub: Hub, home: Path) -> None:
+    read = {
+        "config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"w", "memdec.json": b"{}",
+        "memory_fusion/config.json": b"{}",
+    }  # fmt: skip
+    unread = {"README.md": b"", "memory_fusion/router/1.pt": b"", "tiny-Q8_0.gguf": b"", "pytorch_model.bin": b""}
+    hub.repositories["user/tiny"] = Repository(read | unread)
+    hub.repositories["user/lora"] = Repository(
+        {"adapter_config.json": b"{}", "adapter_model.safetensors": b"", "x.md": b""}
+    )
+    hub.repositories["user/gguf"] = Repository(QUANTS)
+    environment = hub.environment(home)
+    found = fetched(environment, "user/tiny", how="checkpoint_of").path
+    assert {path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()} == set(read)
+    lora = fetched(environment, "user/lora", how="checkpoint_of").path
+    assert {path.name for path in lora.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    asked = len(hub.downloads())
+    done = ask(environment, "checkpoint_of", "user/gguf")
+    assert done.stderr.splitlines()[-1].startswith(
+        "MissingFileError user/gguf: no such checkpoint (config.json and weights) on the Hugging Face Hub; "
+        "the repository has tiny-BF16.gguf, "
+    )
+    assert len(hub.downloads()) == asked
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        ("user/many", "memdec-law-Q8_0.gguf"),
+        ("user/many:bf16", "memdec-law-BF16.gguf"),
+        ("user/many:memdec-law-index.gguf", "memdec-law-index.gguf"),
+        ("user/many:tiny-Q4_K_M.gguf", "tiny-Q4_K_M.gguf"),
+        ("user/index", "memdec-law-index.gguf"),
+        ("user/plain", "law.gguf"),
+    ],
+)
+def test_a_memory_is_chosen_before_the_other_files(hub: Hub, home: Path, name: str, chosen: str) -> None:
+    many = ("memdec-law-BF16.gguf", "memdec-law-Q8_0.gguf", "memdec-law-index.gguf", "tiny-Q4_K_M.gguf")
+    hub.repositories["user/many"] = Repository({file: file.encode() for file in many})
+    hub.repositories["user/index"] = Repository(dict.fromkeys(many[2:], b""))
+    hub.repositories["user/plain"] = Repository({"law.gguf": b"x"})
+    assert fetched(hub.environment(home), name, how="memory_of").path.name == chosen

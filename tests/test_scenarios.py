@@ -1,6 +1,7 @@
 """examples/scenarios: the paper's task lists load, local tasks are made, the table says what is kept. No network."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -55,6 +56,15 @@ def test_the_papers_task_lists_name_tasks_that_lm_eval_has_and_that_load() -> No
             path = index[task].yaml_path
             assert path is not None
             assert load_yaml(path, resolve_func=True)["task"] == task
+
+
+def test_the_table_has_the_papers_24_tasks_and_those_of_the_lists() -> None:
+    text = (SCENARIOS / "README.md").read_text(encoding="utf-8").partition("| task | in lm-eval |")[2]
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.partition("\n\n")[0].splitlines()[2:]]
+    assert len(rows) == 24
+    assert all(len(row) == 6 and row[2].strip() and row[5].strip() for row in rows)
+    named = {task.strip() for row in rows for task in row[1].split(",") if task.strip()}
+    assert named == {task for tasks in PAPER.values() for task in tasks}
 
 
 @pytest.mark.parametrize("name", PROMPTS)

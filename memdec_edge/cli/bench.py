@@ -17,6 +17,7 @@ from memdec_edge.cli.parameters import (
     Verbose,
     base_file,
     check_one,
+    memory_files,
     memory_options,
     set_verbose,
 )
@@ -61,7 +62,7 @@ def bench(
     from memdec_edge.documents import read_documents
 
     documents = [text] if text is not None else read_documents(file) if file else None
-    report = bench(base_file(named), chosen, loading, sampler, options, documents, mixture)
+    report = bench(base_file(named), memory_files(chosen), loading, sampler, options, documents, mixture)
     warn(report.warnings)
     _print_table(report)
     if json_:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from memdec_edge.cli.flags import Given, spread
 from memdec_edge.cli.output import print_json
-from memdec_edge.cli.parameters import Json, ShowText, shows_text, teacher_path
+from memdec_edge.cli.parameters import Json, ShowText, shows_text
 from memdec_edge.options import CacheOptions
 from memdec_edge.progress import is_first_process
 
@@ -19,9 +19,10 @@ def cache(*, caching: Given[CacheOptions], show_text: ShowText = None, json_: Js
     options = caching()
     if shows_text(show_text, options):
         return
+    from memdec_edge.hub import local
     from memdec_edge.train import build_cache_apart
 
-    report = build_cache_apart(caching(teacher=teacher_path(options.teacher)))
+    report = build_cache_apart(caching(teacher=local(options.teacher)))
     if not is_first_process():
         return
     print(f"cache {report.path}")

@@ -16,6 +16,7 @@ from memdec_edge.cli.parameters import (
     Verbose,
     base_file,
     chat_options,
+    memory_files,
     memory_options,
     set_verbose,
 )
@@ -68,7 +69,7 @@ def chat(
     from memdec_edge.conversation import Conversation
 
     base = base_file(named) if named.model or named.hf_repo else _usual_base()
-    with open_model(base, memories, replace(loading, n_seq=2 if side_by_side else 1)) as opened:
+    with open_model(base, memory_files(memories), replace(loading, n_seq=2 if side_by_side else 1)) as opened:
         warn(opened.engine.warnings)
         chatting = _with_template(opened, chatting)
         conversation = Conversation(opened, sampler, limits, mixing, chatting, system)

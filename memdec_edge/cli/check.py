@@ -8,7 +8,7 @@ import typer
 
 from memdec_edge.cli.flags import CommandError, spread
 from memdec_edge.cli.output import warn
-from memdec_edge.cli.parameters import Base, base_file
+from memdec_edge.cli.parameters import Base, base_file, memory_file
 from memdec_edge.errors import PairingError
 
 
@@ -26,7 +26,7 @@ def check(
     from memdec_edge.llama.model import Model
     from memdec_edge.llama.pairing import require_match
 
-    path = base_file(named)
+    path, memory = base_file(named), memory_file(memory)
     if metadata.is_index(metadata.read(memory)[0]):
         _check_index(path, memory)
         return

@@ -1,13 +1,14 @@
 """The command convert: a checkpoint folder becomes a GGUF. Knows nothing of how it is written."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated
 
 from memdec_edge.cli.flags import Flags, Given, spread
 from memdec_edge.cli.output import print_json, warn
 from memdec_edge.cli.parameters import Json
 from memdec_edge.cli.quantize import print_quality
+from memdec_edge.files import refuse_existing
 from memdec_edge.options import ConvertOptions, QuantTypes
 
 
@@ -20,9 +21,14 @@ def convert(
 ) -> None:
     """Turn a checkpoint folder into a GGUF, and prove that it computes the same."""
     options = conversion(types=types())
+    refuse_existing(options.outfile, options.overwrite)  # before a download
     from memdec_edge.convert import convert as run_conversion
+    from memdec_edge.hub import checkpoint_of, local
 
-    report = run_conversion(options)
+    folder = local(options.checkpoint, checkpoint_of)
+    report = run_conversion(
+        replace(options, checkpoint=folder, lora_base=options.lora_base and local(options.lora_base, checkpoint_of))
+    )
     warn(report.warnings)
     print(f"{report.outfile}  {report.n_bytes / 1e6:.1f} MB  {report.outtype}")
     if found := report.verification:

@@ -12,6 +12,7 @@ from memdec_edge.cli.answers import Answers
 from memdec_edge.cli.flags import flags_of
 from memdec_edge.cli.lines import Lines, Typed
 from memdec_edge.cli.output import note
+from memdec_edge.cli.parameters import memory_file
 from memdec_edge.cli.process import Terminated
 from memdec_edge.cli.voices import explain_weights, tell_voices
 from memdec_edge.conversation import Conversation
@@ -136,7 +137,7 @@ class Dialogue:
             path, colon, weight = rest.rpartition(":")
             literal = _number(weight) if colon else None
             file = Path(rest if literal is None else path).expanduser()
-            self.conversation.open_memory(file, literal)
+            self.conversation.open_memory(memory_file(file), literal)
         mixture = self.conversation.mixture
         weighed = self.conversation.model.engine.mixture(mixture)
         tell_voices(weighed, mixture.total, self.verbose, off=not self.conversation.remembers)

@@ -18,6 +18,7 @@ from memdec_edge.cli.parameters import (
     Scaled,
     Verbose,
     base_file,
+    memory_files,
     memory_options,
     set_verbose,
 )
@@ -53,7 +54,8 @@ def eval_(
     from memdec_edge.evaluation.perplexity import evaluate
 
     documents = read_documents(path)
-    with closing(Engine(base_file(named), chosen, loading)) as engine:
+    base, chosen = base_file(named), memory_files(chosen)
+    with closing(Engine(base, chosen, loading)) as engine:
         warn(engine.warnings)
         _warn_of_seen_text(scored_files(path), [each.path for each in chosen], {each.path for each in engine.indexes})
         found = evaluate(engine, documents, options, mixture)

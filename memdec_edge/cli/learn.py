@@ -10,7 +10,7 @@ import typer
 from memdec_edge.cli.flags import Given, spread
 from memdec_edge.cli.lines import Lines
 from memdec_edge.cli.output import print_json
-from memdec_edge.cli.parameters import Base, Json, base_file, teacher_path
+from memdec_edge.cli.parameters import Base, Json, base_file
 from memdec_edge.options import LearnOptions
 
 
@@ -30,7 +30,9 @@ def learn(
     options = learning(base=named.model or Path(named.hf_repo))  # what cannot be is refused before a download
     if not options.add:
         options = replace(options, base=base_file(named))
-    options = replace(options, teacher=options.teacher and teacher_path(options.teacher))
+    from memdec_edge.hub import local
+
+    options = replace(options, teacher=options.teacher and local(options.teacher))
     from memdec_edge.workflow.learn import learn
     from memdec_edge.workflow.tell import result_lines, summary
 

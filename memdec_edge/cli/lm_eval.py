@@ -31,8 +31,8 @@ def lm_eval(
     --model NAME               another model than ours, such as hf
 
     lam is the weight of the memories and indexes together, 0 to 1; auto: the weights follow the text. Several files are
-    'memory=["FILE","FILE"]', in quotes. Options of loading and mixing go by their names in Python, such as n_ctx=8192
-    and flash_attn=off.
+    'memory=["FILE","FILE"]', in quotes; user/repo[:FILE] names one of the Hub. Options of loading and mixing go by
+    their names in Python, such as n_ctx=8192 and flash_attn=off.
 
     `lm-eval run -h` shows all options, `lm-eval ls tasks` all tasks. They download their data sets; tasks of your own
     may name local files.

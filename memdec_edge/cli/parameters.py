@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from memdec_edge.cli.flags import Given, of
 from memdec_edge.cli.output import note
 from memdec_edge.errors import MissingFileError, OptionError
-from memdec_edge.options import HUB_NAME, BaseOptions, CacheOptions, ChatOptions, MemoryOptions
+from memdec_edge.options import BaseOptions, CacheOptions, ChatOptions, MemoryOptions
 from memdec_edge.options.fields import check_text
 
 Base = Given[BaseOptions]
@@ -48,21 +49,6 @@ def base_file(options: BaseOptions) -> Path:
     return options.model
 
 
-def teacher_path(path: Path) -> Path:
-    """Return the path of a model to learn from; one that is not there may be the name of a model of the Hub.
-
-    Raises what hub.model_of() raises.
-    """
-    name = path.as_posix()
-    if path.exists() or not HUB_NAME.fullmatch(name) or name.endswith(".gguf"):
-        return path
-    from memdec_edge.hub import model_of
-
-    found = model_of(name)
-    note(f"no path is called {path}; the model of that name on the Hub is taken: {found}")
-    return found.path
-
-
 def chat_options(templates: Callable[..., ChatOptions], file: Path | None) -> ChatOptions:
     """Return the options of chats, with the template of `file` if one is given.
 
@@ -94,6 +80,18 @@ def memory_options(memories: list[Path] | None, scaled: list[str] | None) -> lis
         if not memory.exists() and re.fullmatch(r"[0-9.]+", number) and Path(file).is_file():
             raise OptionError("memory", memory, "no file has that name; a memory with its weight is given by `weight`")
     return chosen
+
+
+def memory_file(path: Path) -> Path:
+    """Return the GGUF of a memory or an index; one of the Hub is downloaded first. Raises as hub.memory_of() does."""
+    from memdec_edge.hub import local, memory_of
+
+    return local(path, memory_of)
+
+
+def memory_files(memories: list[MemoryOptions]) -> list[MemoryOptions]:
+    """Return the same memories, each by its memory_file()."""
+    return [replace(memory, path=memory_file(memory.path)) for memory in memories]
 
 
 def shows_text(file: Path | None, options: CacheOptions) -> bool:

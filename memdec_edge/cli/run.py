@@ -20,6 +20,7 @@ from memdec_edge.cli.parameters import (
     Verbose,
     base_file,
     check_one,
+    memory_files,
     memory_options,
     set_verbose,
 )
@@ -81,7 +82,7 @@ def run(
     from memdec_edge.api import open_model
 
     prompt = _text_of(file) if text is None else text
-    with open_model(base_file(named), memories, loading) as language_model:
+    with open_model(base_file(named), memory_files(memories), loading) as language_model:
         engine = language_model.engine
         resolved = engine.mixture(mixing)
         warn(engine.warnings)

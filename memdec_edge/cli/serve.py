@@ -12,6 +12,7 @@ from memdec_edge.cli.parameters import (
     Verbose,
     base_file,
     chat_options,
+    memory_files,
     memory_options,
     set_verbose,
 )
@@ -66,10 +67,10 @@ def serve(
     except ModuleNotFoundError as error:
         raise MissingExtraError(str(error.name), "server") from error
 
-    base = base_file(named)
+    base, files = base_file(named), memory_files(memories)
 
     def opened() -> "LanguageModel":
-        found = open_model(base, memories, replace(loading, n_seq=serving.parallel))
+        found = open_model(base, files, replace(loading, n_seq=serving.parallel))
         warn(found.engine.warnings)
         return found
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from memdec_edge.cli.flags import Flags, Given, of, spread
 from memdec_edge.cli.output import note, print_json
-from memdec_edge.cli.parameters import Json, ShowText, shows_text, teacher_path
+from memdec_edge.cli.parameters import Json, ShowText, shows_text
 from memdec_edge.options import AdaptOptions, CacheOptions, TrainOptions
 from memdec_edge.progress import is_first_process
 
@@ -32,10 +32,11 @@ def train(
     options = training(cache=caching(out=cache.out / "cache"), out=cache.out)
     if shows_text(show_text, cache):
         return
+    from memdec_edge.hub import local
     from memdec_edge.train import train_apart
 
-    init = options.init and teacher_path(options.init)
-    options = replace(options, cache=replace(options.cache, teacher=teacher_path(cache.teacher)), init=init)
+    init = options.init and local(options.init)
+    options = replace(options, cache=replace(options.cache, teacher=local(cache.teacher)), init=init)
     _tell(train_apart(options), options, json_)
 
 
@@ -57,12 +58,13 @@ def adapt(
     """
     cache = caching(teacher=to)
     options = training(cache=caching(teacher=to, out=cache.out / "cache"), out=cache.out)
-    adapting(to=to, training=options)  # what cannot be is refused before a download
+    memory = adapting(to=to, training=options).memory  # what cannot be is refused before a download
+    from memdec_edge.hub import checkpoint_of, local
     from memdec_edge.train import adapt_apart
 
-    base = teacher_path(to)
+    memory, base = local(memory, checkpoint_of), local(to)
     options = replace(options, cache=replace(options.cache, teacher=base))
-    _tell(adapt_apart(adapting(to=base, training=options)), options, json_)
+    _tell(adapt_apart(adapting(memory=memory, to=base, training=options)), options, json_)
 
 
 def _tell(report: "TrainReport", options: TrainOptions, json_: bool) -> None:

@@ -10,7 +10,8 @@ import typer
 
 from memdec_edge.cli.flags import Flags, Given, spread
 from memdec_edge.cli.output import print_json, warn
-from memdec_edge.cli.parameters import Base, Json, Verbose, base_file, set_verbose
+from memdec_edge.cli.parameters import Base, Json, Verbose, base_file, memory_file, set_verbose
+from memdec_edge.errors import OptionError
 from memdec_edge.options import EvalOptions, LoadOptions, MemoryOptions
 
 
@@ -43,7 +44,13 @@ def tune(
     from memdec_edge.evaluation.tune import keep, tune
 
     domain, other = read_documents(path), read_documents(general or GENERAL)
-    with closing(Engine(base_file(named), [MemoryOptions(memory)], loading)) as engine:
+    file = memory_file(memory)
+    if file != memory and not dry_run:
+        advice = (
+            f"copy it out of the Hub's cache, where other programs share it, or change nothing by `dry_run`: {file}"
+        )
+        raise OptionError("memory", memory, advice)
+    with closing(Engine(base_file(named), [MemoryOptions(file)], loading)) as engine:
         warn(engine.warnings)
         found = tune(engine, domain, other, options)
     print(f"{'perplexity, second half of each text':42}{'domain':>10}{'general':>10}")
@@ -57,6 +64,6 @@ def tune(
     better = f"{found.gain:.4f} ± {found.standard_error:.4f} nats a token better than the defaults"
     print(better if rule != found.default else f"the defaults stay: the best rule found is {better}")
     if not dry_run:
-        warn(keep(memory, found))
+        warn(keep(file, found))
     if json_:
         print_json(asdict(found))

@@ -25,6 +25,7 @@ from memdec_edge.chat.prompt import special_names
 from memdec_edge.engine import Engine
 from memdec_edge.errors import BusyError, ModelFileError, OptionError
 from memdec_edge.evaluation.likelihood import Request, Scorer
+from memdec_edge.hub import gguf_of, local, memory_of
 from memdec_edge.mixture.weights import Mixture
 from memdec_edge.notes import warn
 from memdec_edge.options import (
@@ -55,10 +56,11 @@ CONTROL = ("until", "do_sample", "temperature", "max_gen_toks")
 class MemdecLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     """A base with memories and indexes, as a model of lm-eval. close() frees it.
 
-    base: GGUF; memory: files of memories and indexes, one or a list; lam: their weight together, 0 to 1, or "auto";
-    max_length: tokens of the longest request, at most those of the context; batch_size: sequences of a batch. Other
-    arguments are fields of LoadOptions and MixtureOptions, such as n_ctx=8192. max_batch_size, device and
-    trust_remote_code are lm-eval's, and mean nothing here. Raises OptionError, and as Engine.
+    base: GGUF; memory: files of memories and indexes, one or a list; all are paths, or names on the Hub. lam: their
+    weight together, 0 to 1, or "auto"; max_length: tokens of the longest request, at most those of the context;
+    batch_size: sequences of a batch. Other arguments are fields of LoadOptions and MixtureOptions, such as n_ctx=8192.
+    max_batch_size, device and trust_remote_code are lm-eval's, and mean nothing here. Raises OptionError, and as
+    Engine.
     """
 
     def __init__(
@@ -85,7 +87,8 @@ class MemdecLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         files = memory if isinstance(memory, list | tuple) else [memory]
         if self._mixture.total is not None and not files:
             raise OptionError("lam", lam, "there is no memory to weigh; give one as memory=FILE")
-        self.engine = Engine(str(base), [MemoryOptions(Path(str(file))) for file in files], loading)
+        memories = [MemoryOptions(local(Path(str(file)), memory_of)) for file in files]
+        self.engine = Engine(local(Path(str(base)), gguf_of), memories, loading)
         warn(self.engine.warnings)
         with ExitStack() as undo:
             undo.callback(self.engine.close)

@@ -37,6 +37,7 @@ EVAL_DATASET = "memdec_edge.eval.dataset"
 PPL_BASE = "memdec_edge.eval.ppl_base"
 PPL_MEMORY = "memdec_edge.eval.ppl_memory"
 PPL_MIXTURE = "memdec_edge.eval.ppl_fused"  # its older name stays, since files have it
+HUB = "huggingface"  # in keys of where a model comes from
 CHECKPOINT_METADATA = "memdec.json"  # in a checkpoint folder: the keys that training leaves to convert, written last
 ONLINE_LAMBDA = "memdec_edge.online.lambda"
 ONLINE_ETA = "memdec_edge.online.eta"
@@ -193,16 +194,32 @@ def patch(path: Path | str, values: Mapping[str, float]) -> None:
 
 
 def model_name(folder: Path | str) -> dict[str, str]:
-    """What a model folder's path says of the model, as keys of general.*: its name, perhaps its organization.
+    """What a model folder's path says of the model, as keys of general.*: its name, perhaps its organization."""
+    found = _in_hub_cache(folder)
+    if found is None:
+        return {"general.name": shown_name(Path(folder).resolve())}
+    organization, _, name = found[0].rpartition("/")
+    return {"general.name": name} | ({"general.organization": organization} if organization else {})
 
-    The cache of the Hugging Face Hub keeps a model in models--ORGANIZATION--NAME/snapshots/COMMIT.
+
+def hub_source(path: Path | str, prefix: str) -> dict[str, str]:
+    """Which repository and commit of the Hugging Face Hub a file or folder of its cache is of, as keys under `prefix`.
+
+    GGUF has keys for addresses of web sites, and none for a commit. {} for what lies elsewhere.
     """
-    path = Path(folder).resolve()
-    kind, *names = path.parent.parent.name.split("--")
-    if path.parent.name != "snapshots" or kind != "models" or not names:
-        return {"general.name": shown_name(path)}
-    organization = {"general.organization": names[0]} if len(names) > 1 else {}
-    return {"general.name": "--".join(names[1:] or names), **organization}
+    found = _in_hub_cache(path)
+    return {f"{prefix}.{HUB}.repository": found[0], f"{prefix}.{HUB}.revision": found[1]} if found else {}
+
+
+def _in_hub_cache(path: Path | str) -> tuple[str, str] | None:
+    """Repository and commit: the cache keeps a model in models--ORGANIZATION--NAME/snapshots/COMMIT, files as links."""
+    path = Path(path)
+    path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+    for folder in (path, *path.parents):
+        kind, *names = folder.parent.parent.name.split("--")
+        if folder.parent.name == "snapshots" and kind == "models" and names:
+            return "/".join([names[0], "--".join(names[1:])] if names[1:] else names), folder.name
+    return None
 
 
 def tokenizer_digest(tokens: Iterable[bytes]) -> tuple[str, int]:

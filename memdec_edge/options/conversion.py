@@ -74,13 +74,19 @@ class QuantizeOptions(Checked):
 class ConvertOptions(Checked):
     """Checkpoint folder -> GGUF."""
 
-    checkpoint: Path = field(metadata=about(metavar="DIR", help="Checkpoint folder in the layout of Hugging Face."))
+    checkpoint: Path = field(
+        metadata=about(metavar="DIR", help="Checkpoint folder in the layout of Hugging Face, or user/repo of its Hub.")
+    )
     outfile: Path = field(metadata=about("--outfile", metavar="FILE", help="GGUF to write."))
     outtype: str = option(
         "q8_0", "--outtype", choices=dict.fromkeys(OUT_TYPES + QUANT_TYPES),
         help="Type of the weights: f32, f16, bf16, q8_0, auto, or a type of quantize.",
     )  # fmt: skip
     base: Path | None = option(None, "--base", metavar="FILE", help="GGUF whose tokenizer is copied byte for byte.")
+    lora_base: Path | None = option(
+        None, "--lora-base", metavar="DIR",
+        help="Model that the LoRA in DIR was trained on, named as DIR is; the two are merged.",
+    )  # fmt: skip
     role: str = option("memory", "--role", choices=ROLES, help="Role of the file: memory, or model for a plain base.")
     verify: bool | None = option(
         None, "--verify/--no-verify", help="Compare the file with PyTorch. Default: where PyTorch is installed."

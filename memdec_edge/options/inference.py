@@ -25,7 +25,8 @@ CACHE_TYPES = {
 MAX_DRAFT = 16  # tokens
 MAX_LOGPROBS = 100
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # of a repository of the Hugging Face Hub
-HUB_NAME = re.compile(rf"{HUB_ID.pattern}(:[\w.-]+)?")  # and a quantisation
+# and a revision (branch, tag or commit), and a quantisation or a file
+HUB_NAME = re.compile(rf"(?P<repo>{HUB_ID.pattern})(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./-]+))?")
 
 # Options that two dataclasses share, or that an argument of a call gives.
 DRAFT = about(
@@ -103,7 +104,7 @@ class BaseOptions(Checked):
         if self.model and self.hf_repo:
             raise OptionError("hf_repo", self.hf_repo, "given beside `model`; give one of the two")
         if self.hf_repo and not HUB_NAME.fullmatch(self.hf_repo):
-            raise OptionError("hf_repo", self.hf_repo, "must be user/repo or user/repo:quant")
+            raise OptionError("hf_repo", self.hf_repo, "must be user/repo, user/repo:quant or user/repo@revision")
         if self.hf_file and not self.hf_repo:
             raise OptionError("hf_file", self.hf_file, "names a file of `hf_repo`; give that too")
 
@@ -112,7 +113,11 @@ class BaseOptions(Checked):
 class MemoryOptions(Checked):
     """One memory and its weight; `weight` None: the GGUF's recommendation, else DEFAULT_LAMBDA."""
 
-    path: Path = field(metadata=about("-M", "--memory", metavar="FILE", help="Memory GGUF; repeatable."))
+    path: Path = field(
+        metadata=about(
+            "-M", "--memory", metavar="FILE", help="Memory GGUF, or user/repo[:FILE] of the Hub; repeatable."
+        )
+    )
     weight: float | None = option(
         None, "--memory-scaled", metavar="FILE:LAMBDA", low=0.0, high=1.0,
         help="Memory GGUF with a weight of its own; repeatable.",

@@ -38,7 +38,7 @@ def test_a_base_is_named_once_by_its_file_or_by_its_name_on_the_hub(family: Fami
     )
     for name in ("tiny", "user/tiny:", "a/b/c", "../tiny", "user/tiny:q8_0:q4_0", "user /tiny"):
         assert error_of("index", "no", "--out", "no", "-hf", name, code=2) == (
-            f"--hf-repo is {name}: must be user/repo or user/repo:quant"
+            f"--hf-repo is {name}: must be user/repo, user/repo:quant or user/repo@revision"
         )
 
 

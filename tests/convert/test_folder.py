@@ -26,10 +26,10 @@ def refused(given: Path) -> str:
     return str(caught.value)
 
 
-def test_a_peft_adapter_is_to_be_merged_first_even_where_a_config_lies_beside_it(checkpoint: Path) -> None:
+def test_a_peft_adapter_asks_for_its_base_even_where_a_config_lies_beside_it(checkpoint: Path) -> None:
     settings = {"peft_type": "LORA", "base_model_name_or_path": "org/base"}
     (checkpoint / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    advice = "is a PEFT adapter of org/base; merge it first: merge_and_unload(), then save_pretrained()"
+    advice = "is a PEFT adapter; give org/base as `lora_base` to merge the two"
     assert refused(checkpoint) == f"{checkpoint}: {advice}"
     (checkpoint / "config.json").unlink()
     assert refused(checkpoint) == f"{checkpoint}: {advice}"

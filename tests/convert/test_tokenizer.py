@@ -19,7 +19,7 @@ from memdec_edge.gguf import metadata
 from memdec_edge.gguf.header import Header
 from memdec_edge.llama.model import Model
 from tests.conftest import PADDING, RENAMED_TOKEN, Family
-from tests.support.tiny import OTHER_TEXT, TEXT, edit_json, edit_tensors, tiny_checkpoint, to_gguf
+from tests.support.tiny import OTHER_TEXT, TEXT, edit_json, edit_tensors, tiny_checkpoint, tiny_gguf, to_gguf
 
 
 def test_the_tokenizer_of_the_base_is_copied_byte_for_byte(family: Family) -> None:
@@ -54,12 +54,39 @@ def test_padding_of_the_base_that_the_memory_does_not_have_is_cut(family: Family
 
 def test_a_base_of_another_size_is_refused_with_both_numbers(tmp_path: Path, family: Family, out: Path) -> None:
     larger = tiny_checkpoint(tmp_path / "larger", vocab_extra=200)
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # nothing says that its rows are padding
+        (larger / name).unlink()
     with pytest.raises(ModelFileError, match=r"600 rows and the tokenizer of .*base\.gguf 400 tokens"):
         to_gguf(larger, out, base=family.base)
     smaller = tiny_checkpoint(tmp_path / "smaller", n_tokens=390)
     with pytest.raises(ModelFileError, match=r"390 rows .* 400 tokens, which are no padding"):
         to_gguf(smaller, out, base=family.base)
     assert not out.exists()
+
+
+def test_rows_that_no_token_has_are_dropped_however_many_and_added_tokens_are_named(
+    tmp_path: Path, family: Family, out: Path
+) -> None:
+    larger = tiny_checkpoint(tmp_path / "larger", vocab_extra=200)
+    body = json.loads((larger / "tokenizer.json").read_text(encoding="utf-8"))
+    added = [{"id": 400 + number, "content": f"<|new{number}|>", "special": True} for number in range(4)]
+    edit_json(larger / "tokenizer.json", added_tokens=body["added_tokens"] + added)
+    [warning] = to_gguf(larger, out, base=family.base).warnings
+    assert warning.endswith("the rows beyond are dropped, those of <|new0|>, <|new1|>, <|new2|>, ... too")
+    with Header(out) as header:
+        assert header.entries["tokenizer.ggml.tokens"].count == 400
+
+
+def test_a_base_that_lacks_a_token_of_the_text_is_refused(tmp_path: Path, family: Family, out: Path) -> None:
+    smaller = tiny_gguf(tmp_path / "smaller.gguf", tiny_checkpoint(tmp_path / "smaller", n_tokens=390))
+    with pytest.raises(ModelFileError, match=r"token 390 is .*, and .*smaller\.gguf has 390 tokens; give the base"):
+        to_gguf(family.memory_checkpoint, out, base=smaller)
+
+
+def test_padding_that_no_base_would_allow_is_refused(tmp_path: Path, family: Family, out: Path) -> None:
+    wide = tiny_gguf(tmp_path / "wide.gguf", tiny_checkpoint(tmp_path / "wide", vocab_extra=129))
+    with pytest.raises(ModelFileError, match=r"400 rows .* 529 tokens; at most 128 padding tokens may differ"):
+        to_gguf(family.memory_checkpoint, out, base=wide)
 
 
 def test_a_base_of_the_same_size_with_another_token_is_refused_by_name(family: Family, out: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from memdec_edge.cli import main
 from tests.docs.pages import PAGES, Fence, fences
-from tests.support.tiny import OTHER_TEXT, TEXT, tiny_checkpoint, tiny_gguf
+from tests.support.tiny import OTHER_TEXT, TEXT, tiny_checkpoint, tiny_gguf, tiny_lora
 from tests.support.training import words
 
 CONTEXT = 1024  # tokens: eval's window
@@ -31,6 +31,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_checkpoint(room / "SmolLM2-135M", layers=LAYERS, hidden=32, n_ctx=CONTEXT)
     tiny_checkpoint(room / "teacher", n_ctx=CONTEXT)
     tiny_checkpoint(room / "checkpoint", n_ctx=CONTEXT, seed=2)
+    tiny_lora(room / "lora", room / "checkpoint")
     tiny_checkpoint(room / "stranger", text=OTHER_TEXT)
     base = tiny_gguf(room / "base.gguf", room / "teacher")
     shutil.copyfile(base, room / "teacher.gguf")

@@ -19,12 +19,25 @@ COMMIT = "c0ffee" + 34 * "0"
 
 @dataclass
 class Repository:
-    """Files of one repository. token: what a request must bring. gated: only downloads ask for it."""
+    """Files of one repository. token: what a request must bring. gated: only downloads ask for it.
+
+    commits: files at other commits; refs: the commits of branches and tags, where main is not COMMIT. later: what the
+    repository is once the list of its files was asked for.
+    """
 
     files: dict[str, bytes]
     token: str = ""
     gated: bool = False
     elsewhere: "Hub | None" = None  # another Hub, which has the same files and gets the downloads
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    refs: dict[str, str] = field(default_factory=dict)
+    later: "Repository | None" = None
+
+    def at(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        """The commit of a revision and its files; None where there is no such revision."""
+        known = {COMMIT: self.files} | self.commits
+        commit = ({"main": COMMIT} | self.refs).get(revision, revision)
+        return (commit, known[commit]) if commit in known else None
 
 
 @dataclass
@@ -51,7 +64,7 @@ class Hub:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers /api/models/USER/REPO and /USER/REPO/resolve/REVISION/FILE."""
+    """Answers /api/models/USER/REPO, the same with /revision/REVISION, and /USER/REPO/resolve/REVISION/FILE."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
@@ -70,6 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.asked.append((self.command, path, {name.lower(): value for name, value in self.headers.items()}))
         api = path.startswith("/api/models/")
         name, _, file = path.removeprefix("/api/models").removeprefix("/").partition("/resolve/")
+        name, _, revision = name.partition("/revision/")
         repository = self.hub.repositories.get(name)
         if self.hub.broken:
             self._refuse(self.hub.broken, "")
@@ -81,10 +95,16 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(
                 403 if self.headers["Authorization"] else 401, "GatedRepo" if repository.gated else "RepoNotFound"
             )
-        elif api:
-            self._tell(name, repository)
         else:
-            self._give(file.partition("/")[2], repository)
+            revision, _, file = (revision or "main", "", "") if api else file.partition("/")
+            found = repository.at(revision)
+            if found is None:
+                self._refuse(404, "RevisionNotFound")
+            elif api:
+                self._tell(name, *found)
+                self.hub.repositories[name] = repository.later or repository
+            else:
+                self._give(file, repository, *found)
 
     def _refuse(self, status: int, code: str) -> None:
         self.send_response(status)
@@ -92,8 +112,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def _tell(self, name: str, repository: Repository) -> None:
-        body = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in repository.files]}
+    def _tell(self, name: str, commit: str, files: dict[str, bytes]) -> None:
+        body = {"id": name, "sha": commit, "siblings": [{"rfilename": file} for file in files]}
         data = json.dumps(body).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -101,8 +121,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def _give(self, file: str, repository: Repository) -> None:
-        data = repository.files.get(file)
+    def _give(self, file: str, repository: Repository, commit: str, files: dict[str, bytes]) -> None:
+        data = files.get(file)
         if data is None:
             self._refuse(404, "EntryNotFound")
             return
@@ -112,7 +132,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Location", repository.elsewhere.url + self.path)
             self.send_header("X-Linked-Etag", f'"{tag}"')
             self.send_header("X-Linked-Size", str(len(data)))
-            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Repo-Commit", commit)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -121,7 +141,7 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.send_header("ETag", f'"{tag}"')
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", commit)
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()

@@ -159,6 +159,27 @@ def tiny_checkpoint(
     return path
 
 
+def tiny_lora(path: Path, base: Path, rank: int = 2) -> Path:
+    """Write a PEFT LoRA of the queries of the checkpoint `base`, and return `path`."""
+    from safetensors.numpy import load_file, save_file
+
+    random = np.random.default_rng(5)
+    factors = {}
+    for name, weight in load_file(base / "model.safetensors").items():
+        if name.endswith("q_proj.weight"):
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            for part, shape in (("A", (rank, weight.shape[1])), ("B", (weight.shape[0], rank))):
+                factors[f"{module}.lora_{part}.weight"] = random.standard_normal(shape).astype(np.float32) / 10
+    settings = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base.name, "r": rank,
+        "lora_alpha": 2 * rank, "target_modules": ["q_proj"],
+    }  # fmt: skip
+    path.mkdir(parents=True)
+    save_file(factors, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    (path / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return path
+
+
 def tiny_gguf(
     path: Path,
     checkpoint: Path,
