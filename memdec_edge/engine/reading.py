@@ -1,8 +1,8 @@
 """How prompts are read: pieces of several in one batch of each model, and what the model says of their tokens.
 
 What a model says of a prompt's last tokens is the evidence from which the mixture's weights learn. A token's log-prob
-comes from the row before it, so these tokens are decoded with logits on every row. A context keeps the log-probs that it
-gave; only rows that it lacks are decoded again. Knows nothing of weights.
+comes from the row before it, so these tokens are decoded with logits on every row. A context keeps the log-probs that
+it gave; only rows that it lacks are decoded again. Knows nothing of weights.
 """
 
 import math

@@ -272,12 +272,12 @@ def test_a_turn_is_divided_among_all_prompts_without_waste(unread: list[int], mo
 
 def test_short_prompts_do_not_wait_for_a_long_one_that_came_before(family: Family) -> None:
     with at_work(family, 1024) as desk:
-        jobs = [desk.job((prompts(9)[8] * 60)[:600], 4), *(desk.job(prompt, 4) for prompt in prompts(3))]
+        jobs = [desk.job((prompts(9)[8] * 60)[:480], 4), *(desk.job(prompt, 4) for prompt in prompts(3))]
         long, *short = desk.submit(*jobs)
         ends = [listener.events[-1][0] for listener in short if listener.end]
         assert long.end.chunk.finish_reason == "length"
         assert max(ends) < long.events[0][0]
-        assert desk.scheduler.totals.reads < 3 + 600 / 16
+        assert desk.scheduler.totals.reads < 3 + 480 / 16
 
 
 def test_a_prompt_that_cannot_be_read_ends_its_job_and_the_others_read_with_it_go_on(
@@ -288,7 +288,7 @@ def test_a_prompt_that_cannot_be_read_ends_its_job_and_the_others_read_with_it_g
     broken = tiny_gguf(tmp_path / "memdec-nan.gguf", checkpoint, role="memory")
     with at_work(family, 512) as desk:
         usual = desk.engine.mixture(MixtureOptions())
-        memory = desk.engine.add(MemoryOptions(broken))
+        memory = desk.engine.add(MemoryOptions(broken, 0.3))
         bad, *good = [desk.job(prompt, 4) for prompt in prompts(4, 40)]
         mixture = MemoryMixture.of([(memory, 0.5)], MixtureOptions())
         for job, chosen in zip((bad, *good), (mixture, usual, usual, usual), strict=True):
