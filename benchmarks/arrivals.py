@@ -3,8 +3,8 @@
     python benchmarks/arrivals.py BASE.gguf MEMORY.gguf TEXT [--streams 16] [--length 40] [--long 0] [--threads 2]
 
 The server's scheduler serves the same requests both ways, in turn, from empty caches; --long N adds an older prompt of
-N tokens. One after the other: a turn reads the oldest prompt alone, and each turn ends with a step of those that are
-read. Figures are medians over repeats: seconds until the median and the last short stream has its first token, and
+N tokens. One after the other: each turn reads of one prompt alone, prompts take turns, and a turn ends with a step of
+those that are read. Figures are medians over repeats: seconds until the median and the last short stream has its first token, and
 until all have ended, by the clock and, in brackets, of all CPUs. The latter count on a busy machine with one thread.
 The last line is one JSON object.
 """
@@ -14,6 +14,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
@@ -32,15 +33,17 @@ from memdec_edge.streams import Request
 
 Moment = tuple[float, float]  # seconds of the clock, of all CPUs
 POINTS = ("median first", "last first", "end")
+TURNS = count()
 
 
-def oldest_alone(unread: Sequence[int], most: int) -> list[int]:
+def one_in_turn(unread: Sequence[int], most: int) -> list[int]:
     """What a turn reads, one prompt after the other; see scheduler.divided()."""
-    return [min(unread[0], most), *(0 for _ in unread[1:])]
+    chosen = next(TURNS) % len(unread)
+    return [min(left, most) if at == chosen else 0 for at, left in enumerate(unread)]
 
 
 WAYS: dict[str, Callable[[Sequence[int], int], list[int]]] = {
-    "one after the other": oldest_alone,
+    "one after the other": one_in_turn,
     "together": scheduler.divided,
 }
 
