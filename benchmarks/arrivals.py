@@ -4,9 +4,9 @@
 
 The server's scheduler serves the same requests both ways, in turn, from empty caches; --long N adds an older prompt of
 N tokens. One after the other: each turn reads of one prompt alone, prompts take turns, and a turn ends with a step of
-those that are read. Figures are medians over repeats: seconds until the median and the last short stream has its first token, and
-until all have ended, by the clock and, in brackets, of all CPUs. The latter count on a busy machine with one thread.
-The last line is one JSON object.
+those that are read. Figures are medians over repeats: seconds until the median and the last short stream has its first
+token, and until all have ended, by the clock and, in brackets, of all CPUs. The latter count on a busy machine with one
+thread. The last line is one JSON object.
 """
 
 import argparse
