@@ -349,12 +349,16 @@ def _average(before: float, value: float) -> float:
 def divided(unread: Sequence[int], most: int) -> list[int]:
     """Divide `most` tokens of a turn among prompts, with so many unread tokens each, the oldest prompt first.
 
-    The oldest gets half, so that shorter ones cannot hold it up for long. The others do not wait for it: the rest goes
-    to those with the fewest tokens left.
+    The oldest gets at least an even share, so that shorter ones cannot hold it up. The rest goes to the shortest. Where
+    some come to their end, longer ones get no more than an even share: the streams of those wait for the turn's end.
     """
-    shares = [min(unread[0], (most + 1) // 2), *(0 for _ in unread[1:])]
-    rest = most - shares[0]
+    even = -(-most // max(sum(map(bool, unread)), 1))
+    shares = [min(unread[0], even), *(0 for _ in unread[1:])]
+    rest, ends = most - shares[0], False
     for at in sorted(range(len(unread)), key=unread.__getitem__):
-        more = min(unread[at] - shares[at], rest)
+        more = unread[at] - shares[at]
+        if more > rest:
+            more = min(rest, even - shares[at]) if ends else rest
         shares[at], rest = shares[at] + more, rest - more
+        ends = ends or 0 < unread[at] == shares[at]
     return shares

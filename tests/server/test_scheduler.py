@@ -261,13 +261,29 @@ def test_a_long_prompt_is_read_between_the_tokens_of_others(family: Family) -> N
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=20), st.integers(1, 2048))
-def test_a_turn_is_divided_among_all_prompts_without_waste(unread: list[int], most: int) -> None:
-    shares = divided(unread, most)
-    assert sum(shares) == min(most, sum(unread))
-    assert all(0 <= share <= n for share, n in zip(shares, unread, strict=True))
-    assert shares[0] >= min(unread[0], most / 2)  # the oldest never starves
-    waiting = [n for share, n in zip(shares[1:], unread[1:], strict=True) if share < n]
-    assert all(share == n for share, n in zip(shares[1:], unread[1:], strict=True) if n < min(waiting, default=0))
+def test_a_turn_is_divided_among_all_prompts(unread: list[int], most: int) -> None:
+    shares, n = divided(unread, most), sum(map(bool, unread))
+    assert sum(shares) <= most
+    assert all(0 <= share <= left for share, left in zip(shares, unread, strict=True))
+    assert shares[0] >= min(unread[0], most / max(n, 1))  # the oldest never starves
+    done = [left for share, left in zip(shares, unread, strict=True) if share == left > 0]
+    if sum(unread) <= most:
+        assert shares == unread
+    elif not done:
+        assert sum(shares) == most
+    waiting = [left for share, left in zip(shares[1:], unread[1:], strict=True) if share < left]
+    assert all(
+        share == left for share, left in zip(shares[1:], unread[1:], strict=True) if left < min(waiting, default=0)
+    )
+
+
+def test_a_turn_gives_long_prompts_an_even_share_where_short_ones_end_with_it() -> None:
+    assert divided([1000, 39, 39, 39], 512) == [128, 39, 39, 39]
+    assert divided([39, 39, 1000, 39], 512) == [39, 39, 128, 39]
+    assert divided([3000, 3000], 512) == [512, 0]
+    assert divided([3000, 2000], 512) == [256, 256]
+    assert divided([3000], 512) == [512]
+    assert divided([3000, 39, 20], 16) == [6, 0, 10]
 
 
 def test_short_prompts_do_not_wait_for_a_long_one_that_came_before(family: Family) -> None:
