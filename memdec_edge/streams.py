@@ -4,7 +4,7 @@ Stream serves one session; generate() steps a single one to its end, and side_by
 """
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
@@ -71,10 +71,11 @@ class Stream:
 
     def read_some(self, most: int) -> int:
         """Decode at most `most` tokens of the prompt; return how many are left."""
-        start = time.perf_counter()
-        left = self.session.prefill(most)
-        self._prompt_ms += 1e3 * (time.perf_counter() - start)
-        return left
+        return read_together(self.engine, {self: most})[self]
+
+    def read_for(self, seconds: float) -> None:
+        """Count time in which the prompt was read."""
+        self._prompt_ms += 1e3 * seconds
 
     def take(self, samples: Sequence[Sampled], seconds: float) -> Generator[Chunk, None, None]:
         """A chunk for each sample of a step that took `seconds`."""
@@ -112,6 +113,19 @@ class Stream:
         return Timings(
             self._cached, read, self._prompt_ms, self._done, self._predicted_ms, session.n_drafted, session.n_accepted
         )
+
+
+def read_together(engine: Engine, most: Mapping[Stream, int]) -> dict[Stream, int]:
+    """Decode at most so many tokens of the prompt of each stream, in common batches; return how many are left.
+
+    Each stream counts all of the time. Errors: see Engine.read().
+    """
+    start = time.perf_counter()
+    left = engine.read({stream.session: count for stream, count in most.items()})
+    seconds = time.perf_counter() - start
+    for stream in most:
+        stream.read_for(seconds)
+    return {stream: left[stream.session] for stream in most}
 
 
 def generate(engine: Engine, request: Request) -> Generator[Chunk, None, None]:

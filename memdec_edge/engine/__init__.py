@@ -3,6 +3,7 @@
 engine.py    Engine: opens the models, owns the contexts, makes sessions and steps them
 cells.py     admission: which session may hold how many tokens, and in which slot
 session.py   Session: one timeline with its mixture, its sampler and its place in the contexts
+reading.py   how prompts are read: pieces of several in one batch
 round.py     one round of all sessions: draft with the memories, verify with the base, roll back
 turn.py      what one session does in a round
 drafting.py  how many tokens to draft

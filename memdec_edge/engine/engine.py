@@ -4,7 +4,7 @@ Threads may share an engine: each call waits until the call of another thread en
 terminals.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
@@ -266,14 +266,22 @@ class Engine:
     def step(self, sessions: Sequence[Session]) -> list[list[Sampled]]:
         """One round for all of `sessions`: each emits a token, and more where drafted ones were accepted.
 
-        A session that has not read its tokens reads them first, by itself, see Session.prefill(); one that is finished
-        emits nothing. The last sample of a session that finishes with "stop" is the end-of-generation token.
+        Sessions that have not read their tokens read them first, as read() does; one that is finished emits nothing.
+        The last sample of a session that finishes with "stop" is the end-of-generation token.
 
         Raises Cancelled and DecodeError; all sessions then stand where they stood. An error of one session among
         several, such as a grammar without a way on or a row with NaN, ends that session alone, which keeps it in
         `error`; the only one at work raises its NumericsError and stands where it stood.
         """
         return self.rounds.step(sessions)
+
+    def read(self, most: Mapping[Session, int | None]) -> dict[Session, int]:
+        """Session.prefill() of several sessions at once: their pieces share the batches of each model.
+
+        most: tokens that each may read, None: all but its last; returned: how many are left of each. Raises Cancelled,
+        and DecodeError and NumericsError whichever session is the cause. Called again, for all or one, it goes on.
+        """
+        return self.rounds.read(most)
 
     def cancel(self) -> None:
         """Stop what runs in another thread: its decode, now or next, raises Cancelled."""

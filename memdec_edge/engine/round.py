@@ -13,7 +13,7 @@ Plain mixing is the round with g = 0. Knows nothing of admission and of what the
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from time import perf_counter
 from memdec_edge.engine.blend import Memory
 from memdec_edge.engine.cells import exclusive
 from memdec_edge.engine.drafting import FOUND_LENGTHS, MAX_ROWS, DraftPolicy, Plan
-from memdec_edge.engine.session import Session
+from memdec_edge.engine.session import Session, read_prompts
 from memdec_edge.engine.turn import Turn
 from memdec_edge.errors import DecodeError
 from memdec_edge.llama.context import Context
@@ -77,14 +77,12 @@ class Rounds:
     @exclusive
     def step(self, sessions: Sequence[Session]) -> list[list[Sampled]]:
         """One round for all of `sessions`, see Engine.step()."""
-        if any(session.context is not self.context for session in sessions):
-            raise DecodeError("a session of another engine; step it there")
+        self._require_own(sessions)
         turns = {id(session): Turn(session) for session in sessions if not session.finished}
         active = list(turns.values())
         if not active:
             return [[] for _ in sessions]
-        for turn in active:
-            turn.session.prefill()
+        read_prompts(dict.fromkeys(turn.session for turn in active))
         begin = perf_counter()
         try:
             plan = self._plan(active)
@@ -104,6 +102,16 @@ class Rounds:
             if turn.error:
                 turn.session.fail(turn.error)
         return [turns[id(session)].samples if id(session) in turns else [] for session in sessions]
+
+    @exclusive
+    def read(self, most: Mapping[Session, int | None]) -> dict[Session, int]:
+        """Pieces of the prompts of several sessions, see Engine.read()."""
+        self._require_own(most)
+        return read_prompts(most)
+
+    def _require_own(self, sessions: Iterable[Session]) -> None:
+        if any(session.context is not self.context for session in sessions):
+            raise DecodeError("a session of another engine; read and step it there")
 
     def _plan(self, turns: list[Turn]) -> Plan:
         """Set how much each turn drafts: what its user asked for, else one length for all others, by measurement."""

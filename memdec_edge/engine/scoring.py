@@ -29,6 +29,11 @@ class Scoring:
         self.scores: list[Sampled] = []
         self._mixture = session.mixture
 
+    @property
+    def n_unread(self) -> int:
+        """Tokens that have no score yet."""
+        return len(self.session.tokens) - 1 - len(self.scores)
+
     def read(self, most: int) -> int:
         """Decode at most `most` tokens with the logits after each; return how many are left. Errors: see prefill()."""
         session = self.session
@@ -38,7 +43,7 @@ class Scoring:
             rows = [context.feed_rows(session.tokens[begin:end], session.slot, SLICE) for context in session.contexts]
             for at, found in enumerate(zip(*rows, strict=True), begin + 1):
                 self.scores.append(self._score(at, found))
-            return len(session.tokens) - 1 - end
+            return self.n_unread
 
     def _score(self, at: int, rows: Sequence[Row]) -> Sampled:
         """The score of the token at `at`; rows: logits of base and memories before it."""

@@ -5,7 +5,7 @@ the head of its rows. A session may reserve more cells as it grows, give all of 
 beginning from a session that has the same. Knows nothing of how a round drafts and verifies.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import groupby
 from typing import Literal
@@ -15,8 +15,8 @@ import numpy as np
 from memdec_edge.engine.blend import Index, Memory, MemoryMixture
 from memdec_edge.engine.cells import Cells, Holding, exclusive
 from memdec_edge.engine.drafting import Acceptance
-from memdec_edge.engine.evidence import Reader
 from memdec_edge.engine.lookup import Lookup
+from memdec_edge.engine.reading import Piece, Reader, read
 from memdec_edge.engine.registry import Registry
 from memdec_edge.errors import ContextError, DecodeError, MemdecError, OptionError
 from memdec_edge.llama.context import Context
@@ -236,7 +236,7 @@ class Session:
         self.cells.keep(self.slot, ())
         for context in contexts:
             context.copy(lender.slot, self.slot, common)
-        self.cells.share(self.holding, lender.holding, min(self._begins(self._needed())))
+        self.cells.share(self.holding, lender.holding, len(self.tokens) - 1 - self.n_unread)
 
     def _find_length(self) -> None:
         """Finish by length at the limit, and go on below it."""
@@ -269,27 +269,29 @@ class Session:
     def prefill(self, most: int | None = None) -> int:
         """Decode all tokens but the last, or only the next `most` of them; return how many are left.
 
-        A step does that first. A caller that serves several sessions reads a long prompt in pieces, between the steps
-        of the others. Where the weights learn, they do so at the end, from the last tokens of the prompt. Raises
-        Cancelled and DecodeError; called again, it goes on.
+        A step does that first. A caller that serves several sessions reads their prompts in pieces, between the steps
+        of others: see Engine.read(). Where the weights learn, they do so at the end, from the last tokens of the
+        prompt. Raises Cancelled, DecodeError and NumericsError; called again, it goes on.
         """
+        return read_prompts({self: most})[self]
+
+    @property
+    def n_unread(self) -> int:
+        """How many tokens prefill() has to decode."""
+        return len(self.tokens) - 1 - min(piece.begin for piece in self.pieces(None))
+
+    def pieces(self, most: int | None) -> list[Piece]:
+        """What each context reads of all tokens but the last, or only of the next `most` of them."""
         if not self.tokens:
             raise DecodeError("the session has nothing to decode; give at least one token")
         self._require_open()
-        last = len(self.tokens) - 1
         evidence = self._needed()
-        begins = self._begins(evidence)
-        end = last if most is None else min(last, min(begins) + most)
-        for reader, begin in zip(self._readers, begins, strict=True):
-            if begin < end or len(reader.context.tokens[self.slot]) > last:
-                reader.read(self.tokens, self.slot, end, evidence)
-        if end == last and self.rule and len(self.tokens) not in self._weighed:
-            self._weigh(self.rule, evidence)
-        return last - end
-
-    def _begins(self, evidence: Sequence[int]) -> list[int]:
-        """How many tokens each context keeps at the next prefill()."""
-        return [reader.begin(self.tokens, self.slot, evidence) for reader in self._readers]
+        pieces = [reader.piece(self.tokens, self.slot, evidence) for reader in self._readers]
+        if most is not None:
+            end = min(piece.begin for piece in pieces) + most
+            for piece in pieces:
+                piece.end = max(min(piece.end, end), piece.begin)
+        return pieces
 
     def _needed(self) -> list[int]:
         """The positions of the tokens that the weights must still learn from: as _evidence(), or none."""
@@ -300,10 +302,12 @@ class Session:
         first = max(1, len(self.tokens) - self._learning.evidence)
         return [at for at in range(first, len(self.tokens)) if self.rates[at]]
 
-    def _weigh(self, rule: SoftBayes, evidence: list[int]) -> None:
-        """Let the weights learn from the tokens at `evidence`, in order, from their initial values on."""
-        mixture = self.mixture.after(rule.vectors)
-        for rate, group in groupby(evidence, key=self.rates.__getitem__):
+    def weigh(self) -> None:
+        """Let the weights learn from the prompt that all contexts have read, in order, from their first values on."""
+        if not self.rule or len(self.tokens) in self._weighed:
+            return
+        mixture = self.mixture.after(self.rule.vectors)
+        for rate, group in groupby(self._evidence(), key=self.rates.__getitem__):
             positions = list(group)
             log_probs = [[reader.log_prob(self.tokens, self.slot, at) for at in positions] for reader in self._readers]
             found = [self.lookup.found(self.tokens, at) for at in positions] if self.indexes else []
@@ -311,7 +315,8 @@ class Session:
                 log_probs.append([one.log_prob(self.tokens[at]) for one, at in zip(each, positions, strict=True)])
             classes = np.array([[one.klass for one in each] for each in zip(*found, strict=True)], np.int32)
             classes = classes.reshape(len(self.indexes), len(positions))
-            mixture = learn(mixture, rule.at(rate * rule.eta), np.array(log_probs), classes).mixture
+            rule = self.rule.at(rate * self.rule.eta)
+            mixture = learn(mixture, rule, np.array(log_probs), classes).mixture
         self._settle_on(mixture)
 
     def _settle_on(self, mixture: Mixture) -> None:
@@ -379,3 +384,14 @@ class Session:
 def _shortest(limit: int, memories: Iterable[Memory]) -> int:
     """The tokens that a session may hold: `limit`, or what its memories were trained for if that is less."""
     return min([limit, *(memory.model.n_ctx_train for memory in memories)])
+
+
+def read_prompts(most: Mapping[Session, int | None]) -> dict[Session, int]:
+    """Session.prefill() of several sessions of one engine, whose pieces share batches; the caller has their lock."""
+    pieces = {session: session.pieces(count) for session, count in most.items()}
+    read(piece for each in pieces.values() for piece in each)
+    left = {session: len(session.tokens) - 1 - min(piece.end for piece in each) for session, each in pieces.items()}
+    for session, count in left.items():
+        if not count:
+            session.weigh()
+    return left

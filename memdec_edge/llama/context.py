@@ -167,13 +167,12 @@ class Context:
 
     def _read(self, tokens: Sequence[int], slot: int, most: int) -> None:
         """Keep what a slot shares with `tokens`, at most `most` of them, and decode the rest."""
-        with self._alone() as owned:
+        with self._alone():
             self.use_threads(0)
             self.truncate(min(self.shared(tokens, slot), most), slot)
             for start in range(len(self.tokens[slot]), len(tokens), self.n_batch):
                 self._decode([(slot, tokens[start : start + self.n_batch])], [1])
-            # A GPU works on after llama_decode: times are to count all of it.
-            llama_cpp.llama_synchronize(owned.pointer)
+            self.wait()
 
     def feed_rows(self, tokens: Sequence[int], slot: int = 0, most: int = 1 << 30) -> Iterator[Row]:
         """Decode `tokens` after what a slot holds; yield the logits after each, in order, as feed() does.
@@ -195,6 +194,11 @@ class Context:
         what it held.
         """
         self._decode(parts, [len(tokens) for _, tokens in parts] if wanted is None else wanted)
+
+    def wait(self) -> None:
+        """Let a GPU end its work, which it goes on with after a decode: times are to count all of it."""
+        with self._alone() as owned:
+            llama_cpp.llama_synchronize(owned.pointer)
 
     def use_threads(self, count: int) -> None:
         """Decode with `count` threads from here on; 0: with as many as the options say, as prefill() does."""

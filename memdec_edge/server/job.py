@@ -72,3 +72,10 @@ class Job:
     def n_tokens(self) -> int:
         """Tokens so far."""
         return len(self.stream.session.tokens) if self.stream else len(self.request.tokens)
+
+    @property
+    def n_unread(self) -> int:
+        """Tokens that it has still to read; those that want a score come first."""
+        if self.scoring:
+            return self.scoring.n_unread
+        return self.stream.session.n_unread if self.stream else 0

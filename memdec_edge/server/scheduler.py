@@ -1,15 +1,15 @@
 """The one thread that steps the engine: what is decoded next, and who is told of it.
 
-A turn of the thread gives slots to jobs (admission.py), reads a piece of one prompt and steps all streams that are
-read. A piece takes about as long as a step, so a long prompt slows the other streams down to about a half. A stream
-that lacks cells with no other beside it ends by its length. Knows nothing of HTTP.
+A turn of the thread gives slots to jobs (admission.py), reads pieces of prompts in common batches and steps all streams
+that are read. The pieces together take about as long as a step, so prompts slow the other streams down to about a half.
+A stream that lacks cells with no other beside it ends by its length. Knows nothing of HTTP.
 """
 
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -27,10 +27,11 @@ from memdec_edge.errors import (
 from memdec_edge.server.admission import Admission
 from memdec_edge.server.job import End, Event, Job, Progress, Scores
 from memdec_edge.server.totals import Totals
+from memdec_edge.streams import read_together
 
 T = TypeVar("T")
-LEAST = 16  # tokens of a piece
-STEPS = 1.0  # that a piece of a prompt takes as long as: with 2.0 the gap between tokens grew more than threefold
+LEAST = 16  # tokens of prompts in a turn
+STEPS = 1.0  # that these take as long as: with 2.0 the gap between tokens grew more than threefold
 ENDING = "the server is about to end"
 
 log = logging.getLogger("memdec_edge.server")
@@ -44,7 +45,7 @@ class Scheduler:
 
     def __init__(self, engine: Engine, queue: int) -> None:
         self.engine, self.totals = engine, Totals()
-        self._queue, self._last_read = queue, -1
+        self._queue = queue
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._closing = self._stopped = False
         self._wake = threading.Condition()  # guards what several threads change
@@ -201,40 +202,58 @@ class Scheduler:
     # --- decoding ---------------------------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        """Read a piece of one prompt; the jobs that read take turns."""
-        reading = [job for job in self.active if job.reading]
-        if not reading:
+        """Read pieces of the prompts: how much of each, see divided()."""
+        jobs = [job for job in self.active if job.reading]
+        if not jobs:
             return
-        job = next((job for job in reading if job.born > self._last_read), reading[0])
-        self._last_read = job.born
-        assert job.stream
-        most, begin = self._piece(), time.perf_counter()
-        before = self.engine.context.n_decoded
-        try:
-            if job.scoring:
-                left = job.scoring.read(most)
-                if not left:
-                    self._tell(job, Scores(job.scoring.scores))
-                    job.scoring = None
-                left = left or 1  # the session itself has not read them yet
-            else:
-                left = job.stream.read_some(most)
-        except Cancelled:
-            raise
-        except MemdecError as error:
-            self._fail(job, error)
-            return
+        unread = [job.n_unread for job in jobs]
+        shares = divided(unread, self._most())
+        pieces = {job: share for job, share, n in zip(jobs, shares, unread, strict=True) if share or not n}
+        begin, before = time.perf_counter(), self.engine.context.n_decoded
+        left = self._read_pieces({job: share for job, share in pieces.items() if not job.scoring})
+        for job in [job for job in pieces if job.scoring]:
+            left |= self._score_piece(job, pieces[job])
         seconds, count = time.perf_counter() - begin, self.engine.context.n_decoded - before
         self.totals.read(count, seconds)
         if count:
             self._read_rate = _average(self._read_rate, count / seconds)
-        job.reading = left > 0
-        self._tell_progress(job, job.n_tokens - left - 1 if left else job.n_tokens)
-        if not job.reading and self._is_over(job):
-            self._end(job)
+        for job, n in left.items():
+            job.reading = n > 0
+            self._tell_progress(job, job.n_tokens - n - 1 if n else job.n_tokens)
+            if not job.reading and self._is_over(job):
+                self._end(job)
 
-    def _piece(self) -> int:
-        """Tokens of a prompt that are read in one go."""
+    def _read_pieces(self, pieces: Mapping[Job, int]) -> dict[Job, int]:
+        """Read so many tokens of each prompt in common batches; return how many are left of those that did not fail."""
+        streams = {job.stream: share for job, share in pieces.items() if job.stream}
+        try:
+            return dict(zip(pieces, read_together(self.engine, streams).values(), strict=True))
+        except Cancelled:
+            raise
+        except MemdecError as error:
+            if len(pieces) > 1:  # whichever it was, the others go on
+                return {job: n for one in pieces for job, n in self._read_pieces({one: pieces[one]}).items()}
+            for job in pieces:
+                self._fail(job, error)
+            return {}
+
+    def _score_piece(self, job: Job, most: int) -> dict[Job, int]:
+        """The same of a prompt whose tokens want scores, by itself: base and memories read it side by side."""
+        assert job.scoring
+        try:
+            left = job.scoring.read(most)
+        except Cancelled:
+            raise
+        except MemdecError as error:
+            self._fail(job, error)
+            return {}
+        if not left:
+            self._tell(job, Scores(job.scoring.scores))
+            job.scoring = None
+        return {job: left or 1}  # the session itself has not read them yet
+
+    def _most(self) -> int:
+        """Tokens of prompts that are read in one turn."""
         most = self.engine.context.n_batch
         if all(job.reading for job in self.active):
             return most
@@ -325,3 +344,21 @@ class Scheduler:
 def _average(before: float, value: float) -> float:
     """A mean that forgets."""
     return value if not before else 0.8 * before + 0.2 * value
+
+
+def divided(unread: Sequence[int], most: int) -> list[int]:
+    """Divide `most` tokens of a turn among prompts, with so many unread tokens each, the oldest prompt first.
+
+    The oldest gets at least an even share, so that shorter ones cannot hold it up. The rest goes to the shortest. Where
+    some come to their end, longer ones get no more than an even share: the streams of those wait for the turn's end.
+    """
+    even = -(-most // max(sum(map(bool, unread)), 1))
+    shares = [min(unread[0], even), *(0 for _ in unread[1:])]
+    rest, ends = most - shares[0], False
+    for at in sorted(range(len(unread)), key=unread.__getitem__):
+        more = unread[at] - shares[at]
+        if more > rest:
+            more = min(rest, even - shares[at]) if ends else rest
+        shares[at], rest = shares[at] + more, rest - more
+        ends = ends or 0 < unread[at] == shares[at]
+    return shares

@@ -8,9 +8,12 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from memdec_edge.engine import Engine
+from memdec_edge.engine import Engine, MemoryMixture
 from memdec_edge.errors import (
     ContextError,
     DecodeError,
@@ -20,15 +23,15 @@ from memdec_edge.errors import (
     OverloadError,
     UnavailableError,
 )
-from memdec_edge.options import GenerationOptions, MemoryOptions, SamplingOptions
+from memdec_edge.options import GenerationOptions, MemoryOptions, MixtureOptions, SamplingOptions
 from memdec_edge.results import Chunk
 from memdec_edge.server.admission import SHARED
 from memdec_edge.server.job import End, Event, Job, Progress
-from memdec_edge.server.scheduler import Scheduler
+from memdec_edge.server.scheduler import Scheduler, divided
 from memdec_edge.streams import Request, generate
 from tests.conftest import Family
 from tests.support.plain import FOUR, WARM, Plain, prompts, same
-from tests.support.tiny import tiny_checkpoint, tiny_gguf
+from tests.support.tiny import edit_tensors, tiny_checkpoint, tiny_gguf
 
 PATIENCE = 30.0
 
@@ -255,6 +258,61 @@ def test_a_long_prompt_is_read_between_the_tokens_of_others(family: Family) -> N
             assert all(any(begin < when < end for when, _ in one.events) for one in listeners)
         for job, _ in running:
             desk.scheduler.cancel(job)
+
+
+@given(st.lists(st.integers(0, 5000), min_size=1, max_size=20), st.integers(1, 2048))
+def test_a_turn_is_divided_among_all_prompts(unread: list[int], most: int) -> None:
+    shares, n = divided(unread, most), sum(map(bool, unread))
+    assert sum(shares) <= most
+    assert all(0 <= share <= left for share, left in zip(shares, unread, strict=True))
+    assert shares[0] >= min(unread[0], most / max(n, 1))  # the oldest never starves
+    done = [left for share, left in zip(shares, unread, strict=True) if share == left > 0]
+    if sum(unread) <= most:
+        assert shares == unread
+    elif not done:
+        assert sum(shares) == most
+    waiting = [left for share, left in zip(shares[1:], unread[1:], strict=True) if share < left]
+    assert all(
+        share == left for share, left in zip(shares[1:], unread[1:], strict=True) if left < min(waiting, default=0)
+    )
+
+
+def test_a_turn_gives_long_prompts_an_even_share_where_short_ones_end_with_it() -> None:
+    assert divided([1000, 39, 39, 39], 512) == [128, 39, 39, 39]
+    assert divided([39, 39, 1000, 39], 512) == [39, 39, 128, 39]
+    assert divided([3000, 3000], 512) == [512, 0]
+    assert divided([3000, 2000], 512) == [256, 256]
+    assert divided([3000], 512) == [512]
+    assert divided([3000, 39, 20], 16) == [6, 0, 10]
+
+
+def test_short_prompts_do_not_wait_for_a_long_one_that_came_before(family: Family) -> None:
+    with at_work(family, 1024) as desk:
+        jobs = [desk.job((prompts(9)[8] * 60)[:480], 4), *(desk.job(prompt, 4) for prompt in prompts(3))]
+        long, *short = desk.submit(*jobs)
+        ends = [listener.events[-1][0] for listener in short if listener.end]
+        assert long.end.chunk.finish_reason == "length"
+        assert max(ends) < long.events[0][0]
+        assert desk.scheduler.totals.reads < 3 + 480 / 16
+
+
+def test_a_prompt_that_cannot_be_read_ends_its_job_and_the_others_read_with_it_go_on(
+    family: Family, tmp_path: Path
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "nan", seed=6)
+    edit_tensors(checkpoint, {"model.norm.weight": np.full(64, 3e38, np.float32)})
+    broken = tiny_gguf(tmp_path / "memdec-nan.gguf", checkpoint, role="memory")
+    with at_work(family, 512) as desk:
+        usual = desk.engine.mixture(MixtureOptions())
+        memory = desk.engine.add(MemoryOptions(broken, 0.3))
+        bad, *good = [desk.job(prompt, 4) for prompt in prompts(4, 40)]
+        mixture = MemoryMixture.of([(memory, 0.5)], MixtureOptions())
+        for job, chosen in zip((bad, *good), (mixture, usual, usual, usual), strict=True):
+            job[0].request = replace(job[0].request, mixture=chosen)
+        told = desk.submit(good[0], bad, *good[1:])
+        assert isinstance(told[1].last, NumericsError)
+        assert [listener.end.chunk.timings.predicted_n for listener in (told[0], *told[2:])] == [4, 4, 4]
+        desk.engine.remove(memory)
 
 
 def test_prompts_with_a_common_beginning_are_read_once_even_when_they_come_together(family: Family) -> None:
