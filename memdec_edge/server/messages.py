@@ -162,7 +162,7 @@ class Blocks:
     """Content blocks, one after the other."""
 
     def __init__(self) -> None:
-        self._index, self._kind = -1, ""
+        self._index, self._kind = -1, ""  # the kind of a call is its id
 
     def text(self, kind: str, text: str) -> list[dict[str, Any]]:
         """More of a block of text or thinking, which begins where another kind was before."""
@@ -175,10 +175,14 @@ class Blocks:
         return [*events, self._event("content_block_delta", delta=delta)]
 
     def call(self, call: Call) -> list[dict[str, Any]]:
-        """A whole block of a call."""
-        events = self.close() + self._begin("tool_use", _tool_use(call, whole=False))
-        delta = {"type": "input_json_delta", "partial_json": call.arguments}
-        return [*events, self._event("content_block_delta", delta=delta), *self.close()]
+        """More of a block of a call, which begins where another kind or call was before."""
+        events: list[dict[str, Any]] = []
+        if self._kind != call.id:
+            events += self.close() + self._begin(call.id, _tool_use(call, whole=False))
+        if call.arguments:
+            delta = {"type": "input_json_delta", "partial_json": call.arguments}
+            events.append(self._event("content_block_delta", delta=delta))
+        return events
 
     def close(self) -> list[dict[str, Any]]:
         """End the block at work."""
