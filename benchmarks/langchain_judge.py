@@ -6,8 +6,8 @@
 
 Serves SmolLM2 and lets the Python that is named ask it:
 
-- `ChatModelIntegrationTests` of langchain-tests over `ChatOpenAI`, each test by itself: which pass? With --real, a Python
-  that has xllamacpp, they run against llama.cpp's own server too, and what that passes and ours does not is marked.
+- `ChatModelIntegrationTests` of langchain-tests over `ChatOpenAI`: which tests pass? With --real, a Python that has
+  xllamacpp, they run against llama.cpp's own server too. What that passes and ours does not is marked.
 - litellm: an answer, a stream, a tool call that must come, and a stream of one.
 - schemathesis against our description of all routes: an answer of 5xx, or one that is not declared, is a failure.
 

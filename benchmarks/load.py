@@ -7,12 +7,13 @@ base alone, with base and memory, and the same without drafts; llama.cpp's own (
 xllamacpp); llama-cpp-python's (--python names one that has its extra [server]; default: this one). Four parts:
 
 1. A mixed load, half short and half long prompts cut from TEXT, 32 to 128 tokens each, for all but the one without
-   drafts. Every prompt begins elsewhere, so no cache helps. The servers take turns, and all get the same prompts. Figures:
-   generated tokens a second, prompts included; milliseconds to the first token; milliseconds between tokens.
-2. Streams that decode all at once: tokens a second while every one of them writes, without drafts, over those of a single
+   drafts. Every prompt begins elsewhere, so no cache helps. The servers take turns, and all get the same prompts.
+   Figures: generated tokens a second, prompts included; milliseconds to the first token; milliseconds between tokens.
+2. Streams that decode all at once: tokens a second while every one of them writes, without drafts, over those of one
    stream. Beside it what the pair's own table of rows allows: N rows in the time of one, base and memory in turn,
    decoded without a server.
-3. A prompt of 3,000 tokens that arrives among seven streams: the gap between their tokens before it and while it is read.
+3. A prompt of 3,000 tokens that arrives among seven streams: the gap between their tokens before it, and while it is
+   read.
 4. The builds: versions and instruction sets, which differ.
 
 Tokens that come within 2 ms of each other, as drafted ones do, count as one for gaps. A full run takes about 6 minutes

@@ -80,8 +80,8 @@ def commands(settings: Settings, say: Callable[[str], object]) -> dict[str, list
     if settings.real:
         judge = Path(__file__).with_name("server_judge.py")
         found[LLAMA_SERVER] = [
-            settings.real, str(judge), "--model", str(settings.base), "--be", "real", "--kv-unified", "--threads", threads,
-            "--ctx-size", context, "--parallel", slots, "--batch-size", str(BATCH), "--host", "127.0.0.1",
+            settings.real, str(judge), "--model", str(settings.base), "--be", "real", "--kv-unified", "--threads",
+            threads, "--ctx-size", context, "--parallel", slots, "--batch-size", str(BATCH), "--host", "127.0.0.1",
         ]  # fmt: skip
     else:
         say("llama-server is left out: give a Python that has xllamacpp as --real")
@@ -94,8 +94,8 @@ def commands(settings: Settings, say: Callable[[str], object]) -> dict[str, list
     else:
         found[PYTHON] = [
             settings.python, "-m", "llama_cpp.server", "--model", str(settings.base), "--n_threads", threads,
-            "--n_threads_batch", threads, "--n_ctx", str(settings.context // 2), "--n_batch", str(BATCH), "--flash_attn",
-            "true", "--interrupt_requests", "false", "--verbose", "false", "--host", "127.0.0.1",
+            "--n_threads_batch", threads, "--n_ctx", str(settings.context // 2), "--n_batch", str(BATCH),
+            "--flash_attn", "true", "--interrupt_requests", "false", "--verbose", "false", "--host", "127.0.0.1",
         ]  # fmt: skip
     return found
 

@@ -28,13 +28,30 @@ from typing import Any
 import psutil
 
 KEY = "the right one"
+HEADERS = {"X-Api-Key": KEY, "Content-Type": "application/json"}
 PATIENCE = 300.0  # seconds for one request
 MOST_BODY = 1 << 18  # bytes that the server takes
 GROWTH = 0.02  # of resident memory that is let pass
-WORDS = "heart blood a fever the lungs of disease with is no iron in red cells".split()
+WORDS = [
+    "heart",
+    "blood",
+    "a",
+    "fever",
+    "the",
+    "lungs",
+    "of",
+    "disease",
+    "with",
+    "is",
+    "no",
+    "iron",
+    "in",
+    "red",
+    "cells",
+]
 CLIENT = """import http.client, sys
 connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=300)
-connection.request("POST", "/completion", sys.argv[2], {"X-Api-Key": sys.argv[3]})
+connection.request("POST", "/completion", sys.argv[2], {"X-Api-Key": sys.argv[3], "Content-Type": "application/json"})
 answer = connection.getresponse()
 while answer.read1(64):
     print("more", flush=True)
@@ -71,7 +88,7 @@ class Server:
         connection = self.connect()
         try:
             data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-            connection.request(method, path, data, {"Content-Type": "application/json", "X-Api-Key": key})
+            connection.request(method, path, data, HEADERS | {"X-Api-Key": key})
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
         finally:
@@ -167,7 +184,7 @@ class Kinds:
 
     def leave_at_once(self, rng: random.Random) -> str:
         connection = self.server.connect()
-        connection.request("POST", "/completion", self._endless(rng), {"X-Api-Key": KEY})
+        connection.request("POST", "/completion", self._endless(rng), HEADERS)
         time.sleep(rng.random() * 0.2)
         connection.close()
         return "left"
@@ -175,10 +192,11 @@ class Kinds:
     def leave_stream(self, rng: random.Random) -> str:
         body = {"prompt": self._words(rng, 20), "ignore_eos": True, "stream": True}
         connection = self.server.connect()
-        connection.request("POST", "/completion", json.dumps(body).encode(), {"X-Api-Key": KEY})
+        connection.request("POST", "/completion", json.dumps(body).encode(), HEADERS)
         answer = connection.getresponse()
         for _ in range(rng.randint(1, 6)):
             answer.readline()
+        answer.close()  # it keeps the socket open by itself
         connection.close()
         return "left"
 

@@ -120,7 +120,7 @@ class Engine:
         return memory
 
     def open(self, options: MemoryOptions) -> Voice:
-        """The first part of add(), while sessions step in other threads; attach() is the second. See Registry.open()."""
+        """The first part of add(), while sessions may step; attach() is the second. See Registry.open()."""
         return self.registry.open(options)
 
     @exclusive

@@ -53,7 +53,8 @@ class TokenScorer:
 class Scoring:
     """Scores the tokens of a session that has read nothing, piece by piece; then the session can go on from them.
 
-    top: see TokenScorer. scores: of the second token, the third and so on, as far as read; the first has nothing before it.
+    top: see TokenScorer. scores: of the second token, the third and so on, as far as read; nothing stands before the
+    first.
     """
 
     def __init__(self, session: Session, top: int) -> None:

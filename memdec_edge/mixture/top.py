@@ -58,8 +58,8 @@ def top_of(
 ) -> Top:
     """The `count` likeliest tokens at one position.
 
-    mixed: float32 [n_vocab], as mix() wrote it; lifted: its offset(); rows: what was mixed there, the base's first, with
-    their statistics; temperatures: of the memories.
+    mixed: float32 [n_vocab], as mix() wrote it; lifted: its offset(); rows, stats: what was mixed there, the base's
+    first; temperatures: of the memories.
     """
     models = (
         _likely(row[: len(mixed)], stat, temperature, count)

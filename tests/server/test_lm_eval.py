@@ -54,15 +54,28 @@ def test_both_ways_give_the_same_numbers_texts_and_flags(family: Family, tasks: 
         client = LocalCompletionsAPI(base_url=f"{web.url}/v1/completions", model="tiny", max_length=LONGEST + 2)
         assert client.tokenizer_backend == "remote"
         over_http = samples(client, tasks, *TASKS)
-    given = {} if lam is None else {"memory": family.memory, "lam": lam}
+    given: dict[str, Any] = {} if lam is None else {"memory": family.memory, "lam": lam}
     model = MemdecLM(base=family.base, max_length=LONGEST, batch_size=1, **given, **EXACT)
     in_process = samples(model, tasks, *TASKS)
     model.close()
-    flags = set()
     for name in TASKS:
         assert len(over_http[name]) == len(in_process[name]) == len(TASKS[name][1])
         for mine, theirs in zip(in_process[name], over_http[name], strict=True):
             assert mine["resps"] == theirs["resps"]  # floats too: not a bit differs
-            if name == "choices":
-                flags |= {greedy for [(_, greedy)] in mine["resps"]}
-    assert False in flags
+
+
+def test_both_ways_know_a_greedy_continuation(family: Family) -> None:
+    with serving(open_model(family.base, [MemoryOptions(family.memory)], LoadOptions(n_seq=1, **EXACT))) as web:
+        prompt = web.post("/tokenize", {"content": SENTENCES[0]}).body["tokens"]
+        asked = {"prompt": prompt, "n_predict": 5, "temperature": 0, "ignore_eos": True, "return_tokens": True}
+        likeliest = web.post("/completion", asked | {"memory": 0.4}).body["tokens"]
+        client = LocalCompletionsAPI(base_url=f"{web.url}/v1/completions", model="tiny")
+        changed = [*likeliest[:-1], likeliest[-1] + 1]
+        requests = [(None, prompt, likeliest), (None, prompt, changed)]
+        web.post("/memories", {"weights": [{"id": 0, "lambda": 0.4}]})
+        over_http = client._loglikelihood_tokens(requests)
+    model = MemdecLM(base=family.base, memory=family.memory, lam=0.4, batch_size=1, **EXACT)
+    in_process = model._loglikelihood_tokens([(("", ""), context, tokens) for _, context, tokens in requests])
+    model.close()
+    assert over_http == in_process
+    assert [greedy for _, greedy in in_process] == [True, False]
