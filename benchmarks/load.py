@@ -50,6 +50,7 @@ SLOTS, CONTEXT = 16, 16_384
 HELD, TIMED = 64, 15  # tokens that each slot holds in the table of rows, and decodes of each number of rows
 ROWS_WRITTEN = 48  # tokens of each stream beside it
 ARRIVING, BESIDE = 3000, 7  # tokens of the long prompt, and streams beside it
+FRESH = httpx2.Limits(max_keepalive_connections=0)  # llama-server may close one that waits for its next request
 QUIET = 3.0  # seconds that these streams run before it
 
 
@@ -71,6 +72,14 @@ class Asked:
 
 async def ask(client: httpx2.AsyncClient, server: Server, asked: Asked, seed: int) -> None:
     """Stream one completion. Raises SystemExit for an answer that is none."""
+    try:
+        await stream(client, server, asked, seed)
+    except httpx2.TransportError as error:
+        raise SystemExit(f"{server.name}: {error}; its log ends: {server.said}") from error
+
+
+async def stream(client: httpx2.AsyncClient, server: Server, asked: Asked, seed: int) -> None:
+    """Ask, and note when each piece of text comes."""
     body = {"prompt": asked.prompt, "max_tokens": asked.n_tokens, "temperature": 0.8, "seed": seed, "stream": True}
     asked.begin = time.perf_counter()
     async with client.stream("POST", f"{server.url}/v1/completions", json=body | server.body) as answer:
@@ -92,7 +101,7 @@ async def together(server: Server, every: Sequence[Asked], streams: int, seed: i
     """Answer all requests, so many at a time; return the seconds."""
     waiting = list(enumerate(every))[::-1]
     begin = time.perf_counter()
-    async with httpx2.AsyncClient(timeout=600, limits=httpx2.Limits(max_connections=None)) as client:
+    async with httpx2.AsyncClient(timeout=600, limits=FRESH) as client:
 
         async def work() -> None:
             while waiting:
@@ -223,7 +232,7 @@ async def arrival(server: Server, text: Text, length: int, seed: int) -> dict[st
     rng = random.Random(seed)
     beside = [Asked(text.cut(rng, SHORT[0]), 1500) for _ in range(BESIDE)]
     late = Asked(text.cut(rng, length), 4)
-    async with httpx2.AsyncClient(timeout=600) as client:
+    async with httpx2.AsyncClient(timeout=600, limits=FRESH) as client:
         tasks = [asyncio.create_task(ask(client, server, asked, seed + n)) for n, asked in enumerate(beside)]
         while min(len(asked.times) for asked in beside) < 10:
             await asyncio.sleep(0.05)
@@ -291,15 +300,16 @@ def main() -> None:
         )  # fmt: skip
         text = Text(vocabulary, given.text)
         with running(settings, say) as servers:
-            for server in servers.values():
-                say(f"{server.name}: {server.build}")
+            builds = {server.build: server.name.partition(",")[0] for server in servers.values()}
+            for build, name in builds.items():
+                say(f"{name}: {build}")
             result = {
                 "benchmark": "load",
                 "threads": given.threads,
                 "mixed": mixed_load(servers, text, given.streams, given.rounds),
                 "rows": against_the_table(servers[PLAIN], text, given),
                 "arrival": arrivals(servers, text, given.arriving, max(given.rounds // 2, 1)),
-                "builds": {server.name: server.build for server in servers.values()},
+                "builds": {name: build for build, name in builds.items()},
             }
     say(json.dumps(result))
     if given.out:

@@ -1,6 +1,6 @@
 """Servers of a load test, each a process of its own: ours, llama.cpp's, and llama-cpp-python's. Knows no load.
 
-llama.cpp's own server comes from the package xllamacpp, in the environment of another Python; server_judge.py starts it.
+llama.cpp's own comes from the package xllamacpp, in the environment of another Python; server_judge.py starts it.
 llama-cpp-python's needs its extra [server]; where that is not installed it is left out, with a line that says so.
 """
 
@@ -53,7 +53,12 @@ class Server:
             except httpx2.TransportError:
                 pass
             time.sleep(0.1)
-        raise SystemExit(f"{self.name} does not start: {self.log.read_text(errors='replace')[-800:]}")
+        raise SystemExit(f"{self.name} does not start: {self.said}")
+
+    @property
+    def said(self) -> str:
+        """The end of its log."""
+        return self.log.read_text(errors="replace")[-800:]
 
 
 @dataclass(frozen=True)

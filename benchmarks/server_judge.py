@@ -91,7 +91,7 @@ def be_real(asked: argparse.Namespace, model: str) -> None:
     params.n_batch = params.n_ubatch = asked.batch_size or 512
     params.kv_unified, params.ctx_shift = asked.kv_unified, asked.context_shift
     params.endpoint_metrics, params.endpoint_slots = asked.metrics, asked.slots
-    params.sampling.seed, params.sampling.temp = asked.seed, asked.temp
+    params.sampling.seed, params.sampling.temp = asked.seed % 2**32, asked.temp
     params.use_jinja, params.warmup = not asked.no_jinja, False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = asked.threads or 1
     if asked.alias:

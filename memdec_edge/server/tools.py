@@ -16,6 +16,7 @@ from memdec_edge.errors import OptionError
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\\n]|\\["\\/bfnrt])*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+EMPTY: Mapping[str, Any] = {"type": "object", "properties": {}}  # parameters of a function without any
 CLOSING = re.compile(r"\s*\}\s*")
 Taken = tuple[str, list["Call"], bool]
 TOLD = """You may call these functions:
@@ -81,7 +82,8 @@ class Toolbox:
         shared: dict[str, Any] = {}
         for tool in self.tools:
             if tool["function"]["name"] in self.forced:
-                parameters = dict(tool["function"].get("parameters") or {"type": "object", "properties": {}})
+                # A model that is small invents arguments where a schema does not say that there are no others.
+                parameters = {"additionalProperties": False} | dict(tool["function"].get("parameters") or EMPTY)
                 for key in ("$defs", "definitions"):  # references begin at the root
                     if key in parameters:
                         shared[key] = shared.get(key, {}) | parameters.pop(key)

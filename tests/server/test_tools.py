@@ -96,6 +96,16 @@ def test_a_choice_that_names_no_tool_is_refused(choice: Any) -> None:
         Toolbox.of([WEATHER], choice)
 
 
+@pytest.mark.parametrize(("given_", "kept"), [(None, False), (True, True), (False, False)])
+def test_a_forced_call_has_no_arguments_that_its_schema_does_not_know(given_: bool | None, kept: bool) -> None:
+    parameters: dict[str, Any] = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    parameters |= {} if given_ is None else {"additionalProperties": given_}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    schema = Toolbox.of(tools, "required").schema
+    assert schema
+    assert schema["properties"]["arguments"]["additionalProperties"] is kept
+
+
 def test_a_template_without_tools_is_told_of_them_in_the_system_message() -> None:
     calls = [{"id": "1", "function": {"name": "now", "arguments": {}}}]
     messages: list[dict[str, Any]] = [
