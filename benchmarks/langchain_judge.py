@@ -153,12 +153,12 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=20, help="of each route that schemathesis makes up")
     given = parser.parse_args()
     ours = [sys.executable, "-m", "memdec_edge", "serve", "-m", given.model, "-np", "2", "-c", "4096", "--grace", "0",
-            "--max-tokens", "200", "-t", str(given.threads)]  # fmt: skip
+            "-t", str(given.threads)]  # fmt: skip
     judge = str(Path(__file__).with_name("server_judge.py"))
     theirs = [given.real, judge, "--model", given.model, "--be", "real", "--ctx-size", "4096", "--parallel", "2",
               "--kv-unified", "--threads", str(given.threads or os.cpu_count()), "--host", "127.0.0.1"]  # fmt: skip
     result: dict[str, object] = {"benchmark": "langchain_judge"}
-    with serving(ours) as url:
+    with serving([*ours, "--max-tokens", "200"]) as url:
         if "langchain" in given.only:
             mine, others = langchain(given.python, url), dict[str, str]()
             if given.real:
@@ -174,10 +174,11 @@ def main() -> None:
         if "litellm" in given.only:
             result["litellm"] = litellm(given.python, url)
             print(f"litellm: {result['litellm'] or 'an answer, a stream and tool calls'}", flush=True)
-        if "schemathesis" in given.only:
+    if "schemathesis" in given.only:
+        with serving([*ours, "--max-tokens", "4"]) as url:
             made, failures = schemathesis(given.python, url, given.examples)
-            print(f"schemathesis: {made} requests, {len(failures)} failures", *failures, sep="\n", flush=True)
-            result |= {"requests": made, "failures": failures}
+        print(f"schemathesis: {made} requests, {len(failures)} failures", *failures, sep="\n", flush=True)
+        result |= {"requests": made, "failures": failures}
     print(json.dumps(result))
 
 

