@@ -5,9 +5,9 @@
 Starts `memdec-edge serve` and asks it from several threads at a time: short and long prompts, streams, schemas, tools,
 log-probs; malformed, oversized and without a valid key; and clients that leave at once, in the middle of a stream, or
 by kill -9. The order is drawn from --seed. Every request must come to the end that its kind has: an answer with the
-right status, or our own leaving. Afterwards every slot and cell must be free. Resident memory at the end may be 2 % more
-than after half of the requests: the first some hundred fill the allocator's arenas. Exits with 1 where one of this does
-not hold. The last line is one JSON object.
+right status, or our own leaving. Afterwards every slot and cell must be free. Resident memory may grow by 2 % over the
+second half of the requests; the first some hundred fill the allocator's arenas. Exits with 1 where one of this does not
+hold. The last line is one JSON object.
 """
 
 import argparse
