@@ -15,7 +15,7 @@ from memdec_edge.errors import OptionError
 from memdec_edge.results import Chunk, Timings
 from memdec_edge.server import chats
 from memdec_edge.server.chats import Chat, Choice, Told, several
-from memdec_edge.server.events import DONE, Events, unless_gone
+from memdec_edge.server.events import DONE, STREAMED, Events, unless_gone
 from memdec_edge.server.figures import FINGERPRINT, progress_of, progress_timings, timings_of, usage_of
 from memdec_edge.server.job import End, Progress, Scores
 from memdec_edge.server.logprobs import Legacy, entry_with_tops, joined, memory_of
@@ -326,8 +326,11 @@ def router(service: Service) -> APIRouter:
         return {"object": "response.input_tokens", "input_tokens": len(prompted.tokens)}
 
     for prefix in ("/v1", ""):
-        routes.add_api_route(f"{prefix}/chat/completions", chat, methods=["POST"], summary="Answer a chat")
-        routes.add_api_route(f"{prefix}/completions", text, methods=["POST"], summary="Continue a text")
+        for path, answer, summary in (
+            ("chat/completions", chat, "Answer a chat"),
+            ("completions", text, "Continue a text"),
+        ):
+            routes.add_api_route(f"{prefix}/{path}", answer, methods=["POST"], summary=summary, responses=STREAMED)
         routes.add_api_route(
             f"{prefix}/chat/completions/input_tokens", tokens, methods=["POST"], summary="Count the tokens of a chat"
         )

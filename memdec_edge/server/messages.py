@@ -15,7 +15,7 @@ from memdec_edge.errors import OptionError
 from memdec_edge.results import Timings
 from memdec_edge.server import chats
 from memdec_edge.server.chats import Chat, Choice
-from memdec_edge.server.events import Events, unless_gone
+from memdec_edge.server.events import STREAMED, Events, unless_gone
 from memdec_edge.server.schemas import ChatRequest, MessagesRequest
 from memdec_edge.server.service import Service, new_id
 from memdec_edge.server.tools import Call, read_json
@@ -236,7 +236,9 @@ def router(service: Service) -> APIRouter:
         return {"input_tokens": len((await chats.count(chat_of(body), service)).tokens)}
 
     for prefix in ("/v1", ""):
-        routes.add_api_route(f"{prefix}/messages", message, methods=["POST"], summary="Answer a message")
+        routes.add_api_route(
+            f"{prefix}/messages", message, methods=["POST"], summary="Answer a message", responses=STREAMED
+        )
         routes.add_api_route(
             f"{prefix}/messages/count_tokens", tokens, methods=["POST"], summary="Count the tokens of a message"
         )

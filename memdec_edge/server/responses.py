@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from memdec_edge.errors import OptionError
 from memdec_edge.server import chats
 from memdec_edge.server.chats import Chat, Choice
-from memdec_edge.server.events import Events, unless_gone
+from memdec_edge.server.events import STREAMED, Events, unless_gone
 from memdec_edge.server.figures import progress_of, progress_timings, timings_of
 from memdec_edge.server.logprobs import memory_of
 from memdec_edge.server.schemas import ChatRequest, ResponsesRequest
@@ -245,7 +245,9 @@ def router(service: Service) -> APIRouter:
         return {"object": "response.input_tokens", "input_tokens": len(prompted.tokens)}
 
     for prefix in ("/v1", ""):
-        routes.add_api_route(f"{prefix}/responses", response, methods=["POST"], summary="Answer, as a response")
+        routes.add_api_route(
+            f"{prefix}/responses", response, methods=["POST"], summary="Answer, as a response", responses=STREAMED
+        )
         routes.add_api_route(
             f"{prefix}/responses/input_tokens",
             tokens,
