@@ -131,7 +131,7 @@ def schemathesis(python: str, url: str, examples: int) -> tuple[int, list[str]]:
     """How many requests schemathesis made, and what it found."""
     with tempfile.TemporaryDirectory() as folder:  # where it keeps what it found
         done = subprocess.run(
-            [str(Path(python).absolute().with_name("schemathesis")), "run", f"{url}/openapi.json", "--max-examples",
+            [str(Path(python).with_name("schemathesis")), "run", f"{url}/openapi.json", "--max-examples",
              str(examples), "--checks", "not_a_server_error,status_code_conformance,content_type_conformance",
              "--request-timeout", "60", "--seed", "1", "--no-color", "--phases", "examples,coverage,fuzzing",
              "--exclude-path", "/v1/embeddings", "--exclude-path", "/embeddings", "--continue-on-failure"],
@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--examples", type=int, default=20, help="of each route that schemathesis makes up")
     given = parser.parse_args()
+    python = str(Path(given.python).absolute())  # a link into an environment is not followed
     ours = [sys.executable, "-m", "memdec_edge", "serve", "-m", given.model, "-np", "2", "-c", "4096", "--grace", "0",
             "-t", str(given.threads)]  # fmt: skip
     judge = str(Path(__file__).with_name("server_judge.py"))
@@ -162,10 +163,10 @@ def main() -> None:
     result: dict[str, object] = {"benchmark": "langchain_judge"}
     with serving([*ours, "--max-tokens", "200"]) as url:
         if "langchain" in given.only:
-            mine, others = langchain(given.python, url), dict[str, str]()
+            mine, others = langchain(python, url), dict[str, str]()
             if given.real:
                 with serving(theirs) as other:
-                    others = langchain(given.python, other)
+                    others = langchain(python, other)
             for name, outcome in mine.items():
                 if outcome != "passed":
                     print(f"{name}: {outcome}{'  (llama-server passes)' if others.get(name) == 'passed' else ''}")
@@ -174,11 +175,11 @@ def main() -> None:
             result |= {"langchain": mine, "passed": passed, "tests": len(mine)}
             result["llama_server_passes"] = sum(outcome == "passed" for outcome in others.values())
         if "litellm" in given.only:
-            result["litellm"] = litellm(given.python, url)
+            result["litellm"] = litellm(python, url)
             print(f"litellm: {result['litellm'] or 'an answer, a stream and tool calls'}", flush=True)
     if "schemathesis" in given.only:
         with serving([*ours, "--max-tokens", "4"]) as url:
-            made, failures = schemathesis(given.python, url, given.examples)
+            made, failures = schemathesis(python, url, given.examples)
         print(f"schemathesis: {made} requests, {len(failures)} failures", *failures, sep="\n", flush=True)
         result |= {"requests": made, "failures": failures}
     print(json.dumps(result))
