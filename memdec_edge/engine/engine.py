@@ -119,6 +119,16 @@ class Engine:
         self._divide_threads()
         return memory
 
+    def open(self, options: MemoryOptions) -> Voice:
+        """The first part of add(), while sessions may step; attach() is the second. See Registry.open()."""
+        return self.registry.open(options)
+
+    @exclusive
+    def attach(self, voice: Voice) -> None:
+        """Let sessions mix() what open() gave; after an error it is the caller's to close. See Registry.attach()."""
+        self.registry.attach(voice)
+        self._divide_threads()
+
     @exclusive
     def reweight(self, memory: Voice, weight: float | None) -> None:
         """Another lambda for new sessions, see Registry.reweight(). Session.mix() changes a running one."""

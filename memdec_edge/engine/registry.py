@@ -46,31 +46,54 @@ class Registry:
         return [index for index in self.open_indexes if not index.leaving]
 
     def add(self, options: MemoryOptions) -> Voice:
-        """Open a memory or an index beside the others; after an error everything is as it was.
+        """Open a memory or an index and let new sessions use it; after an error everything is as it was.
+
+        Raises what open() and attach() do.
+        """
+        voice = self.open(options)
+        try:
+            self.attach(voice)
+        except BaseException:
+            voice.close()
+            raise
+        return voice
+
+    def open(self, options: MemoryOptions) -> Voice:
+        """Open a memory or an index, and prove that it fits the base. It changes nothing here: any thread may call it.
 
         Raises MissingFileError, ModelFileError (also for metadata that makes no sense and a context that cannot be
-        made), RoleError, PairingError, and OptionError for one too many or weights that sum to more than 1.
+        made), RoleError, PairingError, and OptionError for one too many.
         """
-        if len(self.memories) + len(self.indexes) >= MAX_MEMORIES:
-            raise OptionError("memory", options.path, f"at most {MAX_MEMORIES} can be mixed; remove one first")
+        self._require_place(options)
         with Header(options.path) as header:
             index = is_index(header.scalars())
-        added = self._add_index(options) if index else self._add_memory(options)
-        self.version += 1
-        return added
+        return self._open_index(options) if index else self._open_memory(options)
 
-    def _add_index(self, options: MemoryOptions) -> Index:
+    def attach(self, voice: Voice) -> None:
+        """Let new sessions use what open() gave. Raises OptionError for one too many or weights that exceed 1."""
+        self._require_place(voice.options)
+        if isinstance(voice, Index):
+            resolve(self.memories, [*self.indexes, voice])
+            self.open_indexes.append(voice)
+        else:
+            resolve([*self.memories, voice], self.indexes)
+            self.open_memories.append(voice)
+        self.version += 1
+
+    def _require_place(self, options: MemoryOptions) -> None:
+        if len(self.memories) + len(self.indexes) >= MAX_MEMORIES:
+            raise OptionError("memory", options.path, f"at most {MAX_MEMORIES} can be mixed; remove one first")
+
+    def _open_index(self, options: MemoryOptions) -> Index:
         index = Index(next(self._numbers), IndexFile.open(options.path), options)
         try:
             index.file.require_tokenizer(self._base.path)
-            resolve(self.memories, [*self.indexes, index])
         except BaseException:
             index.close()
             raise
-        self.open_indexes.append(index)
         return index
 
-    def _add_memory(self, options: MemoryOptions) -> Memory:
+    def _open_memory(self, options: MemoryOptions) -> Memory:
         with ExitStack() as undo:
             model = Model(options.path, n_gpu_layers=self._options.n_gpu_layers)
             undo.callback(model.close)
@@ -80,9 +103,7 @@ class Registry:
             context = Context(model, self._options, n_ctx, self._abort, n_seq=self._options.n_seq)
             undo.callback(context.close)
             memory = Memory(next(self._numbers), model, context, options, warning)
-            resolve([*self.memories, memory], self.indexes)
             undo.pop_all()
-        self.open_memories.append(memory)
         return memory
 
     def reweight(self, memory: Voice, weight: float | None) -> None:

@@ -26,7 +26,6 @@ from memdec_edge.engine import Engine
 from memdec_edge.errors import BusyError, ModelFileError, OptionError
 from memdec_edge.evaluation.likelihood import Request, Scorer
 from memdec_edge.hub import gguf_of, local, memory_of
-from memdec_edge.mixture.weights import Mixture
 from memdec_edge.notes import warn
 from memdec_edge.options import (
     ChatOptions,
@@ -169,27 +168,18 @@ class MemdecLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             warn([f"{count} {where}; their contexts lose the beginning"])
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The log-prob of each text, nats, in lm-eval's windows; weights that learn do so from one to the next."""
+        """The log-prob of each text, nats, in lm-eval's windows: each is a request of its own."""
         windows = [self._windows(*request.args) for request in requests]
-        totals, mixtures = [0.0] * len(windows), [self.scorer.begin] * len(windows)
-        for step in range(max(map(len, windows), default=0)):
-            active = [text for text, pairs in enumerate(windows) if len(pairs) > step]
-            asked = [self._rolling(*windows[text][step], mixtures[text]) for text in active]
-            for text, found in zip(active, self.scorer.score(asked), strict=True):
-                totals[text] += found.log_prob
-                mixtures[text] = found.mixture
+        found = iter(self.scorer.score([pair for pairs in windows for pair in pairs]))
+        totals = [sum(next(found).log_prob for _ in pairs) for pairs in windows]
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
-    def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
-        """Contexts of a text's windows, and the tokens to score after each."""
+    def _windows(self, text: str) -> list[Request]:
+        """A text in windows: the tokens that are new to each, after what it repeats."""
         every = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)
-        return [make_disjoint_window(pair) for pair in every]
-
-    @staticmethod
-    def _rolling(context: list[int], tokens: list[int], begin: Mixture) -> Request:
-        return Request(tuple(context), tuple(tokens), begin)
+        return [Request(tuple(context), tuple(tokens)) for context, tokens in map(make_disjoint_window, every)]
 
     # --- generation -------------------------------------------------------------------------------------------------
 

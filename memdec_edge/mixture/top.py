@@ -49,14 +49,25 @@ def with_tops(
         own, said = sample.weights[1:], found[index] if found else []
         mixture = Mixture(own[: len(memories)], temperatures, (own,) * (N_CLASSES - 1) if said else ())
         stats = mix(rows[0], rows[1:], mixture, out, [said] if said else None)
-        lifted = offset(sample.weights, stats)
-        mixed = tuple(Likely(int(token), float(out[token]) - lifted) for token in largest(out, count))
-        models = (
-            _likely(row[: len(out)], stat, temperature, count)
-            for row, stat, temperature in zip(rows, stats, (1.0, *temperatures), strict=True)
-        )
-        given.append(sample._replace(top=Top(mixed, tuple(models))))
+        given.append(sample._replace(top=top_of(out, offset(sample.weights, stats), rows, stats, temperatures, count)))
     return given
+
+
+def top_of(
+    mixed: Row, lifted: float, rows: Sequence[Row], stats: Sequence[RowStats], temperatures: Sequence[float], count: int
+) -> Top:
+    """The `count` likeliest tokens at one position.
+
+    mixed: float32 [n_vocab], as mix() wrote it; lifted: its offset(); rows, stats: what was mixed there, the base's
+    first; temperatures: of the memories.
+    """
+    models = (
+        _likely(row[: len(mixed)], stat, temperature, count)
+        for row, stat, temperature in zip(rows, stats, (1.0, *temperatures), strict=True)
+    )
+    return Top(
+        tuple(Likely(int(token), float(mixed[token]) - lifted) for token in largest(mixed, count)), tuple(models)
+    )
 
 
 def _likely(row: Row, stats: RowStats, temperature: float, count: int) -> tuple[Likely, ...]:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -14,7 +15,7 @@ from memdec_edge.errors import OptionError
 from memdec_edge.results import Chunk, Timings
 from memdec_edge.server import chats
 from memdec_edge.server.chats import Chat, Choice, Told, several
-from memdec_edge.server.events import DONE, Events, unless_gone
+from memdec_edge.server.events import DONE, STREAMED, Events, unless_gone
 from memdec_edge.server.figures import FINGERPRINT, progress_of, progress_timings, timings_of, usage_of
 from memdec_edge.server.job import End, Progress, Scores
 from memdec_edge.server.logprobs import Legacy, entry_with_tops, joined, memory_of
@@ -99,7 +100,7 @@ def _call(call: Call) -> dict[str, Any]:
 
 async def _chat_chunks(body: ChatRequest, chat: Chat, envelope: Envelope, engine: Engine) -> AsyncIterator[Any]:
     begun: set[int] = set()
-    n_calls = [0] * len(chat.choices)
+    known = [list[str]() for _ in chat.choices]  # ids of calls that began
     async for told in chat.tell():
         if told.index not in begun:
             begun.add(told.index)
@@ -110,7 +111,7 @@ async def _chat_chunks(body: ChatRequest, chat: Chat, envelope: Envelope, engine
                 progress["timings"] = progress_timings(told.progress)
             yield envelope([_delta(told.index, {})], **progress)
             continue
-        deltas = _deltas(told, n_calls)
+        deltas = _deltas(told, known[told.index])
         if told.chunk and (body.logprobs or body.return_memory or body.timings_per_token) and not deltas:
             deltas = [{"content": ""}]
         for number, delta in enumerate(deltas):
@@ -137,20 +138,21 @@ def _delta(index: int, delta: dict[str, Any]) -> dict[str, Any]:
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
-def _deltas(told: Told, n_calls: list[int]) -> list[dict[str, Any]]:
-    """What is new, in pieces: a call begins with its name, and its arguments follow."""
+def _deltas(told: Told, known: list[str]) -> list[dict[str, Any]]:
+    """Deltas of OpenAI's streams. A call begins with its id and name, and pieces of its arguments follow."""
     found: list[dict[str, Any]] = []
     if told.delta.reasoning:
         found.append({"reasoning_content": told.delta.reasoning})
     if told.delta.content:
         found.append({"content": told.delta.content})
     for call in told.delta.calls:
-        index = n_calls[told.index]
-        n_calls[told.index] += 1
-        head = _call(call)
-        head["function"] = {"name": call.name, "arguments": ""}
-        found.append({"tool_calls": [{"index": index, **head}]})
-        found.append({"tool_calls": [{"index": index, "function": {"arguments": call.arguments}}]})
+        if call.id not in known:
+            known.append(call.id)
+            begun = _call(replace(call, arguments=""))
+            found.append({"tool_calls": [{"index": len(known) - 1, **begun}]})
+        if call.arguments:
+            piece = {"index": known.index(call.id), "function": {"arguments": call.arguments}}
+            found.append({"tool_calls": [piece]})
     return found
 
 
@@ -324,8 +326,11 @@ def router(service: Service) -> APIRouter:
         return {"object": "response.input_tokens", "input_tokens": len(prompted.tokens)}
 
     for prefix in ("/v1", ""):
-        routes.add_api_route(f"{prefix}/chat/completions", chat, methods=["POST"], summary="Answer a chat")
-        routes.add_api_route(f"{prefix}/completions", text, methods=["POST"], summary="Continue a text")
+        for path, answer, summary in (
+            ("chat/completions", chat, "Answer a chat"),
+            ("completions", text, "Continue a text"),
+        ):
+            routes.add_api_route(f"{prefix}/{path}", answer, methods=["POST"], summary=summary, responses=STREAMED)
         routes.add_api_route(
             f"{prefix}/chat/completions/input_tokens", tokens, methods=["POST"], summary="Count the tokens of a chat"
         )

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 
 from memdec_edge.chat.reasoning import Reasoning
-from memdec_edge.server.tools import Call, CallReader, Toolbox
+from memdec_edge.server.tools import Call, CallReader, Toolbox, joined
 
 
 @dataclass
 class Delta:
-    """What may be told now."""
+    """What may be told now. calls: new ones, and pieces of those that began before."""
 
     content: str = ""
     reasoning: str = ""
@@ -43,7 +43,7 @@ class Parts:
     def _told(self, delta: Delta) -> Delta:
         self.whole.content += delta.content
         self.whole.reasoning += delta.reasoning
-        self.whole.calls += delta.calls
+        self.whole.calls = joined([*self.whole.calls, *delta.calls])
         return delta
 
     def finish_reason(self, reason: str | None) -> str | None:

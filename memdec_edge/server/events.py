@@ -20,6 +20,9 @@ from memdec_edge.server.service import Answers
 T = TypeVar("T")
 PING = 10  # seconds of silence
 DONE = "[DONE]"
+STREAMED: dict[int | str, dict[str, Any]] = {  # for the description of routes that also answer with events
+    200: {"description": "The answer, or its events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
 
 AppStatus.enable_automatic_graceful_drain = False  # the scheduler ends all streams, and tells them why
 

@@ -3,13 +3,14 @@
 A change comes between two steps of the engine: streams that run keep what they mix.
 """
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
 
-from memdec_edge.engine import Index
+from memdec_edge.engine import Engine, Index
 from memdec_edge.engine.blend import Voice
 from memdec_edge.errors import MemdecError, MissingFileError, OptionError
 from memdec_edge.options import MemoryOptions
@@ -69,10 +70,16 @@ def _facts(voice: Voice) -> dict[str, Any]:
     }
 
 
-def change(body: MemoriesRequest, service: Service) -> None:
-    """Make one change. Raises what Engine.add(), reweight() and remove() do, and OptionError."""
+async def change(body: MemoriesRequest, service: Service) -> None:
+    """Make one change. Raises what Engine.open(), attach(), reweight() and remove() do, and OptionError."""
     try:
-        _change(body, service)
+        asked = [name for name in ("load", "unload", "weights") if getattr(body, name) is not None]
+        if len(asked) != 1:
+            raise OptionError("memories", " and ".join(asked) or "empty", "give one of load, unload and weights")
+        if body.load is None:
+            await service.call(lambda: _change(body, service.model.engine))
+        else:
+            await _load(MemoryOptions(file_of(body.load, service.options.memory_dir), body.weight), service)
     except MemdecError as error:
         folder = service.options.memory_dir
         places = [service.model.engine.base.path.parent, *([folder, folder.resolve()] if folder else [])]
@@ -83,25 +90,30 @@ def change(body: MemoriesRequest, service: Service) -> None:
         raise
 
 
-def _change(body: MemoriesRequest, service: Service) -> None:
+async def _load(options: MemoryOptions, service: Service) -> None:
+    """Open a file while streams run; only to attach it takes its turn among their steps."""
     engine = service.model.engine
-    asked = [name for name in ("load", "unload", "weights") if getattr(body, name) is not None]
-    if len(asked) != 1:
-        raise OptionError("memories", " and ".join(asked) or "empty", "give one of load, unload and weights")
-    if body.load is not None:
-        engine.add(MemoryOptions(file_of(body.load, service.options.memory_dir), body.weight))
-    elif body.unload is not None:
+    voice = await asyncio.to_thread(engine.open, options)
+    try:
+        await service.call(lambda: engine.attach(voice))
+    except BaseException:
+        voice.close()
+        raise
+
+
+def _change(body: MemoriesRequest, engine: Engine) -> None:
+    if body.unload is not None:
         engine.remove(voice_of(body.unload, engine))
-    else:
-        pairs = [(voice_of(one.id, engine), one.weight) for one in body.weights or []]
-        before = [(voice, voice.options.weight) for voice, _ in pairs]
-        try:
-            for voice, weight in pairs:
-                engine.reweight(voice, weight)
-        except OptionError:
-            for voice, weight in before:
-                engine.reweight(voice, weight)
-            raise
+        return
+    pairs = [(voice_of(one.id, engine), one.weight) for one in body.weights or []]
+    before = [(voice, voice.options.weight) for voice, _ in pairs]
+    try:
+        for voice, weight in pairs:
+            engine.reweight(voice, weight)
+    except OptionError:
+        for voice, weight in before:
+            engine.reweight(voice, weight)
+        raise
 
 
 def file_of(name: str, folder: Path | None) -> Path:
@@ -126,7 +138,7 @@ def router(service: Service) -> APIRouter:
         return listed(service)
 
     async def changed(body: MemoriesRequest) -> dict[str, Any]:
-        await service.call(lambda: change(body, service))
+        await change(body, service)
         return listed(service)
 
     for prefix in ("", "/v1"):

@@ -15,7 +15,7 @@ from memdec_edge.errors import OptionError
 from memdec_edge.results import Timings
 from memdec_edge.server import chats
 from memdec_edge.server.chats import Chat, Choice
-from memdec_edge.server.events import Events, unless_gone
+from memdec_edge.server.events import STREAMED, Events, unless_gone
 from memdec_edge.server.schemas import ChatRequest, MessagesRequest
 from memdec_edge.server.service import Service, new_id
 from memdec_edge.server.tools import Call, read_json
@@ -162,7 +162,7 @@ class Blocks:
     """Content blocks, one after the other."""
 
     def __init__(self) -> None:
-        self._index, self._kind = -1, ""
+        self._index, self._kind = -1, ""  # the kind of a call is its id
 
     def text(self, kind: str, text: str) -> list[dict[str, Any]]:
         """More of a block of text or thinking, which begins where another kind was before."""
@@ -175,10 +175,14 @@ class Blocks:
         return [*events, self._event("content_block_delta", delta=delta)]
 
     def call(self, call: Call) -> list[dict[str, Any]]:
-        """A whole block of a call."""
-        events = self.close() + self._begin("tool_use", _tool_use(call, whole=False))
-        delta = {"type": "input_json_delta", "partial_json": call.arguments}
-        return [*events, self._event("content_block_delta", delta=delta), *self.close()]
+        """More of a block of a call, which begins where another kind or call was before."""
+        events: list[dict[str, Any]] = []
+        if self._kind != call.id:
+            events += self.close() + self._begin(call.id, _tool_use(call, whole=False))
+        if call.arguments:
+            delta = {"type": "input_json_delta", "partial_json": call.arguments}
+            events.append(self._event("content_block_delta", delta=delta))
+        return events
 
     def close(self) -> list[dict[str, Any]]:
         """End the block at work."""
@@ -232,7 +236,9 @@ def router(service: Service) -> APIRouter:
         return {"input_tokens": len((await chats.count(chat_of(body), service)).tokens)}
 
     for prefix in ("/v1", ""):
-        routes.add_api_route(f"{prefix}/messages", message, methods=["POST"], summary="Answer a message")
+        routes.add_api_route(
+            f"{prefix}/messages", message, methods=["POST"], summary="Answer a message", responses=STREAMED
+        )
         routes.add_api_route(
             f"{prefix}/messages/count_tokens", tokens, methods=["POST"], summary="Count the tokens of a message"
         )

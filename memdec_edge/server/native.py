@@ -15,7 +15,7 @@ from memdec_edge.options import GenerationOptions, SamplingOptions
 from memdec_edge.results import Chunk, Timings
 from memdec_edge.server import chats
 from memdec_edge.server.completions import tokens_of
-from memdec_edge.server.events import Events, unless_gone
+from memdec_edge.server.events import STREAMED, Events, unless_gone
 from memdec_edge.server.figures import progress_of, progress_timings, timings_of
 from memdec_edge.server.job import End, Progress
 from memdec_edge.server.logprobs import entry_with_tops, memory_of
@@ -215,7 +215,7 @@ def router(service: Service) -> APIRouter:
     """The route."""
     routes = APIRouter(tags=["llama.cpp"])
 
-    @routes.post("/completion", summary="Continue a text")
+    @routes.post("/completion", summary="Continue a text", responses=STREAMED)
     async def completion(body: NativeRequest, request: Request) -> Response:
         return await complete(body, service, request)
 

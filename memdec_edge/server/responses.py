@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from memdec_edge.errors import OptionError
 from memdec_edge.server import chats
 from memdec_edge.server.chats import Chat, Choice
-from memdec_edge.server.events import Events, unless_gone
+from memdec_edge.server.events import STREAMED, Events, unless_gone
 from memdec_edge.server.figures import progress_of, progress_timings, timings_of
 from memdec_edge.server.logprobs import memory_of
 from memdec_edge.server.schemas import ChatRequest, ResponsesRequest
@@ -134,37 +134,42 @@ class Written:
         yield self._of_part(f"response.{part}.delta", delta=text, **more)
 
     def call(self, call: Call) -> Iterator[tuple[str, dict[str, Any]]]:
-        """A call of a function."""
-        yield from self.close()
-        item = {
-            "id": new_id("fc_"), "type": "function_call", "status": "in_progress", "call_id": call.id,
-            "name": call.name, "arguments": "",
-        }  # fmt: skip
-        at = {"output_index": len(self.output), "item_id": item["id"]}
-        yield self.event("response.output_item.added", output_index=at["output_index"], item={**item})
-        yield self.event("response.function_call_arguments.delta", delta=call.arguments, **at)
-        yield self.event("response.function_call_arguments.done", arguments=call.arguments, name=call.name, **at)
-        item |= {"arguments": call.arguments, "status": "completed"}
-        yield self.event("response.output_item.done", output_index=at["output_index"], item=item)
-        self.output.append(item)
+        """More of a call of a function."""
+        if self._open is None or self._open.get("call_id") != call.id:
+            yield from self.close()
+            self._open = {
+                "id": new_id("fc_"), "type": "function_call", "status": "in_progress", "call_id": call.id,
+                "name": call.name, "arguments": "",
+            }  # fmt: skip
+            yield self.event("response.output_item.added", output_index=len(self.output), item={**self._open})
+        if call.arguments:
+            self._open["arguments"] += call.arguments
+            yield self._of_item("response.function_call_arguments.delta", delta=call.arguments)
 
     def close(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """End the item at work."""
         if self._open is None:
             return
         item = self._open
-        [part] = item["content"]
-        more: dict[str, Any] = {} if item["type"] == "reasoning" else {"logprobs": []}
-        yield self._of_part(f"response.{part['type']}.done", text=part["text"], **more)
-        yield self._of_part("response.content_part.done", part=part)
+        if item["type"] == "function_call":
+            done = {"arguments": item["arguments"], "name": item["name"]}
+            yield self._of_item("response.function_call_arguments.done", **done)
+        else:
+            [part] = item["content"]
+            more: dict[str, Any] = {} if item["type"] == "reasoning" else {"logprobs": []}
+            yield self._of_part(f"response.{part['type']}.done", text=part["text"], **more)
+            yield self._of_part("response.content_part.done", part=part)
         item["status"] = "completed"
         yield self.event("response.output_item.done", output_index=len(self.output), item=item)
         self.output.append(item)
         self._open = None
 
-    def _of_part(self, kind: str, **data: Any) -> tuple[str, dict[str, Any]]:
+    def _of_item(self, kind: str, **data: Any) -> tuple[str, dict[str, Any]]:
         assert self._open
-        return self.event(kind, item_id=self._open["id"], output_index=len(self.output), content_index=0, **data)
+        return self.event(kind, item_id=self._open["id"], output_index=len(self.output), **data)
+
+    def _of_part(self, kind: str, **data: Any) -> tuple[str, dict[str, Any]]:
+        return self._of_item(kind, content_index=0, **data)
 
 
 def _part(kind: str, text: str) -> dict[str, Any]:
@@ -240,7 +245,9 @@ def router(service: Service) -> APIRouter:
         return {"object": "response.input_tokens", "input_tokens": len(prompted.tokens)}
 
     for prefix in ("/v1", ""):
-        routes.add_api_route(f"{prefix}/responses", response, methods=["POST"], summary="Answer, as a response")
+        routes.add_api_route(
+            f"{prefix}/responses", response, methods=["POST"], summary="Answer, as a response", responses=STREAMED
+        )
         routes.add_api_route(
             f"{prefix}/responses/input_tokens",
             tokens,

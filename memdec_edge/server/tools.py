@@ -5,15 +5,20 @@ that Hermes and Qwen have. Knows nothing of HTTP.
 """
 
 import json
+import re
 import secrets
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from memdec_edge.errors import OptionError
 
 BEGIN, END = "<tool_call>", "</tool_call>"
+HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\\n]|\\["\\/bfnrt])*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+EMPTY: Mapping[str, Any] = {"type": "object", "properties": {}}  # parameters of a function without any
+CLOSING = re.compile(r"\s*\}\s*")
+Taken = tuple[str, list["Call"], bool]
 TOLD = """You may call these functions:
 <tools>
 {}
@@ -26,7 +31,7 @@ To call one, write its name and its arguments as JSON, and nothing else:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a function; arguments: JSON."""
+    """One call of a function, or a piece of one, to which others with its id belong. arguments: JSON as written."""
 
     id: str
     name: str
@@ -77,7 +82,8 @@ class Toolbox:
         shared: dict[str, Any] = {}
         for tool in self.tools:
             if tool["function"]["name"] in self.forced:
-                parameters = dict(tool["function"].get("parameters") or {"type": "object", "properties": {}})
+                # A model that is small invents arguments where a schema does not say that there are no others.
+                parameters = {"additionalProperties": False} | dict(tool["function"].get("parameters") or EMPTY)
                 for key in ("$defs", "definitions"):  # references begin at the root
                     if key in parameters:
                         shared[key] = shared.get(key, {}) | parameters.pop(key)
@@ -133,16 +139,29 @@ def told(messages: Sequence[Mapping[str, Any]], tools: Iterable[Mapping[str, Any
 # --- text to calls --------------------------------------------------------------------------------------------------
 
 
+def joined(calls: Iterable[Call]) -> list[Call]:
+    """Whole calls, from their pieces in order."""
+    found: dict[str, Call] = {}
+    for call in calls:
+        before = found[call.id].arguments if call.id in found else ""
+        found[call.id] = replace(call, arguments=before + call.arguments)
+    return list(found.values())
+
+
 class CallReader:
     """Divides a text that comes in pieces into content and calls. A text without tools is all content.
 
-    Calls stand between <tool_call> and </tool_call>, or the whole text is one call or a list of them.
+    Calls stand between <tool_call> and </tool_call>, or the whole text is one call or a list of them. An object of
+    arguments that follows the name is told as it is written; where the text is cut, half of it.
     """
 
     def __init__(self, box: Toolbox) -> None:
         self._names = box.names
         self._held = ""
         self._whole = True if box.forced else None  # whether the text itself is calls; None: nothing of it came yet
+        self._head: Call | None = None  # of the call whose arguments are written now
+        self._object = _Object()  # these arguments
+        self._closing = False  # what ends a call is still to come
         self._called = False  # whether nothing but blanks came since a call
 
     def push(self, text: str) -> tuple[str, list[Call]]:
@@ -157,28 +176,77 @@ class CallReader:
         return self._advance(final=True)
 
     def _advance(self, final: bool) -> tuple[str, list[Call]]:
+        content, calls, goes_on = "", list[Call](), True
+        while goes_on:
+            if self._head:
+                told, found, goes_on = self._write(self._head)
+            elif self._closing:
+                told, found, goes_on = self._close(final)
+            else:
+                told, found, goes_on = self._find(final)
+            content += told
+            calls += found
+        return content, calls
+
+    # Each of these takes something from what is held, and says whether there may be more to take.
+
+    def _write(self, head: Call) -> Taken:
+        """Arguments of the call at work."""
+        end = self._object.take(self._held)
+        written, self._held = self._held[:end], self._held[end:]
+        if self._object.over:
+            self._head, self._closing = None, True
+        return "", [replace(head, arguments=written)] if written else [], self._object.over
+
+    def _close(self, final: bool) -> Taken:
+        """What stands between the arguments and the end of the call."""
+        brace = CLOSING.match(self._held)
+        rest = self._held[brace.end() :] if brace else ""
+        if brace and rest and not (END.startswith(rest) and rest != END):
+            self._held = rest.removeprefix(END)
+        elif END in self._held:
+            self._held = self._held.partition(END)[2]
+        elif final:
+            self._held = rest if brace else self._held
+        else:
+            return "", [], False
+        self._closing, self._called, self._whole = False, True, False
+        return "", [], True
+
+    def _find(self, final: bool) -> Taken:
+        """Content, the beginning of a call, or a whole one."""
         if self._whole is None and self._held.strip():
             self._whole = self._held.lstrip()[0] in "{["
         if self._whole:
-            return self._all() if final else ("", [])
-        content, calls = "", list[Call]()
-        while True:
-            if self._called:
-                self._held = self._held.lstrip()
-            before, tag, behind = self._held.partition(BEGIN)
-            inside, end, rest = behind.partition(END)
-            if not tag or not (end or final):
-                break
+            if self._begin(self._held):
+                return "", [], True
+            return (*self._all(), False) if final else ("", [], False)
+        if self._called:
+            self._held = self._held.lstrip()
+        before, tag, behind = self._held.partition(BEGIN)
+        if tag and self._begin(behind):
+            return before.rstrip(), [], True  # blanks before a call are no content
+        inside, end, rest = behind.partition(END)
+        if tag and (end or final):
             found = self._calls(inside)
-            content += before.rstrip() if found else f"{before}{BEGIN}{inside}{end}"
-            calls += found
             self._held, self._called = rest, bool(found)
+            return before.rstrip() if found else f"{before}{BEGIN}{inside}{end}", found, True
         kept = 0 if final else len(tag + behind) or _beginning(before)
         told = self._held[: len(self._held) - kept]
-        told = told if final else told.rstrip()  # blanks before a call are no content
+        told = told if final else told.rstrip()
         self._held = self._held[len(told) :]
         self._called = self._called and not told
-        return content + told, calls
+        return told, [], False
+
+    def _begin(self, text: str) -> bool:
+        """Begin a call if `text` does so with the name and an object of arguments."""
+        found = HEAD.match(text)
+        name = json.loads(found[1]) if found else None
+        if not found or name not in self._names:
+            return False
+        self._head, self._object = Call(f"call_{secrets.token_hex(12)}", name, ""), _Object()
+        self._held = text[found.end() :]
+        return True
 
     def _all(self) -> tuple[str, list[Call]]:
         text, self._held = self._held, ""
@@ -199,6 +267,33 @@ class CallReader:
             written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
             calls.append(Call(f"call_{secrets.token_hex(12)}", one["name"], written))
         return calls
+
+
+class _Object:
+    """Follows a JSON object, in a text that comes in pieces, to its end."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self._depth = 0
+        self._quoted = self._escaped = False
+
+    def take(self, text: str) -> int:
+        """How many characters of `text` belong to it."""
+        for at, char in enumerate(text, 1):
+            if self._escaped:
+                self._escaped = False
+            elif self._quoted:
+                self._quoted, self._escaped = char != '"', char == "\\"
+            elif char == '"':
+                self._quoted = True
+            elif char in "{[":
+                self._depth += 1
+            elif char in "}]":
+                self._depth -= 1
+                self.over = not self._depth
+                if self.over:
+                    return at
+        return len(text)
 
 
 def read_json(text: str) -> Any:

@@ -118,23 +118,23 @@ def test_an_index_is_a_memory_and_weights_that_learn_lie_between_their_voices(fa
     assert rows["base"] < rows["auto"]  # the documents hold the text, as far as its tokens come back from the text
 
 
-def test_rolling_windows_pass_on_what_the_weights_learned(family: Family) -> None:
+def test_weights_learn_from_the_first_token_of_each_rolling_window(family: Family) -> None:
     rule: dict[str, Any] = {"eta": 0.2, "share": 0.01}
     model = MemdecLM(base=family.base, memory=family.memory, max_length=60, **rule, **EXACT)
     [found] = model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (TEXT,), 0)])
     windows = model._windows(TEXT)
     model.close()
     assert len(windows) > 5
+    assert len(windows[-1].context) > 1  # the last window repeats tokens
     total, start = 0.0, np.array([0.5, 0.5])
-    weights = start
     for context, tokens in windows:
-        ids = [*context, *tokens]
+        ids, weights = [*context, *tokens], start
         paths = (family.base_checkpoint, family.memory_checkpoint)
-        rows = [torch_log_probs(path, ids[:-1])[len(context) - 1 :] for path in paths]
-        for at, token in enumerate(tokens):  # Soft-Bayes, written out
+        rows = [torch_log_probs(path, ids[:-1]) for path in paths]
+        for at, token in enumerate(ids[1:]):  # Soft-Bayes, written out
             chances = np.exp([row[at, token] for row in rows])
             mixed = weights @ chances
-            total += math.log(mixed)
+            total += math.log(mixed) if at >= len(context) - 1 else 0.0
             weights = 0.99 * weights * (0.8 + 0.2 * chances / mixed) + 0.01 * start
     assert found == pytest.approx(total, abs=0.05)
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,16 @@ def test_a_memory_comes_and_goes_while_a_stream_that_mixes_it_runs_on(loader: We
     loader.post("/memories", {"unload": "memdec-padded"})
     assert names(loader) == []
     assert loader.post("/completion", {"prompt": TEXT, "n_predict": 2}).status == 200
+
+
+def test_a_file_is_opened_while_streams_step_and_takes_its_turn_only_to_join_them(loader: Web) -> None:
+    with ThreadPoolExecutor() as pool:
+        with loader.frozen():
+            assert loader.post("/memories", {"load": "memdec-stranger.gguf"}).status == 400  # found without a turn
+            asked = pool.submit(loader.post, "/memories", {"load": "memdec-padded.gguf"})
+            loader.until(lambda scheduler: scheduler._calls, "a memory that waits for its turn")
+            assert names(loader) == ["memdec-tiny"]
+        assert [one["name"] for one in asked.result().body["data"]] == ["memdec-tiny", "memdec-padded"]
 
 
 def test_weights_of_new_requests_change_and_a_wrong_one_changes_nothing(loader: Web) -> None:

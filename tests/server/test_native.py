@@ -80,6 +80,20 @@ def test_an_answer_may_have_some_fields_alone(web: Web) -> None:
     assert done["generation_settings/n_predict"] == 3
 
 
+def test_the_description_declares_events_where_a_request_may_ask_for_a_stream(web: Web) -> None:
+    found = web.get("/openapi.json").body
+    streaming = {name for name, schema in found["components"]["schemas"].items() if "stream" in schema["properties"]}
+    seen = set()
+    for path, route in found["paths"].items():
+        body = route.get("post", {}).get("requestBody", {}).get("content", {}).get("application/json", {})
+        kind = body.get("schema", {}).get("$ref", "").rpartition("/")[2]
+        answers = "/count_tokens" not in path and "/input_tokens" not in path and path != "/apply-template"
+        if kind in streaming and answers:
+            seen.add(path.removeprefix("/v1"))
+            assert set(route["post"]["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}, path
+    assert seen == {"/chat/completions", "/completions", "/responses", "/messages", "/completion"}
+
+
 # --- facts ----------------------------------------------------------------------------------------------------------
 
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memdec_edge.errors import OptionError
-from memdec_edge.server.tools import BEGIN, END, CallReader, Toolbox, told
+from memdec_edge.server.tools import BEGIN, END, CallReader, Toolbox, joined, told
 from tests.support.web import Web
 
-WEATHER = {
+WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "weather",
@@ -35,8 +35,7 @@ PATH = "/v1/chat/completions"
 def read(pieces: list[str], box: Toolbox) -> tuple[str, list[tuple[str, str]]]:
     reader = CallReader(box)
     found = [reader.push(piece) for piece in pieces] + [reader.flush()]
-    calls = [call for _, some in found for call in some]
-    assert len({call.id for call in calls}) == len(calls)
+    calls = joined(call for _, some in found for call in some)
     return "".join(content for content, _ in found), [(call.name, call.arguments) for call in calls]
 
 
@@ -58,11 +57,21 @@ TEXTS = {
     "a list": (f"[{CALL}]", "", [("weather", '{"wet": true}')]),
     "other JSON": ('{"answer": 3}', '{"answer": 3}', []),
     "a number beyond all": (
-        '{"name": "now", "arguments": {"x": 1e999}}',
+        '[{"name": "now", "arguments": {"x": 1e999}}]',
         "",
         [("now", '{"x": 1.7976931348623157e+308}')],
     ),
-    "no number": ('{"name": "now", "arguments": {"x": NaN}}', '{"name": "now", "arguments": {"x": NaN}}', []),
+    "no number": ('[{"name": "now", "arguments": {"x": NaN}}]', '[{"name": "now", "arguments": {"x": NaN}}]', []),
+    "half of the arguments": (f'{BEGIN}{{"name": "now", "arguments": {{"x": "a', "", [("now", '{"x": "a')]),
+    "brackets and tags in a string": (
+        f'{BEGIN}{{"name":"now","arguments":{{"x": "}}\\"{END}{{", "y": [{{}}]}}}}{END} x',
+        "x",
+        [("now", f'{{"x": "}}\\"{END}{{", "y": [{{}}]}}')],
+    ),
+    "arguments as a text": (f'{BEGIN}{{"name": "now", "arguments": "{{}}"}}{END}', "", [("now", "{}")]),
+    "more than a call": (f'{BEGIN}{{"name": "now", "arguments": {{}}, "id": 3}}{END} x', "x", [("now", "{}")]),
+    "a call without an end": (f'{BEGIN}{{"name": "now", "arguments": {{}}}} x', "x", [("now", "{}")]),
+    "words behind plain JSON": ('{"name": "now", "arguments": {}}\nx', "x", [("now", "{}")]),
     "half a tag": ("a < b and <tool", "a < b and <tool", []),
 }
 
@@ -85,6 +94,16 @@ def test_without_tools_every_text_is_content() -> None:
 def test_a_choice_that_names_no_tool_is_refused(choice: Any) -> None:
     with pytest.raises(OptionError, match="tool_choice"):
         Toolbox.of([WEATHER], choice)
+
+
+@pytest.mark.parametrize(("given_", "kept"), [(None, False), (True, True), (False, False)])
+def test_a_forced_call_has_no_arguments_that_its_schema_does_not_know(given_: bool | None, kept: bool) -> None:
+    parameters: dict[str, Any] = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    parameters |= {} if given_ is None else {"additionalProperties": given_}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    schema = Toolbox.of(tools, "required").schema
+    assert schema
+    assert schema["properties"]["arguments"]["additionalProperties"] is kept
 
 
 def test_a_template_without_tools_is_told_of_them_in_the_system_message() -> None:
@@ -130,11 +149,36 @@ def test_the_deltas_of_a_call_carry_the_index_always_and_name_and_id_once(web: W
     assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
-def test_a_call_that_is_cut_short_is_no_call(web: Web) -> None:
+def test_arguments_are_told_as_they_are_written(web: Web) -> None:
+    asked = {"messages": ASK, "tools": [WEATHER], "tool_choice": "required", "max_tokens": 120}
+    deltas = [one for event in web.events(PATH, asked) for one in event["choices"][0]["delta"].get("tool_calls", [])]
+    assert len(deltas) > 4
+    anthropic = asked | {"tools": [{"name": "weather", "input_schema": WEATHER["function"]["parameters"]}]}
+    events = web.events("/v1/messages", anthropic | {"tool_choice": {"type": "any"}})
+    pieces = [event["delta"]["partial_json"] for event in events if "partial_json" in event.get("delta", {})]
+    blocks = [event["type"] for event in events if event["type"] in ("content_block_start", "content_block_stop")]
+    responses = asked | {"input": ASK, "tools": [{"type": "function", **WEATHER["function"]}]}
+    told = web.events("/v1/responses", responses)
+    written = [event["delta"] for event in told if event["type"] == "response.function_call_arguments.delta"]
+    [done] = [event for event in told if event["type"] == "response.function_call_arguments.done"]
+    assert blocks == ["content_block_start", "content_block_stop"]
+    assert len(pieces) > 3
+    assert len(written) > 3
+    assert "".join(written) == done["arguments"]
+    assert set(json.loads("".join(pieces))) == set(json.loads(done["arguments"])) == {"wet", "place"}
+
+
+def test_a_call_that_is_cut_before_its_arguments_is_no_call_and_one_that_is_cut_there_is_half_a_call(web: Web) -> None:
     asked = {"messages": ASK, "tools": [WEATHER], "tool_choice": "required", "max_tokens": 3}
     made = web.post(PATH, asked).body["choices"][0]
     assert made["finish_reason"] == "length"
     assert "tool_calls" not in made["message"]
+    whole = web.post(PATH, asked | {"max_tokens": 120}).body
+    [call] = whole["choices"][0]["message"]["tool_calls"]
+    made = web.post(PATH, asked | {"max_tokens": whole["usage"]["completion_tokens"] - 4}).body["choices"][0]
+    [half] = made["message"]["tool_calls"]
+    assert made["finish_reason"] == "length"
+    assert call["function"]["arguments"].startswith(half["function"]["arguments"])
 
 
 def test_none_hides_the_tools_from_the_model(web: Web) -> None:
