@@ -169,7 +169,8 @@ def read_plan(path: Path) -> dict[str, Any]:
     try:
         body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         whole = all(isinstance(body[key], dict) for key in ("made_from", "stages")) and "plan" in body
-    except (ValueError, RecursionError, LookupError, TypeError):
+        body["made_from"].setdefault("form", "text")  # earlier versions had no other
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         whole = False
     if not whole or body["format"] != FORMAT:
         raise ExistingOutputError(path, "it is no plan of memdec-edge learn; choose another `out`")
