@@ -152,8 +152,8 @@ def main() -> None:
         print(f"{row['kind']:6}{row['file']:58}{row['bytes']:11,} B{row['characters']:10,} characters   {reason}")
     print(f"\n{'stage':14}{'planned':>9}{'took':>9}   seconds")
     for stage in [*report["stages"], {**report, "name": "together"}]:
-        planned, took = (f"{stage[key]:9.1f}" if stage[key] else f"{'-':>9}" for key in ("estimated_seconds", "seconds"))
-        print(f"{stage['name']:14}{planned}{took}")
+        times = (stage[key] for key in ("estimated_seconds", "seconds"))
+        print(f"{stage['name']:14}" + "".join(f"{value:9.1f}" if value else f"{'-':>9}" for value in times))
     scores = {voice: score["perplexity"] for voice, score in (report["perplexity"] or {}).items()}
     print("\nperplexity of held-out text: " + ", ".join(f"{voice} {value:.2f}" for voice, value in scores.items()))
     kept = ("estimated_seconds", "seconds", "answers")

@@ -5,8 +5,8 @@
 
     parts_of(document)                         the same as questions and answers, as far as it has them
 
-    files -> plain, content, rows, markup, office, pdf (with cleaning) -> kinds -> splits -> duplicates, divide -> corpus
-    corpus -> asked
+    files -> plain, content, rows, markup, office, pdf (with cleaning) -> kinds -> splits
+    splits -> duplicates, divide -> corpus -> asked
 
 Libraries of the extra [documents] are imported where a file needs them. Knows nothing of tokens and models.
 """

@@ -22,7 +22,7 @@ TITLE = 120  # characters of a first line that may be a title
 SHORT = 0.75  # of the line below it; lines of a paragraph are about equally long
 _HEADING = re.compile(r"#{1,6}[ \t]+(\S.*?)[ \t#]*")
 _RULE = re.compile(r"([=\-~^\"'`#*+.:_])\1{2,}[ \t]*")
-_FENCE = re.compile(r"[ \t]*(```|~~~)")
+_FENCE = re.compile(r"[ \t]*(```|~~~)[`~]*[^`]*")
 _ENDS = (".", ",", ";", ":", "!", "。", "、", "，", "।")  # of a sentence; a title may be a question
 
 
@@ -117,7 +117,7 @@ def _headings(text: str) -> Iterator[_Section]:
     fence, at, before = "", 0, ""  # `before`: the line above, where that may be a heading with a rule below it
     for line in text.splitlines(keepends=True):
         end, plain = at + len(line), line.rstrip("\r\n")
-        marked = _FENCE.match(plain)
+        marked = _FENCE.fullmatch(plain)
         if fence or marked:
             fence = "" if marked and marked[1] == fence else fence or (marked[1] if marked else "")
             before = ""
@@ -142,7 +142,7 @@ def _beginning(text: str, end: int, title: str) -> _Section:
         return _Section(0, body if repeated else 0, end, title)
     below = text[body + 1 : end].partition("\n")[0]
     apart = not below.strip() or (len(line) < SHORT * len(below) and not below.lstrip()[:1].islower())
-    looks = len(line) <= TITLE and any(map(str.isalpha, line)) and not line.rstrip().endswith(_ENDS)
+    looks = len(line) <= TITLE and line[:1].isalnum() and not line.rstrip().endswith(_ENDS)
     titled = looks and apart and bool(text[body:end].strip())
     return _Section(0, body if titled else 0, end, line.strip() if titled else "")
 

@@ -72,7 +72,8 @@ def form_of(plan: Plan) -> str:
     """The form of the training text, in words."""
     if plan.chat_share is None:
         return "text"
-    return f"text, and {plan.chat_share:.0%} of it as questions and answers in the base's chat template"
+    share = f"{plan.chat_share:.0%}".replace("%", " %")
+    return f"text, and up to {share} of it as questions and answers in the base's chat template; dialogues always"
 
 
 def commands_of(base: Path, place: Place) -> dict[str, str]:

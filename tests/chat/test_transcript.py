@@ -65,7 +65,8 @@ def test_the_model_itself_is_asked_by_the_same_tokens(transcriber: Transcriber) 
 
 
 def test_what_a_template_refuses_is_no_transcript(family: Any, tmp_path: Path) -> None:
-    template = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }}{% endfor %}"
+    refuses = "{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    template = f"{{% for m in messages %}}{refuses}{{{{ m.content }}}}{{% endfor %}}"
     with closing(Transcriber(chatty(family.base, tmp_path / "base.gguf", template))) as transcriber:
         assert transcriber.write(TURNS)
         assert transcriber.write([("System", "Be brief."), *TURNS]) is None

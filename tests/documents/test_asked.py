@@ -107,8 +107,9 @@ def test_a_part_of_a_document_keeps_its_title_only_at_the_beginning() -> None:
 
 
 def test_the_corpus_that_learn_writes_has_titles_and_turns(tmp_path: Path) -> None:
-    told = Document("User: Why?\n\nTool: 3\n\nAssistant: So.", "a", "", (("User", "Why?"), ("Tool", "3"), ("Assistant", "So.")))
-    documents = [Document("text", "a"), Document("text", "a", "Title"), Document("x = 1", "a.py", None), told]  # fmt: skip
+    turns = (("User", "Why?"), ("Tool", "3"), ("Assistant", "So."))
+    told = Document("User: Why?\n\nTool: 3\n\nAssistant: So.", "a", "", turns)
+    documents = [Document("text", "a"), Document("text", "a", "Title"), Document("x = 1", "a.py", None), told]
     write_corpus({"train": documents, "valid": [], "test": []}, tmp_path)
     found = read_split(tmp_path, "train")
     assert [(one.text, one.title, one.turns) for one in found] == [

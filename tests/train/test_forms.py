@@ -1,4 +1,4 @@
-"""Training text in two forms: what the stream holds, which positions are learned, and that a text alone is as it was."""
+"""Training text in two forms: what the stream holds, which positions are learned, that text alone is as it was."""
 
 import json
 from collections.abc import Sequence
@@ -117,7 +117,8 @@ def test_a_share_of_the_text_becomes_chats_spread_evenly_and_dialogues_always_do
 
 
 def test_what_the_template_refuses_stays_text_and_is_counted() -> None:
-    documents = [Document("Title\n\nno", "a", "Title"), Document("User: a", "a", "", (("User", "no"), ("Assistant", "b")))]
+    dialogue = Document("User: a", "a", "", (("User", "no"), ("Assistant", "b")))
+    documents = [Document("Title\n\nno", "a", "Title"), dialogue]
     found = pack_forms(documents, ENCODER, Bytes(), 1.0, 0)
     assert (found.chats, found.refused) == (0, 2)
     assert found.tokens.tolist() == pack([one.text for one in documents], ENCODER, 0).tolist()

@@ -100,7 +100,10 @@ def _in_forms(
         raise OptionError("chat_base", base, f"{error.reason}; leave it out") from error
     with closing(transcriber):
         found = pack_forms(documents, encoder, transcriber, options.chat_share, options.max_tokens)
-    note(f"text: {found.chats:,} chats in the template of {shown_name(base)}, of which answers are learned")
+    if found.chats:
+        note(f"text: {found.chats:,} chats in the template of {shown_name(base)}, of which answers are learned")
+    else:
+        note("text: nothing in it asks for what stands below, so all of it stays text")
     if found.refused:
         note(f"text: {found.refused:,} chats stay text: the template cannot write them")
     return found.tokens, found.counted
