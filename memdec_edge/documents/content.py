@@ -28,4 +28,3 @@ class Content:
         """The same with a question mark for each half of a surrogate pair, which is no character."""
         turns = tuple((role, mended(text)) for role, text in self.turns)
         return replace(self, text=mended(self.text), title=self.title and mended(self.title), turns=turns)
-

@@ -45,9 +45,7 @@ class Kind:
     rows: bool = False
 
 
-def _whole(
-    text_of: Callable[[bytes, str], str], title: str | None = ""
-) -> Callable[[bytes, str], list[Content]]:
+def _whole(text_of: Callable[[bytes, str], str], title: str | None = "") -> Callable[[bytes, str], list[Content]]:
     """A reader of files that are one document each."""
     return lambda data, name: [Content(text, title) for text in [text_of(data, name)] if text and not text.isspace()]
 

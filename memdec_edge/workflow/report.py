@@ -60,7 +60,13 @@ def write_report(found: Mapping[str, Any], out: Path) -> Path:
 
     Raises OutputError.
     """
-    shared = {"found": found, "voices": _voices(found), "answers": _answers(found), "verdict": verdict(found), "missing": NOT_MEASURED}
+    shared = {
+        "found": found,
+        "voices": _voices(found),
+        "answers": _answers(found),
+        "verdict": verdict(found),
+        "missing": NOT_MEASURED,
+    }
     curves = {name: chart(pairs) for name, pairs in (found.get("curves") or {}).items()}
     page = _environment(escape=True).get_template("report.html.jinja").render(shared, curves=curves, frame=FRAME)
     write_text(out / CARD, _card(found, shared))

@@ -18,7 +18,9 @@ from memdec_edge.options import ChatOptions
 from tests.support.chatty import chatty
 from tests.support.real import SMOLLM2
 
-PIECES = st.sampled_from(["Hello", " a", "\n\n", "What's 12?", "é", "🙂", "<|im_end|>", "<|im_start|>user\n", "|>", "."])
+PIECES = st.sampled_from(
+    ["Hello", " a", "\n\n", "What's 12?", "é", "🙂", "<|im_end|>", "<|im_start|>user\n", "|>", "."]
+)
 TEXT = st.lists(PIECES, min_size=1, max_size=5).map("".join).filter(str.strip)
 TURNS = (("User", "What is anaemia?"), ("Assistant", "A lack of cells."), ("User", "Why?"), ("Assistant", "Of iron."))
 

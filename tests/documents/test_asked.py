@@ -49,7 +49,7 @@ def test_the_parts_of_a_document_join_to_its_text_and_answers_stand_in_it(
         (f"What is anaemia?\n\n{PASSAGE}", "", [("What is anaemia?", PASSAGE)]),
         (f"# Anaemia\n\n{PASSAGE}\n\n## Signs\n\nPale skin.\n", "", [("Anaemia", PASSAGE), ("Signs", "Pale skin.")]),
         (f"# Blood\n\n## Anaemia\n{PASSAGE}", "", [("Blood: Anaemia", PASSAGE)]),
-        (f"=====\nBlood\n=====\n\n{PASSAGE}\n\nSigns\n-----\nPale skin.", "", [("Blood", PASSAGE), ("Signs", "Pale skin.")]),
+        (f"=====\nBlood\n=====\n\n{PASSAGE}\n\nSigns\n-----\nPale.", "", [("Blood", PASSAGE), ("Signs", "Pale.")]),
         ("# Use\n```sh\n# a comment\nls\n```\n", "", [("Use", "```sh\n# a comment\nls\n```")]),
         ("# Nothing below", "", []),
         (PASSAGE, "", []),
@@ -88,7 +88,7 @@ def test_dialogues_keep_their_turns_as_far_as_they_are_answered(tmp_path: Path) 
         '{"role": "user", "content": "Ah."}]}',
         '{"question": "Why?", "answer": "User: no turn"}',
         '{"messages": [{"role": "user", "content": "Nobody answers."}]}',
-        '{"text": "User: Why?\\n\\nAssistant: So."}',
+        '{"text": "Assistant: one paragraph."}',
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     corpus = find_files(tmp_path)

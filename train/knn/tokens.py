@@ -117,10 +117,14 @@ def _from_ids(cache: Cache) -> tuple[dict[str, Tokens], None, list[str]]:
     say_ids(cache.corpus)
     train, valid = (cache.corpus.files.get(split) for split in ("train", "valid"))
     assert train
-    return {
-        "train": read_ids(train[0].path, options.teacher, options.max_tokens),
-        "valid": read_ids(valid[0].path, options.teacher) if valid else np.empty(0, np.uint32),
-    }, None, []
+    return (
+        {
+            "train": read_ids(train[0].path, options.teacher, options.max_tokens),
+            "valid": read_ids(valid[0].path, options.teacher) if valid else np.empty(0, np.uint32),
+        },
+        None,
+        [],
+    )
 
 
 def _check_blocks(options: CacheOptions, context: int, train: Tokens) -> None:
