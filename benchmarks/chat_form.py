@@ -40,6 +40,7 @@ from memdec_edge.train import train_apart
 from memdec_edge.workflow.demo import demo_base
 
 WORDING = "What is {}?"
+VALIDATED = 1024  # positions that training scores by itself: one epoch leaves it little to choose
 
 
 def memory(args: argparse.Namespace, share: float | None) -> Path:
@@ -52,7 +53,14 @@ def memory(args: argparse.Namespace, share: float | None) -> Path:
             chat_base=None if share is None else args.base, chat_share=share or 0.0,
         )  # fmt: skip
         options = TrainOptions(
-            cache, folder / "memory", beta=0.0, epochs=args.epochs, steps=args.steps, lr=2e-4, valid_every=0
+            cache,
+            folder / "memory",
+            beta=0.0,
+            epochs=args.epochs,
+            steps=args.steps,
+            lr=2e-4,
+            valid_every=0,
+            valid_positions=VALIDATED,
         )
         report = train_apart(options)
         convert(ConvertOptions(report.path, gguf, "q8_0", base=args.base, verify=False))

@@ -87,7 +87,7 @@ def _form(options: LearnOptions, first: Place) -> str:
     Raises OptionError (form) where chat was asked for and the base has no template, or a broken one.
     """
     if options.form == "auto" and first.plan.is_file():
-        return str(read_plan(first.plan)["made_from"]["form"])
+        return str(read_plan(first.plan)["made_from"].get("form", "text"))
     if options.form == "text":
         return options.form
     assert options.base is not None
@@ -124,7 +124,7 @@ def _made_from(options: LearnOptions) -> dict[str, Any]:
         "max_tokens": options.max_tokens,
         "seed": options.seed,
         "retriever": options.retriever,
-        "form": options.form,
+        **({"form": options.form} if options.form != "text" else {}),  # earlier versions had no other
     }
 
 

@@ -158,7 +158,9 @@ def answered(base: Path, memory: Path, documents: Sequence[Document], most: int)
     ):
         parts = (part for document in documents for part in parts_of(document) if part.turns)
         scores = score_answers(engine, filter(None, (transcriber.write(part.turns) for part in parts)), most)
-        return scores and {
+        if scores is None:
+            return None
+        return {
             "tokens": len(scores.base),
             "base": _figures(scores.score_of(scores.base)),
             "memory": _figures(scores.score([1.0])),

@@ -159,7 +159,9 @@ class Journal:
         for name in sorted({*old, *self._made_from}):
             before, after = old.get(name), self._made_from.get(name)
             if before != after:
-                shown = f" ({before}, now {after})" if isinstance(before, int | str) and len(str(before)) < 40 else ""
+                known = before if after is None else after
+                values = ("none" if value is None else value for value in (before, after))
+                shown = " ({}, now {})".format(*values) if isinstance(known, int | str) and len(str(known)) < 40 else ""
                 advice = "give the new documents by `add`" if name == "documents" else "use another output folder"
                 raise StageError(self.path.parent, f"made with other {name}{shown}", advice)
 
@@ -169,8 +171,7 @@ def read_plan(path: Path) -> dict[str, Any]:
     try:
         body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         whole = all(isinstance(body[key], dict) for key in ("made_from", "stages")) and "plan" in body
-        body["made_from"].setdefault("form", "text")  # earlier versions had no other
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+    except (ValueError, RecursionError, LookupError, TypeError):
         whole = False
     if not whole or body["format"] != FORMAT:
         raise ExistingOutputError(path, "it is no plan of memdec-edge learn; choose another `out`")

@@ -109,7 +109,8 @@ def _search_validation(cache: Cache, device: torch.device, read: Reading) -> Non
     """Write the shard VALIDATION: neighbours of validation positions, and the teacher's own log-probs there."""
     valid, block = cache.tokens("valid"), cache.options.block
     found = open_searcher(cache, device).search(torch.from_numpy(read.keys).to(device), cache.k)
-    distances, indices = learned_only(*(part.cpu().numpy() for part in found), cache.counted())
+    near, whose = (part.cpu().numpy() for part in found)
+    distances, indices = learned_only(near, whose, cache.counted())
     labels = gather_blocks(valid, unread_validation(cache), block)[:, 1:].reshape(-1).numpy().astype(np.uint32)
     arrays = {
         "distances": distances,
