@@ -14,7 +14,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,37 +78,45 @@ def chats(transcriber: Transcriber, documents: list[Document], wording: str) -> 
                     yield found
 
 
-def scored(args: argparse.Namespace, gguf: Path, splits: dict[str, list[Document]]) -> dict[str, Any]:
-    """Scores of base and one memory on each kind of text, and the lambda that is best on validation text."""
-    limits = EvalOptions(max_tokens=args.score)
-    documents = splits[args.split]
+def scored(args: argparse.Namespace, ggufs: list[Path]) -> tuple[dict[str, TokenScores], list[float]]:
+    """Scores of base and memories on each kind of text, and each memory's lambda that is best on validation text."""
+    limits, splits = EvalOptions(max_tokens=args.score), split_documents(args.corpus, 0.05, 0.05, 0)
+    memories = [MemoryOptions(gguf, 0.0) for gguf in ggufs]
     with (
-        closing(Engine(args.base, [MemoryOptions(gguf, 0.0)], LoadOptions(n_ctx=EvalOptions.window))) as engine,
+        closing(Engine(args.base, memories, LoadOptions(n_ctx=EvalOptions.window))) as engine,
         closing(Transcriber(args.base)) as transcriber,
     ):
-        valid = score_tokens(engine, [each.text for each in splits["valid"]], limits)
-        found: dict[str, Any] = {
-            "lambda": best_lambda(valid.sweep(Mixture((1.0,), (1.0,)), LAMBDAS)),
-            "text": valid if args.split == "valid" else score_tokens(engine, [each.text for each in documents], limits),
-            "general": score_tokens(engine, read_documents(GENERAL), EvalOptions()),
-        }
+        texts = {name: [each.text for each in splits[name]] for name in ("valid", args.split)}
+        plain = {name: score_tokens(engine, some, limits) for name, some in texts.items()}
+        found = {"text": plain[args.split], "general": score_tokens(engine, read_documents(GENERAL), EvalOptions())}
         for name, wording in (("answers", "{}"), ("in other words", WORDING)):
-            found[name] = score_answers(engine, chats(transcriber, documents, wording), args.score)
-        return found
+            scores = score_answers(engine, chats(transcriber, splits[args.split], wording), args.score)
+            assert scores, f"{args.corpus} asks nothing"
+            found[name] = scores
+        return found, [
+            best_lambda(of(plain["valid"], i).sweep(Mixture((1.0,), (1.0,)), LAMBDAS)) for i in range(len(ggufs))
+        ]
 
 
-def figures(side: dict[str, Any], plain: dict[str, Any], kind: str) -> dict[str, Any]:
-    """What one side is worth on a kind of text, beside the memory of text alone."""
-    scores: TokenScores = side[kind]
-    mixed, before = scores.mixed([side["lambda"]]), plain[kind].mixed([plain["lambda"]])
-    ratio, error = perplexity(mixed - before, scores.windows)
-    alone, alone_error = perplexity(scores.memories[0] - plain[kind].memories[0], scores.windows)
+def of(scores: TokenScores, memory: int) -> TokenScores:
+    """The scores of the base and one memory."""
+    return replace(scores, memories=[scores.memories[memory]])
+
+
+def figures(scores: TokenScores, lambdas: list[float], memory: int) -> dict[str, Any]:
+    """What one memory is worth on a kind of text, beside the first one, which learned text alone."""
+    mine, plain = of(scores, memory), of(scores, 0)
+    mixed = mine.mixed([lambdas[memory]])
+    pairs = {
+        "memory": mine.memories[0] - plain.memories[0],
+        "mixture": mixed - plain.mixed([lambdas[0]]),
+    }
     return {
         "tokens": len(scores.base),
-        "base": asdict(scores.score([0.0])),
-        "memory": asdict(scores.score([1.0])),
-        "mixture": asdict(scores.score_of(mixed)),
-        "ratio": {"memory": [alone, alone_error], "mixture": [ratio, error]},
+        "base": asdict(mine.score([0.0])),
+        "memory": asdict(mine.score([1.0])),
+        "mixture": asdict(mine.score_of(mixed)),
+        "ratio": {name: perplexity(difference, scores.windows) for name, difference in pairs.items()},
     }
 
 
@@ -126,16 +134,14 @@ def main() -> None:
     args = parser.parse_args()
 
     sides = {"text": memory(args, None), **{f"chat {share:g}": memory(args, share) for share in args.shares}}
-    splits = split_documents(args.corpus, 0.05, 0.05, 0)
-    found = {name: scored(args, gguf, splits) for name, gguf in sides.items()}
-    kinds = ("text", "general", "answers", "in other words")
+    found, lambdas = scored(args, list(sides.values()))
     rows = {
-        name: {"lambda": side["lambda"], **{kind: figures(side, found["text"], kind) for kind in kinds}}
-        for name, side in found.items()
+        name: {"lambda": lambdas[i], **{kind: figures(scores, lambdas, i) for kind, scores in found.items()}}
+        for i, name in enumerate(sides)
     }
     print(made_by(), end="")
     print(f"{'':16}{'trained on':12}{'base':>9}{'memory':>9}{'mixture':>9}   memory and mixture against those of text")
-    for kind in kinds:
+    for kind in found:
         for name, row in rows.items():
             values = row[kind]
             scores = "".join(f"{values[voice]['perplexity']:9.3f}" for voice in ("base", "memory", "mixture"))

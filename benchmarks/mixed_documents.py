@@ -40,29 +40,25 @@ class Source:
 
 
 SOURCES = (
-    Source(DEBIAN, "debian-policy", "**/policy.pdf*", 1),
+    Source(DEBIAN, "developers-reference", "**/*.pdf", 1),
+    Source(DEBIAN, "developers-reference", "**/*.epub", 1),
+    Source(DEBIAN, "debmake-doc", "**/*.en.pdf", 1),
+    Source(DEBIAN, "bzip2-doc", "**/*.pdf.gz", 1),
+    Source(DEBIAN, "gnuplot-doc", "**/gnuplot.pdf", 1),
+    Source(DEBIAN, "debian-faq", "**/*.en.pdf.gz", 1),
     Source(DEBIAN, "debian-policy", "**/policy.epub*", 1),
-    Source(DEBIAN, "debian-policy", "**/policy.html/ch-*.html*", 2),
-    Source(DEBIAN, "developers-reference", "**/*.pdf*", 1),
-    Source(DEBIAN, "developers-reference", "**/*.epub*", 1),
-    Source(DEBIAN, "developers-reference", "**/*.html*", 2),
-    Source(DEBIAN, "debmake-doc", "**/*.pdf*", 1),
-    Source(DEBIAN, "bzip2-doc", "**/*.pdf*", 1),
-    Source(DEBIAN, "bzip2-doc", "**/*.html*", 1),
-    Source(DEBIAN, "gnuplot-doc", "**/*.pdf*", 1),
-    Source(DEBIAN, "debian-faq", "**/*.en.html*", 2),
-    Source(DEBIAN, "debian-faq", "**/*.en.txt*", 1),
-    Source(DEBIAN, "debian-handbook", "**/*.epub*", 1),
-    Source(PYTHON, "python-docx==1.2.0", "**/*.docx", 3),
-    Source(PYTHON, "docxtpl==0.20.1", "**/*.docx", 3),
-    Source(PYTHON, "jinja2==3.1.6", "docs/*.rst", 4),
-    Source(PYTHON, "attrs==25.3.0", "docs/*.md", 4),
+    Source(DEBIAN, "debian-policy", "**/*.txt.gz", 3),
+    Source(DEBIAN, "debian-handbook", "**/en-US/sect.*.html", 6),
+    Source(PYTHON, "python-docx==1.2.0", "features/steps/test_files/*.docx", 4),
+    Source(PYTHON, "jinja2==3.1.6", "docs/*.rst", 5),
+    Source(PYTHON, "attrs==25.3.0", "docs/*.md", 5),
 )
 
 
 def gather(out: Path) -> list[Path]:
     """The documents, in one folder for each package and kind."""
     documents = out / "documents"
+    shutil.rmtree(documents, ignore_errors=True)
     for source in SOURCES:
         folder = documents / source.package.partition("=")[0]
         found = [path for path in sorted(unpacked(source, out / "packages").glob(source.pattern)) if fits(path)]
