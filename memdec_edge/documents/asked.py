@@ -3,9 +3,11 @@
     Part(text, turns)    a part of a document, and the same as turns; without turns where nothing in it can be asked
 
 A heading is a line that begins with #, as in Markdown and in what HTML, Word files and e-books become, or one with a
-rule below it, as in reStructuredText. At the beginning the title beside the text counts, else a first line that looks
-like one. A passage too long for an answer ends at a paragraph; what follows has no question. The texts of a document's
-parts join to its text. Knows nothing of templates and tokens.
+rule below it, as in reStructuredText. Comments and prompts in listings begin with # too: so a heading stands below a
+blank line, and one of a single # above one as well. What stands before the first heading is asked for by the title
+beside the text. A text without headings may begin with a line that looks like a title. A passage too long for an answer
+ends at a paragraph; what follows has no question. The texts of a document's parts join to its text. Knows nothing of
+templates and tokens.
 """
 
 import re
@@ -20,7 +22,7 @@ USER, ASSISTANT = "User", "Assistant"  # of documents/rows.py
 LONGEST = 4_000  # characters of a part, and of an answer: some 1,000 tokens
 TITLE = 120  # characters of a first line that may be a title
 SHORT = 0.75  # of the line below it; lines of a paragraph are about equally long
-_HEADING = re.compile(r"#{1,6}[ \t]+(\S.*?)[ \t#]*")
+_HEADING = re.compile(r"(#{1,6})[ \t]+(\S.*?)[ \t#]*")
 _RULE = re.compile(r"([=\-~^\"'`#*+.:_])\1{2,}[ \t]*")
 _FENCE = re.compile(r"[ \t]*(```|~~~)[`~]*[^`]*")
 _ENDS = (".", ",", ";", ":", "!", "。", "、", "，", "।")  # of a sentence; a title may be a question
@@ -52,7 +54,7 @@ def parts_of(document: Document) -> list[Part]:
         return [Part(document.text)]
     text, title = document.text, document.title.strip()
     outline = _outline(text, title)
-    name = title or outline[0].question
+    name = title or next((section.question for section in outline if section.question), "")
     found: list[Part] = []
     for asked, some in groupby(_sections(text, outline), key=lambda section: bool(section.question)):
         run = list(some)
@@ -94,10 +96,11 @@ def _groups(sections: Iterable[_Section]) -> Iterator[list[_Section]]:
 def _outline(text: str, title: str) -> list[_Section]:
     """The headings of a text, and before them its beginning, where that is more than blanks."""
     headings = list(_headings(text))
-    first = headings[0].start if headings else len(text)
-    if headings and not text[:first].strip():
-        return [replace(headings[0], start=0, question=title or headings[0].question), *headings[1:]]
-    return [_beginning(text, first, title), *headings]
+    if not headings:
+        return [_beginning(text, len(text), title) if title else _first_line(text)]
+    if text[: headings[0].start].strip():
+        return [_beginning(text, headings[0].start, title), *headings]
+    return [replace(headings[0], start=0, question=title or headings[0].question), *headings[1:]]
 
 
 def _sections(text: str, outline: Sequence[_Section]) -> Iterator[_Section]:
@@ -115,14 +118,14 @@ def _sections(text: str, outline: Sequence[_Section]) -> Iterator[_Section]:
 def _headings(text: str) -> Iterator[_Section]:
     """The headings of a text, each with where its passage begins; listings have none."""
     fence, at, before = "", 0, ""  # `before`: the line above, where that may be a heading with a rule below it
-    for line in text.splitlines(keepends=True):
+    for above, line, below in _neighbours(text.splitlines(keepends=True)):
         end, plain = at + len(line), line.rstrip("\r\n")
         marked = _FENCE.fullmatch(plain)
         if fence or marked:
             fence = "" if marked and marked[1] == fence else fence or (marked[1] if marked else "")
             before = ""
-        elif found := _HEADING.fullmatch(plain):
-            yield _Section(at, end, end, found[1])
+        elif (found := _HEADING.fullmatch(plain)) and not above.strip() and (found[1] != "#" or not below.strip()):
+            yield _Section(at, end, end, found[2])
             before = ""
         elif before and _RULE.fullmatch(plain) and len(plain.rstrip()) >= len(before.strip()):
             yield _Section(at - len(before), end, end, before.strip())
@@ -132,19 +135,30 @@ def _headings(text: str) -> Iterator[_Section]:
         at = end
 
 
+def _neighbours(lines: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Each line between the one above and the one below; a first line counts as one between blank ones."""
+    for number, line in enumerate(lines):
+        yield (lines[number - 1], line, "".join(lines[number + 1 : number + 2])) if number else ("", line, "")
+
+
 def _beginning(text: str, end: int, title: str) -> _Section:
-    """What stands before the first heading: the title asks for it, else its first line where that looks like one."""
+    """What stands before the first heading; the title asks for it, and is no answer where the text begins with it."""
     start = len(text) - len(text.lstrip())
     line = text[start:end].partition("\n")[0]
     body = start + len(line)
-    if title:
-        repeated = line.casefold().startswith(title.casefold()) and text[body:end].strip()
-        return _Section(0, body if repeated else 0, end, title)
-    below = text[body + 1 : end].partition("\n")[0]
+    repeated = title and line.casefold().startswith(title.casefold()) and text[body:end].strip()
+    return _Section(0, body if repeated else 0, end, title)
+
+
+def _first_line(text: str) -> _Section:
+    """A text without headings; its first line asks for the rest where it looks like a title."""
+    start = len(text) - len(text.lstrip())
+    line, _, rest = text[start:].partition("\n")
+    below = rest.partition("\n")[0]
     apart = not below.strip() or (len(line) < SHORT * len(below) and not below.lstrip()[:1].islower())
     looks = len(line) <= TITLE and line[:1].isalnum() and not line.rstrip().endswith(_ENDS)
-    titled = looks and apart and bool(text[body:end].strip())
-    return _Section(0, body if titled else 0, end, line.strip() if titled else "")
+    titled = looks and apart and bool(rest.strip())
+    return _Section(0, start + len(line) if titled else 0, len(text), line.strip() if titled else "")
 
 
 def _cut(text: str, section: _Section) -> Iterator[_Section]:

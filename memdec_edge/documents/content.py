@@ -9,7 +9,7 @@ Turn = tuple[str, str]  # role, as a paragraph of a dialogue begins with it; tex
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A text. title: "" where none is known beside it, None where there can be none, as of a program.
+    """A text. title: "" where none is known beside it, None where nothing asks for it, as for a program.
 
     turns: those of a dialogue, of which `text` is made
     """

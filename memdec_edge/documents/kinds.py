@@ -68,7 +68,7 @@ KINDS: dict[str, Kind] = {
     ".html": _HTML,
     ".htm": _HTML,
     ".xhtml": _HTML,
-    ".pdf": Kind(_whole(pdf_text)),
+    ".pdf": Kind(_whole(pdf_text, title=None)),  # what is a heading is not known
     ".docx": Kind(_whole(docx_text)),
     ".epub": Kind(_whole(epub_text)),
 }

@@ -52,6 +52,11 @@ def test_the_parts_of_a_document_join_to_its_text_and_answers_stand_in_it(
         (f"=====\nBlood\n=====\n\n{PASSAGE}\n\nSigns\n-----\nPale.", "", [("Blood", PASSAGE), ("Signs", "Pale.")]),
         ("# Use\n```sh\n# a comment\nls\n```\n", "", [("Use", "```sh\n# a comment\nls\n```")]),
         ("# Nothing below", "", []),
+        ("Downloads\n\n- Next\n\n# Heart\n\nIt beats.", "", [("Heart", "It beats.")]),  # a menu before the page
+        ("## Use\n\n    ls\n# a comment\n    ls\n\n# a prompt\n\nEnd.", "", [
+            ("Use", "ls\n# a comment\n    ls"), ("a prompt", "End.")]),  # a line of a listing that stands alone
+        ("## Use\n\n# apt-get update\n# apt-get upgrade\n\nEnd.", "", [
+            ("Use", "# apt-get update\n# apt-get upgrade\n\nEnd.")]),
         (PASSAGE, "", []),
         ("The heart is a muscle that pumps blood through\nthe body. Blood carries oxygen.", "", []),  # a paragraph
         ("It was a bright morning in the year 1815 and\nThe river ran high after twelve days of rain.", "", []),
