@@ -135,7 +135,7 @@ def main() -> None:
 
     sides = {"text": memory(args, None), **{f"chat {share:g}": memory(args, share) for share in args.shares}}
     found, lambdas = scored(args, list(sides.values()))
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         name: {"lambda": lambdas[i], **{kind: figures(scores, lambdas, i) for kind, scores in found.items()}}
         for i, name in enumerate(sides)
     }

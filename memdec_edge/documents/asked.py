@@ -20,9 +20,9 @@ from memdec_edge.documents.corpus import Document
 
 USER, ASSISTANT = "User", "Assistant"  # of documents/rows.py
 LONGEST = 4_000  # characters of a part, and of an answer: some 1,000 tokens
-TITLE = 120  # characters of a first line that may be a title
+TITLE = 120  # characters of a line that may be a title or a heading
 SHORT = 0.75  # of the line below it; lines of a paragraph are about equally long
-_HEADING = re.compile(r"(#{1,6})[ \t]+(\S.*?)[ \t#]*")
+_HEADING = re.compile(r"(#{1,6})[ \t]+(\S.*)")
 _RULE = re.compile(r"([=\-~^\"'`#*+.:_])\1{2,}[ \t]*")
 _FENCE = re.compile(r"[ \t]*(```|~~~)[`~]*[^`]*")
 _ENDS = (".", ",", ";", ":", "!", "。", "、", "，", "।")  # of a sentence; a title may be a question
@@ -118,27 +118,35 @@ def _sections(text: str, outline: Sequence[_Section]) -> Iterator[_Section]:
 def _headings(text: str) -> Iterator[_Section]:
     """The headings of a text, each with where its passage begins; listings have none."""
     fence, at, before = "", 0, ""  # `before`: the line above, where that may be a heading with a rule below it
-    for above, line, below in _neighbours(text.splitlines(keepends=True)):
+    for above, line, below in _lines(text):
         end, plain = at + len(line), line.rstrip("\r\n")
+        if len(plain) > TITLE:
+            at, before = end, ""
+            continue
         marked = _FENCE.fullmatch(plain)
         if fence or marked:
             fence = "" if marked and marked[1] == fence else fence or (marked[1] if marked else "")
             before = ""
         elif (found := _HEADING.fullmatch(plain)) and not above.strip() and (found[1] != "#" or not below.strip()):
-            yield _Section(at, end, end, found[2])
+            yield _Section(at, end, end, found[2].rstrip(" \t#") or found[2])
             before = ""
         elif before and _RULE.fullmatch(plain) and len(plain.rstrip()) >= len(before.strip()):
             yield _Section(at - len(before), end, end, before.strip())
             before = ""
         else:
-            before = line if plain[:1].strip() and any(map(str.isalnum, plain)) and len(plain) <= TITLE else ""
+            before = line if plain[:1].strip() and any(map(str.isalnum, plain)) else ""
         at = end
 
 
-def _neighbours(lines: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+def _lines(text: str) -> Iterator[tuple[str, str, str]]:
     """Each line between the one above and the one below; a first line counts as one between blank ones."""
-    for number, line in enumerate(lines):
-        yield (lines[number - 1], line, "".join(lines[number + 1 : number + 2])) if number else ("", line, "")
+    at, above = 0, ""
+    while at < len(text):
+        end = text.find("\n", at) + 1 or len(text)
+        after = text.find("\n", end) + 1 or len(text)
+        line = text[at:end]
+        yield above, line, text[end:after] if at else ""
+        at, above = end, line
 
 
 def _beginning(text: str, end: int, title: str) -> _Section:

@@ -78,6 +78,11 @@ def test_a_passage_too_long_for_an_answer_ends_at_a_paragraph_and_the_rest_is_te
     assert rest.turns == ()
 
 
+def test_hostile_lines_take_no_time() -> None:
+    for line in ("# " + "#" * 200_000 + "x", "```" + "~" * 200_000 + "x`", "=" * 200_000 + "x", "#" * 200_000):
+        assert asked(f"Title\n\n{line}\n\n{line}")[0][0] == "Title"
+
+
 def test_a_long_document_is_asked_in_parts_that_name_it() -> None:
     text = "# Blood\n\n" + "".join(f"## Part {number}\n\n{PASSAGE}\n\n" for number in range(200))
     parts = parts_of(Document(text, "a.md"))

@@ -165,7 +165,7 @@ def feeds(passes: int, processes: int, size: int, counted: Any) -> list[Feed]:
     options = CacheOptions(Path("t"), Path("c"), Path("o"), batch=size, seed=3)
     cpu = torch.device("cpu")
     return [
-        Feed(data, options, SimpleNamespace(num_processes=processes, process_index=i, device=cpu), passes)  # type: ignore[arg-type]
+        Feed(data, options, SimpleNamespace(num_processes=processes, process_index=i, device=cpu), passes)
         for i in range(processes)
     ]
 

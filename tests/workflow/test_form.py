@@ -41,8 +41,13 @@ def report_of(out: Path) -> dict[str, Any]:
 def plan_of(**options: Any) -> Plan:
     """The plan that a person is shown, who then says no."""
     found: list[Plan] = []
+
+    def refuse(plan: Plan) -> bool:
+        found.append(plan)
+        return False
+
     with pytest.raises(Cancelled):
-        learning.learn(LearnOptions(**options), lambda plan: bool(found.append(plan)))
+        learning.learn(LearnOptions(**options), refuse)
     return found[0]
 
 
