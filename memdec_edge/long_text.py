@@ -12,7 +12,7 @@ Knows nothing of models.
 """
 
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 Encode = Callable[[list[str]], list[list[int]]]  # texts -> token ids, special tokens neither added nor parsed
 
@@ -23,7 +23,7 @@ TRIES = 40  # places that are tried for a cut, before it is looked for a context
 BATCH_CHARACTERS, BATCH = 400_000, 64  # of texts that are given to a tokenizer at a time
 
 
-def token_ids(texts: Sequence[str], encode: Encode) -> Iterator[Iterator[list[int]]]:
+def token_ids(texts: Iterable[str], encode: Encode) -> Iterator[Iterator[list[int]]]:
     """Yield for each text its token ids, in one list or several that join to them."""
     batch: list[str] = []
     for text in texts:

@@ -39,7 +39,7 @@ FLOORS = (
 )
 OF_MAKERS = {  # what train and convert import
     "errors", "options", "files", "notes", "progress", "machine", "child", "documents", "long_text", "gguf", "mixture",
-    "llama", "hf_folder",
+    "llama", "hf_folder", "chat",
 }  # fmt: skip
 LONGEST = 400  # lines of a file
 

@@ -92,6 +92,8 @@ def write_metadata(
         "epochs": epochs,
         "tokens": tokens,
     }
+    if options.cache.chat_base:
+        train["chat_share"] = options.cache.chat_share
     if tau is not None:
         train |= {
             "k": k,

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from memdec_edge.long_text import token_ids
 
 Tokens = npt.NDArray[np.uint32]
+Counted = npt.NDArray[np.bool_]  # for each token of a stream whether a model learns to predict it
 
 
 @dataclass(frozen=True)

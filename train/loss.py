@@ -4,7 +4,8 @@
 
 p_kNN is the target that train/targets.py made. KL needs only the support of p_kNN, so one logsumexp serves both terms.
 Labels are not smoothed. The two terms have one mixed target, t = beta * p_kNN + (1 - beta) * [label]. Its sum w is 1,
-or 1 - beta where a position has no p_kNN. The gradient with respect to the logits is G = w * p_mem - t.
+or 1 - beta where a position has no p_kNN. The gradient with respect to the logits is G = w * p_mem - t. A position has
+a weight in the mean, which multiplies both: at weight 0 it teaches nothing.
 
 G overwrites the logits of its chunk. The gradients of hidden state and head, G W and G^T H, are made right there.
 So no matrix of tokens x vocabulary exists, neither forward nor backward.
@@ -30,18 +31,21 @@ class Objective(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, support: Support, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, ids: Tensor, support: Support, beta: float, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean loss in nats, then the means of CE and KL(p_kNN || p_mem), which carry no gradient.
 
         KL is 0 at positions without p_kNN.
 
         ids  int64 [batch, length + 1]; support  of the batch * length positions, its pairs on the same device; beta in
-        [0, 1]
+        [0, 1]; weights  float [batch * length], of the positions in the sum that is divided by their number; None: 1
         """
         hidden, head = last_hidden(self.model, ids), self.model.get_output_embeddings()
         labels = ids[:, 1:].flatten()
+        weights = torch.ones(len(labels), device=labels.device) if weights is None else weights
         losses: tuple[Tensor, Tensor, Tensor] = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-            hidden, head.weight, head.bias, labels, support.offsets, support.ids, support.probs, beta
+            hidden, head.weight, head.bias, labels, support.offsets, support.ids, support.probs, beta, weights
         )
         return losses
 
@@ -58,12 +62,13 @@ class _HeadLoss(torch.autograd.Function):
         ids: Tensor,
         probs: Tensor,
         beta: float,
+        weights: Tensor,  # [n]
     ) -> tuple[Tensor, Tensor, Tensor]:
         n, device, wide = len(hidden), hidden.device, wide_type(hidden)
-        probs = probs.to(wide)
+        probs, weights = probs.to(wide), weights.to(wide)
         lengths = send(offsets.diff(), device)
         rows = torch.repeat_interleave(torch.arange(n, device=device), lengths, output_size=len(ids))
-        share = beta * torch.zeros(n, dtype=wide, device=device).index_add_(0, rows, probs) + (1 - beta)
+        share = (beta * torch.zeros(n, dtype=wide, device=device).index_add_(0, rows, probs) + (1 - beta)) * weights
         lse, own, on_support = torch.empty_like(share), torch.empty_like(share), torch.empty_like(probs)
         # Summed in the head's own type: in bfloat16 one rounding a chunk (error 0.28 % over 8 chunks, 0.17 % in one),
         # while a float32 sum would be twice as large as the head.
@@ -80,8 +85,8 @@ class _HeadLoss(torch.autograd.Function):
                 lse[low:high], own[low:high] = tile_lse, logits[tile][at_label]
                 on_support[pairs] = logits[tile][at_support]
                 gradient *= share[low:high, None]
-                gradient[at_support] -= beta * probs[pairs]
-                gradient[at_label] -= 1 - beta
+                gradient[at_support] -= beta * probs[pairs] * weights[rows[pairs]]
+                gradient[at_label] -= (1 - beta) * weights[low:high]
                 logits[tile] = gradient
             torch.mm(logits, weight, out=grads[0][chunk])
             grads[1].addmm_(logits.t(), hidden[chunk])
@@ -90,12 +95,12 @@ class _HeadLoss(torch.autograd.Function):
         ctx.save_for_backward(*grads)
         kl = torch.zeros_like(lse).index_add_(0, rows, torch.xlogy(probs, probs) - probs * (on_support - lse[rows]))
         ce = lse - own
-        ctx.mark_non_differentiable(ce_mean := ce.mean(), kl_mean := kl.mean())
-        return (beta * kl + (1 - beta) * ce).mean(), ce_mean, kl_mean
+        ctx.mark_non_differentiable(ce_mean := (ce * weights).mean(), kl_mean := (kl * weights).mean())
+        return ((beta * kl + (1 - beta) * ce) * weights).mean(), ce_mean, kl_mean
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         for gradient in saved:  # in place: a second backward would be refused by autograd
             gradient *= grads[0] / len(saved[0])
-        return (*saved, *[None] * (8 - len(saved)))
+        return (*saved, *[None] * (9 - len(saved)))

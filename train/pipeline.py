@@ -65,7 +65,7 @@ def train(options: TrainOptions) -> TrainReport:
                 validation = replace(
                     validation, base=_base_losses(options, stage, validation, teacher, processes.device)
                 )
-            data = Data(cache.tokens("train"), targets, validation, options.cache.block)
+            data = Data(cache.tokens("train"), targets, validation, options.cache.block, cache.counted())
             fit(options, source, data, stage, processes)
             stage.reload()
         finished = stage.manifest["finished"]

@@ -27,7 +27,7 @@ from .transfer import Coming
 
 @dataclass(frozen=True)
 class Losses:
-    """What a step's forward and backward found, as the mean over its positions, in nats."""
+    """What a step's forward and backward found, as the mean over its positions that count, in nats."""
 
     loss: float
     ce: float
@@ -57,7 +57,7 @@ class Learner:
 
     def __init__(self, options: TrainOptions, model: Any, data: Data, accelerator: Accelerator) -> None:
         self.options, self.data, self.accelerator = options, data, accelerator
-        self._feed = Feed(data, options.cache, accelerator)
+        self._feed = Feed(data, options.cache, accelerator, options.accumulate)
         self.blocks = n_blocks(data.train, data.block)
         self.blocks_per_step = options.cache.batch * options.accumulate * accelerator.num_processes
         self.model = model.to(accelerator.device).train()
@@ -75,8 +75,8 @@ class Learner:
         torch.manual_seed((options.cache.seed << 24) + step * accelerator.num_processes + accelerator.process_index)
         total = torch.zeros(3, device=accelerator.device)
         for part in range(options.accumulate):
-            ids, support = self._feed.batch(step * options.accumulate + part)
-            losses = self._objective(ids, support, options.beta)
+            batch = self._feed.batch(step * options.accumulate + part)
+            losses = self._objective(batch.ids, batch.support, options.beta, batch.weights)
             (losses[0] / options.accumulate).backward()
             total += torch.stack([loss.detach() for loss in losses]) / options.accumulate
         if accelerator.num_processes > 1:  # reduce() of a single one would copy each gradient
@@ -115,8 +115,8 @@ class Learner:
 
     def is_sound(self, step: int) -> bool:
         """Whether the text of the next step, `step` from 0, has a loss that is a number."""
-        ids, _ = self._feed.batch(step * self.options.accumulate)
-        return bool(predict(self.model, ids).losses.isfinite().all())
+        batch = self._feed.batch(step * self.options.accumulate)
+        return bool(predict(self.model, batch.ids).losses.isfinite().all())
 
     def close(self) -> None:
         """End the thread that makes batches."""

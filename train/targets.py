@@ -39,6 +39,18 @@ def kernel(distances: Array, tau: float) -> Array:
     return _normalised(weights)
 
 
+def learned_only(distances: Array, indices: Array, counted: Array | None) -> tuple[Array, Array]:
+    """Neighbours that vote: those whose next token is not learned come last, infinitely far away.
+
+    distances, indices  [n, k], nearest first; counted  bool, for each token of the stream; None: all are learned
+    """
+    if counted is None:
+        return distances, indices
+    distances = np.where(counted[indices + 1], distances, np.float32(np.inf))
+    order = distances.argsort(axis=1, kind="stable")
+    return np.take_along_axis(distances, order, 1), np.take_along_axis(indices, order, 1)
+
+
 def blend(weights: Array, values: Array, ids: Array, probs: Array, gate: Array) -> tuple[Array, Array]:
     """The mixture of retriever and teacher: weights float64 [n, k + k'] and tokens uint32 [n, k + k'] for aggregate().
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import transformers
 
-from memdec_edge.errors import ModelFileError
+from memdec_edge.errors import ModelFileError, OptionError
 from memdec_edge.gguf.header import Header
 from memdec_edge.gguf.padding import MAX_PADDING
 
@@ -48,6 +48,20 @@ def vocabulary_digest(vocabulary: list[str | None]) -> str:
     while texts and texts[-1] is None:
         texts.pop()
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def template_digest(base: Path) -> str:
+    """SHA-256 of what decides the tokens of a chat beside the vocabulary: a GGUF's chat template and special tokens.
+
+    Raises OptionError (chat_base) for a GGUF without a template.
+    """
+    from memdec_edge.chat.template import own_template  # with llama.cpp, which text alone does not need
+
+    with Header(base) as header:
+        found = {key: value for key, value in header.scalars().items() if key.startswith("tokenizer.")}
+    if not own_template(found):
+        raise OptionError("chat_base", base, "it has no chat template; give an instruct model, or leave it out")
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def _is_padding(text: str | None, i: int) -> bool:

@@ -5,6 +5,7 @@
     messages     what a caller may give as messages
     template     the template of a GGUF, and messages rendered with it
     prompt       a rendered text as tokens, and how much each counts for the weights
+    transcript   a whole chat as tokens, and which of them are answers
     reasoning    the part of an answer between <think> and </think>
 
 Knows nothing of engines, terminals and HTTP.
@@ -13,5 +14,16 @@ Knows nothing of engines, terminals and HTTP.
 from memdec_edge.chat.messages import Message, Messages
 from memdec_edge.chat.prompt import ChatPrompt, Tokenizer
 from memdec_edge.chat.template import ChatTemplate, Rendered, Segment
+from memdec_edge.chat.transcript import Transcriber, Transcript
 
-__all__ = ["ChatPrompt", "ChatTemplate", "Message", "Messages", "Rendered", "Segment", "Tokenizer"]
+__all__ = [
+    "ChatPrompt",
+    "ChatTemplate",
+    "Message",
+    "Messages",
+    "Rendered",
+    "Segment",
+    "Tokenizer",
+    "Transcriber",
+    "Transcript",
+]

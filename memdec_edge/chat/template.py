@@ -86,13 +86,13 @@ class ChatTemplate:
         if given:
             return cls(given, "the template that was given", variables=variables)
         own = metadata.get(f"{KEY}.tool_use") if options.tools else None
-        found = own or metadata.get(KEY) or metadata.get(f"{KEY}.default")
-        if not isinstance(found, str) or not found.strip():
+        found = own or own_template(metadata)
+        if not isinstance(found, str) or not found:
             raise TemplateError(str(path), "it has no chat template", missing=True)
         return cls(found, f"the chat template of {path}", variables=variables)
 
-    def render(self, messages: Messages, options: ChatOptions | None = None) -> Rendered:
-        """Render messages, and after them the beginning of an answer.
+    def render(self, messages: Messages, options: ChatOptions | None = None, *, whole: bool = False) -> Rendered:
+        """Render messages, and after them the beginning of an answer, unless they are a chat that is `whole`.
 
         With options.continue_final_message the last message, which must be the assistant's, stays open instead. Raises
         OptionError for messages that cannot be (see messages.checked), TemplateError for what the template refuses.
@@ -111,7 +111,7 @@ class ChatTemplate:
             self._variables
             | plain_data(dict(options.template_kwargs or {}), "template_kwargs")
             | {"messages": seen, "tools": plain_data(list(options.tools), "tools") or None, "documents": None}
-            | {"add_generation_prompt": not goes_on}
+            | {"add_generation_prompt": not goes_on and not whole}
         )
         if goes_on:
             text = self._open(text)
@@ -134,6 +134,12 @@ class ChatTemplate:
             return sandbox.run(template, variables)
         except Exception as error:  # whatever a stranger's template does: an undefined name, a recursion, a sum
             raise TemplateError(self.name, f"it does not render these messages ({_said(error)})") from error
+
+
+def own_template(metadata: Mapping[str, Any]) -> str:
+    """The chat template among the metadata of a GGUF, "" where it has none."""
+    found = metadata.get(KEY) or metadata.get(f"{KEY}.default")
+    return found if isinstance(found, str) and found.strip() else ""
 
 
 @lru_cache(16)

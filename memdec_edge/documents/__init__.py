@@ -3,13 +3,17 @@
     read_documents(path)                       the texts to evaluate: the test split, or all where no names say which
     split_documents(path, valid, test, seed)   training, validation and test documents, near-copies in one split
 
-    files -> plain, rows, markup, office, pdf (with cleaning) -> kinds -> splits -> duplicates, divide -> corpus
+    parts_of(document)                         the same as questions and answers, as far as it has them
+
+    files -> plain, content, rows, markup, office, pdf (with cleaning) -> kinds -> splits
+    splits -> duplicates, divide -> corpus -> asked
 
 Libraries of the extra [documents] are imported where a file needs them. Knows nothing of tokens and models.
 """
 
 from pathlib import Path
 
+from memdec_edge.documents.asked import Part, parts_of
 from memdec_edge.documents.corpus import (
     Divided,
     Document,
@@ -37,11 +41,13 @@ __all__ = [
     "Divided",
     "Document",
     "File",
+    "Part",
     "decode_text",
     "divide_corpus",
     "file_digests",
     "find_files",
     "kind_of",
+    "parts_of",
     "read_documents",
     "read_files",
     "read_stream",

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from memdec_edge.documents.content import Turn
 from memdec_edge.documents.divide import divide, shuffled
 from memdec_edge.documents.duplicates import families
 from memdec_edge.documents.files import File, Reader
@@ -23,10 +24,18 @@ WARNED = 20  # files that cannot be read, each with a line of its own
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text, and the file that it comes from, as messages call it."""
+    """A text, and the file that it comes from, as messages call it; title and turns as Content has them."""
 
     text: str
     source: str
+    title: str | None = ""
+    turns: tuple[Turn, ...] = ()
+
+    def part(self, text: str) -> "Document":
+        """The document with a part of its text: the title stays with the beginning, turns only with the whole."""
+        if text == self.text:
+            return self
+        return Document(text, self.source, self.title if self.title is None or self.text.startswith(text) else "")
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ def divide_corpus(path: Path, valid: float, test: float, seed: int) -> Divided:
     train = read["train"]
     family = families([document.text for document in train])
     parts = divide([document.text for document in train], family, shares, seed)
-    taken = {split: [Document(text, train[i].source) for i, text in some] for split, some in parts.items()}
+    taken = {split: [train[i].part(text) for i, text in some] for split, some in parts.items()}
     alike = sum(count for count in Counter(family).values() if count > 1)
     if alike:
         note(f"text: {alike:,} of {len(train):,} documents are like others, exactly or nearly; these stay together")
@@ -140,7 +149,7 @@ def read_files(corpus: Corpus, files: Iterable[File]) -> Iterator[Document]:
     with Reader() as reader:
         for file in files:
             try:
-                texts = read_file(file, reader)
+                contents = read_file(file, reader)
             except CorpusError as error:
                 if corpus.is_one_file or _is_exact(file):
                     raise
@@ -149,11 +158,11 @@ def read_files(corpus: Corpus, files: Iterable[File]) -> Iterator[Document]:
                 if failed <= WARNED:
                     warn([f"{error}; it is left out"])
                 continue
-            if not texts and not corpus.is_one_file:
+            if not contents and not corpus.is_one_file:
                 corpus.left_out[file.name] = "no text in it"
                 blank.append(file)
-            for text in texts:
-                yield Document(text, file.name)
+            for content in contents:
+                yield Document(content.text, file.name, content.title, content.turns)
     if failed > WARNED:
         warn([f"{failed - WARNED:,} more files cannot be read, and are left out"])
     if blank:

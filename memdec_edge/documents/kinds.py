@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from memdec_edge.documents.content import Content
 from memdec_edge.documents.files import File, Reader
 from memdec_edge.documents.markup import decode_html, html_text
 from memdec_edge.documents.office import docx_text, epub_text
 from memdec_edge.documents.pdf import pdf_text
-from memdec_edge.documents.plain import decode_text, mended
+from memdec_edge.documents.plain import decode_text
 from memdec_edge.documents.rows import csv_rows, json_rows, jsonl_rows, parquet_rows
 from memdec_edge.errors import CorpusError
 
@@ -39,14 +40,14 @@ class Kind:
     rows: a file of a split, as data sets have them
     """
 
-    read: Callable[[bytes, str], list[str]]
+    read: Callable[[bytes, str], list[Content]]
     exact: bool = False
     rows: bool = False
 
 
-def _whole(text_of: Callable[[bytes, str], str]) -> Callable[[bytes, str], list[str]]:
+def _whole(text_of: Callable[[bytes, str], str], title: str | None = "") -> Callable[[bytes, str], list[Content]]:
     """A reader of files that are one document each."""
-    return lambda data, name: [text for text in [text_of(data, name)] if text and not text.isspace()]
+    return lambda data, name: [Content(text, title) for text in [text_of(data, name)] if text and not text.isspace()]
 
 
 def _page(data: bytes, name: str) -> str:
@@ -54,8 +55,10 @@ def _page(data: bytes, name: str) -> str:
 
 
 _TEXT, _HTML = Kind(_whole(decode_text), exact=True), Kind(_whole(_page))
+_CODE = Kind(_whole(decode_text, title=None), exact=True)
 KINDS: dict[str, Kind] = {
-    **dict.fromkeys((*PROSE, *CODE), _TEXT),
+    **dict.fromkeys(PROSE, _TEXT),
+    **dict.fromkeys(CODE, _CODE),
     ".jsonl": Kind(jsonl_rows, exact=True, rows=True),
     ".ndjson": Kind(jsonl_rows, exact=True, rows=True),
     ".json": Kind(json_rows, rows=True),
@@ -65,7 +68,7 @@ KINDS: dict[str, Kind] = {
     ".html": _HTML,
     ".htm": _HTML,
     ".xhtml": _HTML,
-    ".pdf": Kind(_whole(pdf_text)),
+    ".pdf": Kind(_whole(pdf_text, title=None)),  # what is a heading is not known
     ".docx": Kind(_whole(docx_text)),
     ".epub": Kind(_whole(epub_text)),
 }
@@ -85,7 +88,7 @@ def kind_of(file: File) -> Kind | None:
     return KINDS.get(suffix_of(file.inside))
 
 
-def read_file(file: File, reader: Reader) -> list[str]:
+def read_file(file: File, reader: Reader) -> list[Content]:
     """Return the documents of a file, blank ones left out: rows of tables, else the whole file.
 
     A file without a suffix is text: a pipe, a README. Raises MissingFileError, MissingExtraError, and CorpusError for a
@@ -95,4 +98,5 @@ def read_file(file: File, reader: Reader) -> list[str]:
     kind = KINDS.get(suffix) if suffix else _TEXT
     if kind is None:
         raise CorpusError(file.name, f"{suffix} files are not read; {OTHER_WAYS.get(suffix, f'give {KNOWN}')}")
-    return [text if kind is _TEXT else mended(text) for text in kind.read(reader.read(file), file.name)]
+    found = kind.read(reader.read(file), file.name)
+    return found if kind in (_TEXT, _CODE) else [content.mended for content in found]

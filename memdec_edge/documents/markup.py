@@ -19,7 +19,7 @@ DROPPED_ROLES = {
 }  # fmt: skip
 DROPPED_NAMES = {  # of classes and ids
     "nav", "navbar", "navigation", "navheader", "navfooter", "sidebar", "sphinxsidebar", "menu", "breadcrumb",
-    "breadcrumbs", "footer", "site-footer", "site-header", "cookie", "cookies", "cookie-banner", "toc",
+    "breadcrumbs", "docnav", "footer", "site-footer", "site-header", "cookie", "cookies", "cookie-banner", "toc",
     "tableofcontents", "table-of-contents", "related", "headerlink", "pagination", "skip-link", "skip-to-content",
     "advert", "advertisement", "ads", "share", "social", "newsletter",
 }  # fmt: skip

@@ -6,7 +6,8 @@
     {"prompt", "completion"}, {"instruction", "input", "output"},    a dialogue of two turns (TRL, Alpaca, SQuAD)
     {"question", "answer"}, ...
 
-Names count in any case. A dialogue becomes "User: ...", "Assistant: ..." paragraphs. Knows nothing of files.
+Names count in any case. A dialogue becomes "User: ...", "Assistant: ..." paragraphs; its turns are kept beside. So is
+the "title" or "heading" of a text. Knows nothing of files.
 """
 
 import csv
@@ -15,11 +16,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from memdec_edge.documents.content import Content, Turn
 from memdec_edge.documents.plain import decode_text
 from memdec_edge.errors import CorpusError, MissingExtraError
 from memdec_edge.notes import printable
 
 TEXT_NAMES = ("text", "content")
+TITLE_NAMES = ("title", "heading")
 TURN_NAMES = ("messages", "conversations", "conversation", "dialogue", "dialog")
 ASKED = ("prompt", "instruction", "question", "query")
 ANSWERED = ("completion", "response", "output", "answer", "answers")
@@ -29,25 +32,33 @@ ROLES = {  # as data sets call them
     "tool": "Tool", "function": "Tool", "observation": "Tool",
 }  # fmt: skip
 KNOWN = 'a string "text", "messages", "prompt" and "completion", "instruction" and "output", or "question" and "answer"'
-Turn = tuple[str, str]  # role as ROLES has it, text
 
 
-def row_text(row: Any) -> str | None:
+def row_content(row: Any) -> Content | None:
     """Return the document that a row is, None where its names give none away. A string is a document itself."""
     if isinstance(row, str):
-        return row
+        return Content(row)
     if not isinstance(row, Mapping):
         return None
     named = {str(name).strip().lower(): value for name, value in row.items()}
     for name in TEXT_NAMES:
         if isinstance(text := named.get(name), str):
-            return text
+            return Content(text, _title_of(named))
     found = turns(named)
-    return "\n\n".join(f"{role}: {text}" for role, text in found) if found is not None else None
+    return Content.of(found) if found is not None else None
+
+
+def _title_of(named: Mapping[str, Any]) -> str | None:
+    """The title that stands beside a text, "" where none does; None where the row says that there is none."""
+    found = [named[name] for name in TITLE_NAMES if name in named]
+    return next((title for title in found if isinstance(title, str)), None if None in found else "")
 
 
 def turns(named: Mapping[str, Any]) -> list[Turn] | None:
-    """Return the turns of a row that is a dialogue, else None. Names of the row are in lower case."""
+    """Return the turns of a row that is a dialogue, else None, each with a role as ROLES has it.
+
+    Names of the row are in lower case.
+    """
     for name in TURN_NAMES:
         if isinstance(messages := named.get(name), list):
             found = [_turn(message) for message in messages]
@@ -93,9 +104,9 @@ def _answer_of(value: Any) -> str | None:
     return _text_of(value)
 
 
-def jsonl_rows(data: bytes, name: str) -> list[str]:
+def jsonl_rows(data: bytes, name: str) -> list[Content]:
     """Documents of JSON Lines. Raises CorpusError for a line that is no row with text."""
-    texts: list[str] = []
+    found: list[Content] = []
     start = number = 0
     while start < len(data):  # line by line: the whole text beside the documents would double the memory
         end = data.find(b"\n", start) + 1 or len(data)
@@ -106,14 +117,14 @@ def jsonl_rows(data: bytes, name: str) -> list[str]:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 row = None
-            found = None if isinstance(row, str) else row_text(row)
-            if found is None:
+            content = None if isinstance(row, str) else row_content(row)
+            if content is None:
                 raise CorpusError(name, f"line {number} is no JSON object with {KNOWN}; mend that line")
-            texts.append(found)
-    return _kept(texts)
+            found.append(content)
+    return _kept(found)
 
 
-def json_rows(data: bytes, name: str) -> list[str]:
+def json_rows(data: bytes, name: str) -> list[Content]:
     """Documents of a JSON list of rows, or of one under "data" or the like. Raises CorpusError for other JSON."""
     try:
         found = json.loads(decode_text(data, name))
@@ -122,14 +133,14 @@ def json_rows(data: bytes, name: str) -> list[str]:
         raise CorpusError(
             name, f"is no JSON ({reason}); mend it, or name it .jsonl if each line is an object"
         ) from error
-    if isinstance(found, dict) and row_text(found) is None:
+    if isinstance(found, dict) and row_content(found) is None:
         lists = [value for value in found.values() if isinstance(value, list)]
         found = found["data"] if isinstance(found.get("data"), list) else lists[0] if len(lists) == 1 else found
     rows = found if isinstance(found, list) else [found]
-    return _kept(_texts(rows, name, "object"))
+    return _kept(_contents(rows, name, "object"))
 
 
-def csv_rows(data: bytes, name: str) -> list[str]:
+def csv_rows(data: bytes, name: str) -> list[Content]:
     """Documents of a table with names in its first line.
 
     Raises CorpusError where no column is text, and for a row that would lose text: one with more values than names, or
@@ -158,42 +169,42 @@ def csv_rows(data: bytes, name: str) -> list[str]:
     except csv.Error as error:
         reason = f"{error}, in the row from line {begin}"
         raise CorpusError(name, f"is no table of comma-separated values ({reason}); mend its quotes") from error
-    return _kept(_texts(rows, name, "row"))
+    return _kept(_contents(rows, name, "row"))
 
 
-def parquet_rows(data: bytes, name: str) -> list[str]:
+def parquet_rows(data: bytes, name: str) -> list[Content]:
     """Documents of a Parquet file. Raises CorpusError where no column is text, MissingExtraError without pyarrow."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise MissingExtraError("pyarrow", "documents") from error
-    wanted = {*TEXT_NAMES, *TURN_NAMES, *ASKED, *ANSWERED, "system", "input", "context"}
+    wanted = {*TEXT_NAMES, *TITLE_NAMES, *TURN_NAMES, *ASKED, *ANSWERED, "system", "input", "context"}
     try:
         file = parquet.ParquetFile(io.BytesIO(data))
         columns = [column for column in file.schema_arrow.names if column.strip().lower() in wanted]
-        if not columns:
+        if not any(column.strip().lower() not in TITLE_NAMES for column in columns):
             raise CorpusError(name, f"its columns are {', '.join(file.schema_arrow.names)}, and none is {KNOWN}")
         batches = file.iter_batches(batch_size=1024, columns=columns)
-        return _kept(_texts((row for batch in batches for row in batch.to_pylist()), name, "row"))
+        return _kept(_contents((row for batch in batches for row in batch.to_pylist()), name, "row"))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CorpusError(name, f"is no readable Parquet file ({reason}); make it again") from error
 
 
-def _texts(rows: Iterable[Any], name: str, kind: str) -> Iterator[str]:
+def _contents(rows: Iterable[Any], name: str, kind: str) -> Iterator[Content]:
     """The document of each row; an empty value is an empty document. Raises CorpusError for the first without one."""
     for number, row in enumerate(rows, 1):
-        text = row_text(row)
-        if text is None and isinstance(row, Mapping):
+        content = row_content(row)
+        if content is None and isinstance(row, Mapping):
             named = {str(key).strip().lower() for key in row}
             if any(each in named for each in (*TEXT_NAMES, *TURN_NAMES)) and None in row.values():
-                text = ""  # a row that is empty there, as null in Parquet
-        if text is None:
+                content = Content("")  # a row that is empty there, as null in Parquet
+        if content is None:
             keys = ", ".join(map(str, list(row)[:12])) if isinstance(row, Mapping) else type(row).__name__
             raise CorpusError(name, f"{kind} {number} has {keys}, and none of {KNOWN}; rename what is text")
-        yield text
+        yield content
 
 
-def _kept(texts: Iterable[str]) -> list[str]:
-    return [text for text in texts if text and not text.isspace()]
+def _kept(found: Iterable[Content]) -> list[Content]:
+    return [content for content in found if content.text and not content.text.isspace()]

@@ -30,9 +30,7 @@ TEMPERATURE = "memdec_edge.temperature"
 TOKENIZER_SHA256 = "memdec_edge.tokenizer.sha256"
 TOKENIZER_N_TOKENS = "memdec_edge.tokenizer.n_tokens"
 TRAINED_LAMBDA = "memdec_edge.train.lambda"  # what training chose; LAMBDA may have been changed since
-TRAIN = (
-    "memdec_edge.train."  # beta, k, knn_temperature, key, target, teacher, epochs, tokens; texts_sha256 of origin.py
-)
+TRAIN = "memdec_edge.train."  # beta, k, knn_temperature, key, target, teacher, epochs, tokens, chat_share; origin.py's
 EVAL_DATASET = "memdec_edge.eval.dataset"
 PPL_BASE = "memdec_edge.eval.ppl_base"
 PPL_MEMORY = "memdec_edge.eval.ppl_memory"

@@ -47,6 +47,7 @@ from memdec_edge.options.inference import (
 from memdec_edge.options.learning import DOMAINS, DemoOptions, LearnOptions
 from memdec_edge.options.server import ServerOptions
 from memdec_edge.options.training import (
+    CHAT_SHARE,
     DEFAULT_K,
     KEYS,
     SEARCHES,
@@ -58,6 +59,7 @@ from memdec_edge.options.training import (
 
 __all__ = [
     "CACHE_TYPES",
+    "CHAT_SHARE",
     "DEFAULT_K",
     "DEFAULT_LAMBDA",
     "DOMAINS",

@@ -10,6 +10,7 @@ from pathlib import Path
 from memdec_edge.errors import OptionError
 from memdec_edge.options.fields import INT_MAX, Checked, about, option
 
+FORMS = ("text", "chat", "auto")  # of training text
 DOMAINS = ("medicine", "licences")  # of the demo; workflow/corpora.py
 _TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.IGNORECASE)
 
@@ -35,6 +36,10 @@ class LearnOptions(Checked):
     max_tokens: int = option(
         0, "--max-tokens", low=0, high=INT_MAX, help="Training tokens to use at most; 0: as many as the budget allows."
     )
+    form: str = option(
+        "auto", "--form", choices=FORMS,
+        help="Form of what is learned: text; chat: a part in the base's chat template; auto: chat if it has one.",
+    )  # fmt: skip
     add: Path | None = option(
         None, "--add", metavar="DOCS", help="More documents for the memory that is in `out`, which goes on from there."
     )

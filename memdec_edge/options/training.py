@@ -9,6 +9,7 @@ KEYS = ("mlp_input", "hidden")  # what a teacher's key is; train/teacher.py
 TARGETS = ("knn-lm", "knn")  # what a memory imitates; train/targets.py
 SEARCHES = ("auto", "exact", "ivfpq", "hnsw")  # how neighbours are found; train/knn/approximate.py
 DEFAULT_K = 1024  # as in 2508.09874
+CHAT_SHARE = 0.25  # benchmarks/chat_form.py
 OUT = about("--out", metavar="DIR", unicode=True, help="Output folder.")
 
 
@@ -62,6 +63,15 @@ class CacheOptions(Checked):
     )  # fmt: skip
     block: int = option(512, "--block", low=8, high=1 << 20, help="Tokens of context in training and caching.")
     batch: int = option(4, "--batch", low=1, high=4096, help="Blocks in one pass.")
+    # the template of the base that a memory will stand beside: its own form of a question and an answer
+    chat_base: Path | None = option(
+        None, "--chat-base", metavar="GGUF",
+        help="Base in whose chat template a part of the training text is learned. Default: none, text alone.",
+    )  # fmt: skip
+    chat_share: float = option(
+        CHAT_SHARE, "--chat-share", metavar="SHARE", low=0.0, high=1.0,
+        help="Share of the text that becomes questions and answers beside `chat_base`; dialogues always do.",
+    )  # fmt: skip
     # of documents, where the corpus has no validation split or no test split of its own
     valid_fraction: float = option(0.05, low=0.0, high=0.5, help="Share of the text that is kept for validation.")
     test_fraction: float = option(0.05, low=0.0, high=0.5, help="Share of the text that is kept for testing.")

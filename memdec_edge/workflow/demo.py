@@ -62,7 +62,7 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
         write_corpus(options.domain, corpus, CHARS_A_TOKEN * sizes.train, sizes.valid, sizes.test, SEED)
     learning = LearnOptions(
         corpus, base, folder, domain=options.domain, license=LICENSES[options.domain], max_tokens=sizes.train,
-        seed=SEED, retriever=options.control,
+        seed=SEED, retriever=options.control, form="text",  # it shows what a memory of plain text does
     )  # fmt: skip
     found = learn(learning, prompts=PROMPTS[options.domain])
     control = measured_control(learning, found) if options.control else None

@@ -43,33 +43,45 @@ class Gathered:
         return sum(len(document.text) for some in self.divided.splits.values() for document in some)
 
 
-def gather(documents: Path, base: Path, seed: int, earlier: Sequence[Path] = ()) -> Gathered:
+def gather(
+    documents: Path, base: Path, seed: int, earlier: Sequence[Path] = (), chat_share: float | None = None
+) -> Gathered:
     """Read documents, divide them and count their tokens.
 
-    earlier: corpus folders whose training text is replayed, and whose held-out text stays held out. Raises as
-    divide_corpus(), and ModelFileError for a base that is none.
+    earlier: corpus folders whose training text is replayed, and whose held-out text stays held out. chat_share: of the
+    training text, in the base's chat template; None: text alone. Raises as divide_corpus(), and ModelFileError for a
+    base that is none.
     """
     began = time.monotonic()
     divided = divide_corpus(documents, HELD_OUT, HELD_OUT, seed)
     if earlier:
         divided = _joined(divided, earlier, seed)
     seconds = time.monotonic() - began
-    tokens, rate = _count(divided.splits, base)
+    tokens, rate = _count(divided.splits, base, chat_share)
     return Gathered(divided, tokens, seconds, rate)
 
 
 def write_corpus(splits: Splits, folder: Path) -> None:
-    """Write train.jsonl, valid.jsonl and test.jsonl of {"text", "source"}. Raises OutputError."""
+    """Write train.jsonl, valid.jsonl and test.jsonl, from which the same documents are read. Raises OutputError."""
     for split in SPLITS:
         if splits[split]:
-            rows = ({"text": one.text, "source": printable(one.source)} for one in splits[split])
-            write_text(folder / f"{split}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            lines = (json.dumps(_row(document), ensure_ascii=False) + "\n" for document in splits[split])
+            write_text(folder / f"{split}.jsonl", "".join(lines))
 
 
-def read_split(folder: Path, split: str) -> list[str]:
-    """The texts of one split of a corpus folder, none where it lacks the split."""
+def _row(document: Document) -> dict[str, Any]:
+    """A document as documents/rows.py reads it."""
+    source = {"source": printable(document.source)}
+    if document.turns:
+        return {"messages": [{"role": role, "content": text} for role, text in document.turns], **source}
+    title = {} if document.title == "" else {"title": document.title}
+    return {**title, "text": document.text, **source}
+
+
+def read_split(folder: Path, split: str) -> list[Document]:
+    """The documents of one split of a corpus folder, none where it lacks the split."""
     corpus = find_files(folder)
-    return [document.text for document in read_files(corpus, corpus.files.get(split, ()))]
+    return list(read_files(corpus, corpus.files.get(split, ())))
 
 
 def digests_of(documents: Path) -> dict[str, str]:
@@ -138,26 +150,42 @@ def _documents(folders: Sequence[Path], split: str) -> Iterator[Document]:
     """The documents of one split of corpus folders, each text once: later ones replay earlier ones."""
     seen = set()
     for folder in folders:
-        for text in read_split(folder, split):
-            if text not in seen:
-                seen.add(text)
-                yield Document(text, str(folder / f"{split}.jsonl"))
+        for document in read_split(folder, split):
+            if document.text not in seen:
+                seen.add(document.text)
+                yield document
 
 
-def _count(splits: Splits, base: Path) -> tuple[dict[str, int], float]:
+def _count(splits: Splits, base: Path, chat_share: float | None) -> tuple[dict[str, int], float]:
     """Tokens of each split as training packs it, and the tokenizer's seconds for one."""
     counts, seen, began = dict[str, int](), 0, time.monotonic()
     with closing(Model(base, vocab_only=True)) as model:
         for split, documents in splits.items():
-            sample: list[str] = []
+            sample: list[Document] = []
             left = SAMPLE
             for document in documents:
-                sample.append(document.text[:left])
+                sample.append(document.part(document.text[:left]))
                 left -= len(document.text)
                 if left <= 0:
                     break
-            found = sum(len(part) for parts in token_ids(sample, model.encode) for part in parts)
+            share = sum(len(document.text) for document in documents) / max(1, sum(len(one.text) for one in sample))
+            if chat_share is not None and split == "train":
+                found = _in_forms(sample, model, base, chat_share)
+                counts[split] = round(found * share)
+            else:
+                texts = (one.text for one in sample)
+                found = sum(len(part) for parts in token_ids(texts, model.encode) for part in parts)
+                counts[split] = round(found * share) + len(documents) * (1 + model.add_bos)
             seen += found
-            share = sum(len(document.text) for document in documents) / max(1, sum(map(len, sample)))
-            counts[split] = round(found * share) + len(documents) * (1 + model.add_bos)
     return counts, (time.monotonic() - began) / max(1, seen)
+
+
+def _in_forms(documents: Sequence[Document], model: Model, base: Path, chat_share: float) -> int:
+    """Tokens of documents of which a share is in the chat template of the base."""
+    from memdec_edge.chat import Transcriber
+    from memdec_edge.train.corpus import Encoder
+    from memdec_edge.train.forms import pack_forms
+
+    encoder = Encoder(model.encode, model.bos if model.add_bos else None, max(model.eos, 0))
+    with closing(Transcriber(base)) as transcriber:
+        return len(pack_forms(documents, encoder, transcriber, chat_share, 0).tokens)

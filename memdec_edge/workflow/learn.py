@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from memdec_edge.errors import Cancelled, ExistingOutputError, MissingFileError, OptionError
+from memdec_edge.chat import ChatTemplate
+from memdec_edge.errors import Cancelled, ExistingOutputError, MissingFileError, OptionError, TemplateError
 from memdec_edge.files import cache_home, shown_name
+from memdec_edge.gguf import metadata
 from memdec_edge.gguf.fingerprint import fingerprint
-from memdec_edge.options import LearnOptions, TrainOptions
+from memdec_edge.options import ChatOptions, LearnOptions, TrainOptions
 from memdec_edge.workflow.gather import digests_of
 from memdec_edge.workflow.place import PLAN, Journal, Place, read_plan, slug
 from memdec_edge.workflow.stages import Agree, Round
@@ -50,6 +52,7 @@ def training_of(options: LearnOptions) -> TrainOptions:
 def _opened(options: LearnOptions) -> Round:
     """The round that is meant, begun or not; nothing is written."""
     options, place = _place(options)
+    options = replace(options, form=_form(options, place))
     made_from = _made_from(options)
     place = _round(place, made_from) if options.add else place
     if not place.plan.exists():
@@ -78,6 +81,25 @@ def _place(options: LearnOptions) -> tuple[LearnOptions, Place]:
     return replace(options, domain=domain, out=out), Place(out, slug(domain))
 
 
+def _form(options: LearnOptions, first: Place) -> str:
+    """The form of the training text: as was asked, else that of the folder, else chat where the base has a template.
+
+    Raises OptionError (form) where chat was asked for and the base has no template, or a broken one.
+    """
+    if options.form == "auto" and first.plan.is_file():
+        return str(read_plan(first.plan)["made_from"].get("form", "text"))
+    if options.form == "text":
+        return options.form
+    assert options.base is not None
+    try:
+        ChatTemplate.of(options.base, metadata.read(options.base)[0], ChatOptions(), {})
+    except TemplateError as error:
+        if options.form == "auto":
+            return "text"
+        raise OptionError("form", options.form, f"{error.name}: {error.reason}; give text or auto") from error
+    return "chat"
+
+
 def _round(first: Place, made_from: dict[str, Any]) -> Place:
     """The round that these added documents belong to: one that is not finished, the same again, or a new one."""
     place = replace(first, round=1)
@@ -102,6 +124,7 @@ def _made_from(options: LearnOptions) -> dict[str, Any]:
         "max_tokens": options.max_tokens,
         "seed": options.seed,
         "retriever": options.retriever,
+        **({"form": options.form} if options.form != "text" else {}),  # earlier versions had no other
     }
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from memdec_edge.api import open_model
+from memdec_edge.chat import Transcriber
 from memdec_edge.convert import convert, quantize
-from memdec_edge.documents import GENERAL, read_documents
+from memdec_edge.documents import GENERAL, Document, parts_of, read_documents
 from memdec_edge.engine import Engine
 from memdec_edge.engine.blend import Index, Memory, resolve
 from memdec_edge.errors import CorpusError
+from memdec_edge.evaluation.answers import score_answers
 from memdec_edge.evaluation.perplexity import Score, TokenScores, join_documents, perplexity, score_tokens, token_scores
 from memdec_edge.evaluation.tune import Rule, Tuning, keep, tune
 from memdec_edge.gguf import metadata
@@ -143,6 +145,27 @@ def measured(base: Path, memory: Path, index: Path, test: Sequence[str], options
                 "both": _figures(_auto(scores, memories, indexes)),
             }
         return found
+
+
+def answered(base: Path, memory: Path, documents: Sequence[Document], most: int) -> Found | None:
+    """How well base, memory and mixture predict the answers in held-out documents, in the base's chat template.
+
+    About `most` tokens are scored. {tokens} and {perplexity, standard_error} by voice; None: no document asks anything.
+    """
+    with (
+        closing(Transcriber(base)) as transcriber,
+        closing(Engine(base, [MemoryOptions(memory)], LoadOptions(n_ctx=scoring(base, most).window))) as engine,
+    ):
+        parts = (part for document in documents for part in parts_of(document) if part.turns)
+        scores = score_answers(engine, filter(None, (transcriber.write(part.turns) for part in parts)), most)
+        if scores is None:
+            return None
+        return {
+            "tokens": len(scores.base),
+            "base": _figures(scores.score_of(scores.base)),
+            "memory": _figures(scores.score([1.0])),
+            "mixture": _figures(scores.score_of(scores.held(resolve(engine.memories).mixture))),
+        }
 
 
 def state_perplexities(memory: Path, found: Found) -> None:

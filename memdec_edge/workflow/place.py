@@ -159,7 +159,9 @@ class Journal:
         for name in sorted({*old, *self._made_from}):
             before, after = old.get(name), self._made_from.get(name)
             if before != after:
-                shown = f" ({before}, now {after})" if isinstance(before, int | str) and len(str(before)) < 40 else ""
+                known = before if after is None else after
+                values = ("none" if value is None else value for value in (before, after))
+                shown = " ({}, now {})".format(*values) if isinstance(known, int | str) and len(str(known)) < 40 else ""
                 advice = "give the new documents by `add`" if name == "documents" else "use another output folder"
                 raise StageError(self.path.parent, f"made with other {name}{shown}", advice)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memdec_edge.errors import CorpusError, MemoryLimitError, OptionError, OutputError
-from memdec_edge.options import LearnOptions, TrainOptions
+from memdec_edge.options import CHAT_SHARE, LearnOptions, TrainOptions
 from memdec_edge.workflow.gather import Gathered
 from memdec_edge.workflow.probe import Machine
 from memdec_edge.workflow.recipes import (
@@ -48,7 +48,8 @@ Parts = list[tuple[str, float]]  # the label of a progress bar, or any other nam
 @dataclass(frozen=True)
 class Plan:
     """What will be done. tokens: of the training text that are read; scored: tokens of
-    validation text that choose; MEASURED times as many of the test split measure."""
+    validation text that choose; MEASURED times as many of the test split measure. chat_share: of the training text,
+    in the base's chat template; None: text alone."""
 
     recipe: str
     beta: float
@@ -62,6 +63,7 @@ class Plan:
     disk: int  # bytes
     planning: float  # seconds that reading and probing took
     stages: dict[str, Parts]
+    chat_share: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -171,7 +173,7 @@ class _Planner:
             ram=int(weights * OF_A_WEIGHT + PROCESS),
             disk=int(weights * (ON_DISK + 16 * bool(recipe.teacher)) + 16 * n_indexed + 2 * self.text.n_characters
                      + 1_500 * tokens * bool(recipe.beta)),
-            stages={},
+            stages={}, chat_share=CHAT_SHARE if self.options.form == "chat" else None,
         )  # fmt: skip
         stages = {
             "index": self._index(n_indexed),
@@ -247,10 +249,12 @@ class _Planner:
         test = min(MEASURED * scored, self.text.tokens["test"])
         rebuilt = sum(seconds for _, seconds in self._index(self.text.tokens["train"])) - self.text.seconds
         asked = (test + GENERAL) * LOOKED_UP
+        answers = 2 * min(scored, self.text.tokens["test"]) / self.machine.scoring
         return [
             ("perplexity", 2 * test / self.machine.scoring),
             ("perplexity of general text", 2 * GENERAL / self.machine.scoring),
             ("index", max(0.0, rebuilt) + asked),
+            *([("answers", answers)] if self.options.form == "chat" else []),
         ]
 
     def _continuing(self) -> Parts:

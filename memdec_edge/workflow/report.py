@@ -52,6 +52,7 @@ def write_report(found: Mapping[str, Any], out: Path) -> Path:
         types [{type, bytes, perplexity}]
         perplexity {base, memory, mixture, auto, index, both}, general {base, memory, mixture, auto}: each
             {perplexity, standard_error}
+        answers {base, memory, mixture}: the same of held-out answers in the base's chat template, and {tokens}
         curves: train [[tokens, loss]], valid [[tokens, perplexity]]
         speed {base, auto}: tokens per second
         continuations [{prompt, truth, base, mixture}]
@@ -59,7 +60,13 @@ def write_report(found: Mapping[str, Any], out: Path) -> Path:
 
     Raises OutputError.
     """
-    shared = {"found": found, "voices": _voices(found), "verdict": verdict(found), "missing": NOT_MEASURED}
+    shared = {
+        "found": found,
+        "voices": _voices(found),
+        "answers": _answers(found),
+        "verdict": verdict(found),
+        "missing": NOT_MEASURED,
+    }
     curves = {name: chart(pairs) for name, pairs in (found.get("curves") or {}).items()}
     page = _environment(escape=True).get_template("report.html.jinja").render(shared, curves=curves, frame=FRAME)
     write_text(out / CARD, _card(found, shared))
@@ -98,6 +105,17 @@ def _voices(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         row["width"] = round(100 * value / largest) if value and value > 0 else None
         rows.append(row)
     return rows
+
+
+def _answers(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each voice that was scored on answers; none where no memory learned from any."""
+    scores = found.get("answers") or {}
+    base, rows = _perplexity(scores, "base"), []
+    for voice in ("base", "memory", "mixture"):
+        value = _perplexity(scores, voice)
+        change = _percent(value / base - 1) if value and base and voice != "base" else ""
+        rows.append({"label": VOICES[voice], "score": {**(scores.get(voice) or {}), "change": change}})
+    return rows if scores else []
 
 
 def _perplexity(scores: Mapping[str, Any], voice: str) -> float | None:

@@ -22,11 +22,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from memdec_edge.documents import Document
 from memdec_edge.errors import Cancelled
 from memdec_edge.files import atomic_path, scratch_path, write_text
 from memdec_edge.indexing.build import build_index
 from memdec_edge.notes import note, warn
-from memdec_edge.options import CacheOptions, IndexOptions, LearnOptions, TrainOptions
+from memdec_edge.options import CHAT_SHARE, CacheOptions, IndexOptions, LearnOptions, TrainOptions
 from memdec_edge.progress import scheduled
 from memdec_edge.train.lock import FolderLock
 from memdec_edge.workflow import measure
@@ -69,7 +70,8 @@ class Round:
             return
         began, place, options = time.monotonic(), self.place, self.options
         earlier = [each.corpus for each in place.earlier]
-        text = gather(self.documents, self.base, options.seed, earlier)
+        share = CHAT_SHARE if options.form == "chat" else None
+        text = gather(self.documents, self.base, options.seed, earlier, share)
         require_text(text, context_of(self.base), place.out)  # before the machine is measured
         note("measuring this machine, about half a minute")
         machine = probe(self.base, self.teacher, place.out, BLOCK, BATCH)
@@ -99,7 +101,8 @@ class Round:
         """Do what is not done yet; the report is written last. Raises StageBusyError while another process does it."""
         self.lock.acquire()
         place, plan, seed = self.place, self.plan, self.options.seed
-        valid, test = read_split(place.corpus, "valid"), read_split(place.corpus, "test")
+        held_out = read_split(place.corpus, "test")
+        valid, test = ([each.text for each in some] for some in (read_split(place.corpus, "valid"), held_out))
         chooses = valid if self.told["documents"]["tokens"]["valid"] >= LEAST_VALID else []
         scored = measure.scoring(self.base, plan.scored)
 
@@ -110,7 +113,7 @@ class Round:
         self._run("file", partial(measure.make_file, self.base, place.memory, place.gguf, chooses, scored))
         tuned = self._run("tuning", partial(measure.tuned, self.base, place.gguf, chooses, scored))
         measure.keep_tuned(place.gguf, tuned)
-        worth = self._run("measuring", partial(self._measure, test))
+        worth = self._run("measuring", partial(self._measure, held_out))
         measure.state_perplexities(place.gguf, worth)
         passages = [(prompt, None) for prompt in prompts] or measure.passages_of(test, CONTINUATIONS)
         goes_on = partial(measure.continued, self.base, place.gguf, passages, CONTINUED, seed)
@@ -146,7 +149,8 @@ class Round:
         caching = CacheOptions(
             teacher=self.teacher, corpus=place.corpus, out=place.memory / "cache", seed=options.seed,
             finetune_teacher=plan.teacher_epochs, block=plan.block, batch=plan.batch,
-            max_tokens=plan.tokens if partly else 0,
+            max_tokens=plan.tokens if partly else 0, chat_base=None if plan.chat_share is None else self.base,
+            chat_share=plan.chat_share or 0.0,
         )  # fmt: skip
         return TrainOptions(
             caching, place.memory, init=place.earlier[-1].memory if place.earlier else None, epochs=plan.epochs,
@@ -192,7 +196,14 @@ class Round:
         note(report.notice)
         return {**asdict(report), "path": str(report.path)}
 
-    def _measure(self, test: Sequence[str]) -> Result:
+    def _measure(self, held_out: Sequence[Document]) -> Result:
+        """What the memory is worth, on answers in chats too where it has learned from some."""
+        found = self._measure_text([document.text for document in held_out])
+        if self.plan.chat_share is not None:
+            found["answers"] = measure.answered(self.base, self.place.gguf, held_out, self.plan.scored)
+        return found
+
+    def _measure_text(self, test: Sequence[str]) -> Result:
         """Measured beside an index of the training text alone, since the index holds the held-out documents too."""
         place, options = self.place, measure.scoring(self.base, MEASURED * self.plan.scored)
         if self.told["named"] and not place.round:

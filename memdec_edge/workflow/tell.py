@@ -54,6 +54,7 @@ def tell_plan(plan: Plan, text: Gathered, machine: Machine, base: Path, teacher:
         "documents": f"{sum(map(len, splits.values())):,}{alike}{left_out}",
         "tokens": f"{tokens['train']:,} for training, {tokens['valid']:,} for validation, {tokens['test']:,} held out",
         "plan": f"{plan.recipe} (beta {plan.beta:g}), {plan.epochs:.3g} passes over {used}{teachers}",
+        "form": form_of(plan),
         "because": recipe.evidence,
         "memory": f"begins as a copy of {shown_name(teacher)}, {machine.parameters / 1e6:,.0f} million weights; "
         f"{' or '.join(kind.upper() for kind in TYPES)}, as validation text decides; at most "
@@ -65,6 +66,14 @@ def tell_plan(plan: Plan, text: Gathered, machine: Machine, base: Path, teacher:
     }
     for name, row in rows.items():
         note(f"{name:10} {row}")
+
+
+def form_of(plan: Plan) -> str:
+    """The form of the training text, in words."""
+    if plan.chat_share is None:
+        return "text"
+    share = f"{plan.chat_share:.0%}".replace("%", " %")
+    return f"text, and up to {share} of it as questions and answers in the base's chat template; dialogues always"
 
 
 def commands_of(base: Path, place: Place) -> dict[str, str]:
@@ -109,6 +118,7 @@ def report_of(options: LearnOptions, place: Place, journal: Journal) -> dict[str
         },
         "types": file["types"],
         **{key: worth[key] for key in ("lambda", "perplexity", "general", "tokens_scored", "text_tokens")},
+        "answers": worth.get("answers"),
         "curves": read_curves(place.memory, plan.batch * plan.block),
         **journal.result("continuing"),
         "license": options.license or None,
@@ -150,6 +160,9 @@ def result_lines(found: Mapping[str, Any]) -> list[str]:
     ]
     for voice, label in VOICES.items():
         lines.append(f"{label:30}{_score(scores.get(voice)):>18}{_score(general.get(voice)):>18}")
+    if answers := found.get("answers"):
+        figures = ", ".join(f"{VOICES[voice]} {_score(answers[voice])}" for voice in ("base", "memory", "mixture"))
+        lines.append(f"held-out answers in the base's chat template ({answers['tokens']:,} tokens): {figures}")
     models = found["models"]
     types = ", ".join(f"{row['type'].upper()} {row['perplexity']:.3f}" for row in found["types"])
     memory = models["memory"]

@@ -115,6 +115,13 @@ def test_the_report_tells_documents_stages_types_and_curves(learned: Learned) ->
     assert (learned.out / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
+def test_a_base_without_a_chat_template_learns_text_alone(learned: Learned) -> None:
+    assert "\nform       text\n" in learned.stderr
+    assert (learned.report["answers"], learned.report["plan"]["chat_share"]) == (None, None)
+    assert not (learned.out / "memory" / "cache" / "tokens" / "counted.npy").exists()
+    assert "form" not in json.loads((learned.out / "plan.json").read_text())["made_from"]
+
+
 def test_the_type_is_the_smallest_within_one_percent_of_the_first(learned: Learned) -> None:
     types, memory = learned.report["types"], learned.report["models"]["memory"]
     assert [row["type"] for row in types] == ["q8_0", "q6_k", "q5_k_m", "q4_k_m"]

@@ -28,7 +28,7 @@ from ..models import Source, load_source
 from ..report import CacheReport
 from ..shards import Array, Arrays
 from ..state import STATE
-from ..targets import ROW_BYTES, aggregate, blend, join, kernel
+from ..targets import ROW_BYTES, aggregate, blend, join, kernel, learned_only
 from ..teacher import Reading, n_blocks
 from ..teachers import open_teacher
 from ..validation import Validation
@@ -159,7 +159,8 @@ def _finetune_teacher(cache: Cache, state: Accelerator, source: Source, pace: Pa
     chosen, inputs = settings(training, state.num_processes), {"the kNN cache": cache.stage.identity}
     anew = options.fresh or not (out / STATE).exists()  # without a state nothing is lost, whatever the options were
     stage = open_stage(out, FINETUNED, inputs, chosen, LAYOUT, anew)
-    data = Data(cache.tokens("train"), None, Validation(cache.tokens("valid"), options.block), options.block)
+    validation = Validation(cache.tokens("valid"), options.block)
+    data = Data(cache.tokens("train"), None, validation, options.block, cache.counted())
     with closing(stage):
         if state.is_main_process:
             cache.stage.claim(f"{TEACHER}/{MANIFEST}")
@@ -204,7 +205,7 @@ def _write_targets(cache: Cache, state: Accelerator) -> None:
     mine = mine[state.process_index :: state.num_processes]
     if not mine:
         return
-    searcher, tokens = open_searcher(cache, state.device), cache.tokens("train")
+    searcher, tokens, counted = open_searcher(cache, state.device), cache.tokens("train"), cache.counted()
     label, total = "neighbours", sum(len(blocks) for _, blocks in mine) * options.block
     with ThreadPoolExecutor(usable_cpus()) as threads, progress(label, total) as advance:
         made: list[tuple[str, list[Future[dict[str, Array]]]]] = []  # shards, by threads, beside the next one's search
@@ -219,7 +220,8 @@ def _write_targets(cache: Cache, state: Accelerator) -> None:
                 for start in range(0, len(queries), AGGREGATED):
                     rows = slice(start, start + AGGREGATED)
                     own = {each: array[rows] for each, array in some.items()}
-                    made[-1][1].append(threads.submit(_targets, cache, tokens, own, distances[rows], indices[rows]))
+                    near = learned_only(distances[rows], indices[rows], counted)
+                    made[-1][1].append(threads.submit(_targets, cache, tokens, own, *near))
                 advance(len(queries))
             if len(made) > 1:
                 _write_shard(cache, *made.pop(0))

@@ -1,6 +1,7 @@
 """The kNN cache on disk: what a retriever over the training text would answer at each of its positions.
 
     tokens/{train,valid}.npy          the packed splits, uint32
+    tokens/counted.npy                bool, for each token of train.npy whether it is learned; none where all are
     test.jsonl                        held-out documents, where the corpus names no test split of its own
     teacher/                          a copy of the teacher, fine-tuned on the corpus, where that was asked for
     keys/N.safetensors                the datastore, float16; for the target knn-lm also what the teacher predicts
@@ -24,16 +25,18 @@ from memdec_edge.errors import ExistingOutputError, OptionError
 from memdec_edge.options import DEFAULT_K, CacheOptions
 
 from ..artifacts import Stage, open_stage
-from ..corpus import Tokens
+from ..corpus import Counted, Tokens
 from ..model_files import digests, model_files, unread_files
 from ..report import CacheReport
 from ..targets import MAX_PAIRS, ROW_PAIRS, Targets
 from ..teacher import n_blocks
 from ..token_files import find_corpus
+from ..vocabulary import template_digest
 
 SHARD_POSITIONS = 16384  # of keys and of targets, rounded to whole blocks
 OWN = 24  # likeliest tokens of a teacher that stand for its prediction
 TEACHER, INDEX, VALIDATION, HELD_OUT = "teacher", "index.faiss", "validation.safetensors", "test.jsonl"
+COUNTED = "tokens/counted.npy"
 FINETUNED = "adapted teacher"  # the kind of the stage in `teacher/`, as manifests on disk have it
 LAYOUT = ("tokens/train.npy", "tokens/valid.npy", VALIDATION, "keys/*.safetensors", "targets/*.safetensors")
 Keys = npt.NDArray[np.float16]
@@ -82,6 +85,7 @@ class Cache:
             "test_fraction": options.test_fraction,
             "max_tokens": options.max_tokens,
             "seed": options.seed,
+            **({"chat_share": options.chat_share} if options.chat_base else {}),  # earlier versions had none
         }
         corpus = self.corpus = find_corpus(options.corpus)
         root = options.corpus if options.corpus.is_dir() else options.corpus.parent
@@ -91,6 +95,8 @@ class Cache:
         self._seen = {name for split, names in texts.items() if split != "test" for name in names}
         inputs = digests(model_files(options.teacher), "teacher")
         inputs |= {f"corpus {file.inside}": digest for file, digest in file_digests(corpus.all).items()}
+        if options.chat_base:
+            inputs["chat template"] = template_digest(options.chat_base)
         unread = {f"teacher {name}" for name in unread_files(options.teacher)}
         self.stage = open_stage(options.out, "kNN cache", inputs, chosen, LAYOUT, options.fresh, unread=unread)
         teacher = options.out / TEACHER
@@ -128,6 +134,16 @@ class Cache:
         """The packed stream of a split, memory-mapped. Raises StageError when it was changed."""
         tokens: Tokens = np.load(self.stage.check(f"tokens/{split}.npy"), mmap_mode="r")
         return tokens
+
+    def counted(self) -> Counted | None:
+        """For each token of the training stream whether it is learned, memory-mapped; None: all are.
+
+        Raises StageError when it was changed.
+        """
+        if COUNTED not in self.stage.manifest["files"]:
+            return None
+        counted: Counted = np.load(self.stage.check(COUNTED), mmap_mode="r")
+        return counted
 
     def shards(self, kind: str) -> dict[str, range]:
         """Names of all shards of a kind ("keys" or "targets"), there or not, with the blocks that each covers."""

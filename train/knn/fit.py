@@ -11,6 +11,7 @@ import torch
 
 from memdec_edge.files import sha256
 
+from ..targets import learned_only
 from ..teacher import Reading, gather_blocks, spread_blocks
 from . import approximate
 from .cache import INDEX, VALIDATION, Cache
@@ -107,11 +108,13 @@ def _compare(used: Fit, best: Fit) -> None:
 def _search_validation(cache: Cache, device: torch.device, read: Reading) -> None:
     """Write the shard VALIDATION: neighbours of validation positions, and the teacher's own log-probs there."""
     valid, block = cache.tokens("valid"), cache.options.block
-    distances, indices = open_searcher(cache, device).search(torch.from_numpy(read.keys).to(device), cache.k)
+    found = open_searcher(cache, device).search(torch.from_numpy(read.keys).to(device), cache.k)
+    near, whose = (part.cpu().numpy() for part in found)
+    distances, indices = learned_only(near, whose, cache.counted())
     labels = gather_blocks(valid, unread_validation(cache), block)[:, 1:].reshape(-1).numpy().astype(np.uint32)
     arrays = {
-        "distances": distances.cpu().numpy(),
-        "values": cache.tokens("train")[indices.cpu().numpy() + 1],
+        "distances": distances,
+        "values": cache.tokens("train")[indices + 1],
         "labels": labels,
         "teacher": read.logprobs,
         "queries": read.keys[:: max(1, len(read.keys) // RECALL_QUERIES)],
