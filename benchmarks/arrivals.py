@@ -21,15 +21,15 @@ from time import perf_counter, process_time
 
 from provenance import made_by
 
+from memdec_edge.api.results import Chunk
+from memdec_edge.api.streams import Request
 from memdec_edge.bench.systems import cut_prompts
 from memdec_edge.documents import read_documents
 from memdec_edge.engine import Engine
 from memdec_edge.errors import MemdecError
 from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, MixtureOptions, SamplingOptions
-from memdec_edge.results import Chunk
 from memdec_edge.server import scheduler
 from memdec_edge.server.job import End, Event, Job
-from memdec_edge.streams import Request
 
 Moment = tuple[float, float]  # seconds of the clock, of all CPUs
 POINTS = ("median first", "last first", "end")

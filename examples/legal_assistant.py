@@ -24,7 +24,7 @@ from memdec_edge import (
     SamplingOptions,
     open_model,
 )
-from memdec_edge.results import Completion
+from memdec_edge.api.results import Completion
 from memdec_edge.workflow.demo import demo_base, demo_memory
 
 LIMITS = """This is a program and no lawyer. It may invent licences, clauses and cases, in the tone of real ones.

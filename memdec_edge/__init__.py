@@ -12,8 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from memdec_edge.api import LanguageModel, open_model
-    from memdec_edge.conversation import Conversation
+    from memdec_edge.api import Conversation, LanguageModel, open_model
     from memdec_edge.dropin import MemoryLlama
     from memdec_edge.errors import (
         BusyError,
@@ -92,7 +91,7 @@ __all__ = [
     "WorkerError",
     "open_model",
 ]
-_HOMES = ("errors", "options", "api", "conversation", "dropin")  # the light ones first: api loads llama.cpp
+_HOMES = ("errors", "options", "api", "dropin")  # the light ones first: api loads llama.cpp
 
 
 def __getattr__(name: str) -> object:

@@ -29,7 +29,7 @@ from memdec_edge import (
     SamplingOptions,
     open_model,
 )
-from memdec_edge.results import Chunk
+from memdec_edge.api.results import Chunk
 from memdec_edge.workflow.demo import demo_base, demo_memory
 
 SYSTEM = {"role": "system", "content": "You explain medical terms in a few plain sentences. You are no doctor."}

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from memdec_edge.api import LanguageModel
+from memdec_edge.api.results import Chunk
 from memdec_edge.cli.footnotes import Footnotes
 from memdec_edge.cli.output import note, shown
-from memdec_edge.results import Chunk
 
 # A shade for each fifth of the share: colours behind the text where a terminal has many, else colours of the text.
 SHADES = (None, "color(17)", "color(24)", "color(29)", "color(64)")  # of the 256: dark blue, blue, teal, green

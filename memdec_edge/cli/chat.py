@@ -64,9 +64,9 @@ def chat(
     from dataclasses import replace
 
     from memdec_edge.api import open_model
+    from memdec_edge.api.conversation import Conversation
     from memdec_edge.cli.answers import Answers
     from memdec_edge.cli.dialogue import Dialogue
-    from memdec_edge.conversation import Conversation
 
     base = base_file(named) if named.model or named.hf_repo else _usual_base()
     with open_model(base, memory_files(memories), replace(loading, n_seq=2 if side_by_side else 1)) as opened:

@@ -8,6 +8,8 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+from memdec_edge.api.conversation import Conversation
+from memdec_edge.api.results import Chunk
 from memdec_edge.cli.answers import Answers
 from memdec_edge.cli.flags import flags_of
 from memdec_edge.cli.lines import Lines, Typed
@@ -15,11 +17,9 @@ from memdec_edge.cli.output import note
 from memdec_edge.cli.parameters import memory_file
 from memdec_edge.cli.process import Terminated
 from memdec_edge.cli.voices import explain_weights, tell_voices
-from memdec_edge.conversation import Conversation
 from memdec_edge.errors import ContextError, MemdecError, OptionError
 from memdec_edge.options import ChatOptions, GenerationOptions, LoadOptions, MemoryOptions, MixtureOptions
 from memdec_edge.options.fields import check_text
-from memdec_edge.results import Chunk
 
 FLAGS = flags_of(LoadOptions, GenerationOptions, MemoryOptions, ChatOptions, MixtureOptions)
 HELP = """

@@ -30,7 +30,7 @@ from memdec_edge.options import GenerationOptions, LoadOptions, MixtureOptions, 
 
 if TYPE_CHECKING:
     from memdec_edge.api import LanguageModel
-    from memdec_edge.results import Timings
+    from memdec_edge.api.results import Timings
 
 SHOWN = ("text", "tokens", "finish_reason", "timings", "sources")  # with --json
 ADVICE = "try one of the text's own domain"  # where a memory does not help

@@ -20,6 +20,8 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from memdec_edge.api.streams import Request as Prompt
+from memdec_edge.api.streams import Stream
 from memdec_edge.chat import ChatTemplate
 from memdec_edge.chat.prompt import special_names
 from memdec_edge.engine import Engine
@@ -37,8 +39,6 @@ from memdec_edge.options import (
     check_range,
 )
 from memdec_edge.progress import progress
-from memdec_edge.streams import Request as Prompt
-from memdec_edge.streams import Stream
 
 NAME = "memdec"
 SEQUENCES = 16  # in a batch, unless --batch_size says so

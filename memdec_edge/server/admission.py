@@ -8,13 +8,13 @@ while another reads the same beginning, and then takes it over. Knows nothing of
 import threading
 from typing import Literal
 
+from memdec_edge.api.streams import Stream
 from memdec_edge.engine import Engine
 from memdec_edge.engine.scoring import Scoring
 from memdec_edge.llama.context import common_length
 from memdec_edge.options import MAX_DRAFT
 from memdec_edge.server.job import Job
 from memdec_edge.server.totals import Totals
-from memdec_edge.streams import Stream
 
 SLICE = 64  # tokens that a stream reserves ahead
 AHEAD = MAX_DRAFT + 2  # tokens below which it reserves the next slice, so that drafts find room

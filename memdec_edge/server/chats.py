@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from memdec_edge.results import Chunk, Timings
+from memdec_edge.api.results import Chunk, Timings
+from memdec_edge.api.streams import Request
 from memdec_edge.server.deltas import Delta, Parts
 from memdec_edge.server.job import End, Progress
 from memdec_edge.server.prompts import Prompted, prompt_of
 from memdec_edge.server.schemas import ChatRequest
 from memdec_edge.server.service import Answers, Asked, Service
 from memdec_edge.server.settings import generation_of, mixture_of, sampling_of
-from memdec_edge.streams import Request
 
 MEMORY_TOPS = 5  # likeliest tokens that return_memory tells of
 

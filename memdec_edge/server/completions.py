@@ -10,9 +10,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from memdec_edge.api.results import Chunk, Timings
+from memdec_edge.api.streams import Request as Wanted
 from memdec_edge.engine import Engine
 from memdec_edge.errors import OptionError
-from memdec_edge.results import Chunk, Timings
 from memdec_edge.server import chats
 from memdec_edge.server.chats import Chat, Choice, Told, several
 from memdec_edge.server.events import DONE, STREAMED, Events, unless_gone
@@ -23,7 +24,6 @@ from memdec_edge.server.schemas import ChatRequest, Common, CompletionRequest
 from memdec_edge.server.service import Answers, Asked, Service, new_id
 from memdec_edge.server.settings import generation_of, mixture_of, sampling_of
 from memdec_edge.server.tools import Call
-from memdec_edge.streams import Request as Wanted
 
 
 class Envelope:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from memdec_edge.results import Timings
+from memdec_edge.api.results import Timings
 from memdec_edge.server.job import Progress
 
 FINGERPRINT = f"b{version('memdec-edge')}"  # what system_fingerprint says of the software

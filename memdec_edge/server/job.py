@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
+from memdec_edge.api.results import Chunk, Timings
+from memdec_edge.api.streams import Request, Stream
 from memdec_edge.engine.scoring import Scoring
 from memdec_edge.errors import MemdecError
 from memdec_edge.mixture.rows import Sampled
-from memdec_edge.results import Chunk, Timings
-from memdec_edge.streams import Request, Stream
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ The sampled token has one log-prob, and the same number stands in the list of th
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from memdec_edge.api.results import Chunk
 from memdec_edge.llama.model import Model
 from memdec_edge.mixture.rows import Likely, Sampled
-from memdec_edge.results import Chunk
 
 LEAST = -9999.0  # stands for an impossible token, since JSON has no infinity
 

@@ -11,8 +11,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from memdec_edge.api.results import Timings
 from memdec_edge.errors import OptionError
-from memdec_edge.results import Timings
 from memdec_edge.server import chats
 from memdec_edge.server.chats import Chat, Choice
 from memdec_edge.server.events import STREAMED, Events, unless_gone

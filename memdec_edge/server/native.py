@@ -9,10 +9,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from memdec_edge.api.results import Chunk, Timings
+from memdec_edge.api.streams import Request as Wanted
 from memdec_edge.engine import Engine
 from memdec_edge.errors import OptionError
 from memdec_edge.options import GenerationOptions, SamplingOptions
-from memdec_edge.results import Chunk, Timings
 from memdec_edge.server import chats
 from memdec_edge.server.completions import tokens_of
 from memdec_edge.server.events import STREAMED, Events, unless_gone
@@ -22,7 +23,6 @@ from memdec_edge.server.logprobs import entry_with_tops, memory_of
 from memdec_edge.server.schemas import NativeRequest
 from memdec_edge.server.service import Answers, Asked, Service
 from memdec_edge.server.settings import generation_of, mixture_of, sampling_of
-from memdec_edge.streams import Request as Wanted
 
 STOPS = {"length": "limit", "stop": "eos"}
 NEUTRAL = {  # samplers of llama.cpp that this server leaves out, as they do nothing

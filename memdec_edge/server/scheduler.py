@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from memdec_edge.api.streams import read_together
 from memdec_edge.engine import Engine
 from memdec_edge.errors import (
     BusyError,
@@ -27,7 +28,6 @@ from memdec_edge.errors import (
 from memdec_edge.server.admission import Admission
 from memdec_edge.server.job import End, Event, Job, Progress, Scores
 from memdec_edge.server.totals import Totals
-from memdec_edge.streams import read_together
 
 T = TypeVar("T")
 LEAST = 16  # tokens of prompts in a turn

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from memdec_edge.api import LanguageModel
+from memdec_edge.api.streams import Request
 from memdec_edge.errors import MemdecError, UnavailableError
 from memdec_edge.notes import note
 from memdec_edge.options import ChatOptions, ServerOptions
 from memdec_edge.server.job import End, Event, Job
 from memdec_edge.server.scheduler import Scheduler
 from memdec_edge.server.settings import Defaults
-from memdec_edge.streams import Request
 
 T = TypeVar("T")
 LOADING = "the model is still loading"

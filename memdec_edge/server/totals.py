@@ -6,7 +6,7 @@ Knows nothing of how they are shown.
 import time
 from dataclasses import dataclass, field
 
-from memdec_edge.results import Chunk, Timings
+from memdec_edge.api.results import Chunk, Timings
 
 
 @dataclass

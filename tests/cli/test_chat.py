@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from memdec_edge.api.results import Chunk, Timings
 from memdec_edge.cli.answers import Answers
 from memdec_edge.cli.output import shown
-from memdec_edge.results import Chunk, Timings
 from tests.conftest import Family
 from tests.support.chatty import TEMPLATE, chatty
 from tests.support.command import Done, error_line, error_of, memdec

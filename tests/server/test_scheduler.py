@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memdec_edge.api.results import Chunk
+from memdec_edge.api.streams import Request, generate
 from memdec_edge.engine import Engine, MemoryMixture
 from memdec_edge.errors import (
     ContextError,
@@ -24,11 +26,9 @@ from memdec_edge.errors import (
     UnavailableError,
 )
 from memdec_edge.options import GenerationOptions, MemoryOptions, MixtureOptions, SamplingOptions
-from memdec_edge.results import Chunk
 from memdec_edge.server.admission import SHARED
 from memdec_edge.server.job import End, Event, Job, Progress
 from memdec_edge.server.scheduler import Scheduler, divided
-from memdec_edge.streams import Request, generate
 from tests.conftest import Family
 from tests.support.plain import FOUR, WARM, Plain, prompts, same
 from tests.support.tiny import edit_tensors, tiny_checkpoint, tiny_gguf

@@ -11,9 +11,9 @@ import llama_cpp
 import pytest
 
 from memdec_edge.api import LanguageModel, open_model
+from memdec_edge.api.results import Timings
 from memdec_edge.errors import ContextError, OptionError
 from memdec_edge.options import GenerationOptions, LoadOptions, MixtureOptions, SamplingOptions
-from memdec_edge.results import Timings
 from tests.conftest import Family
 from tests.support.real import EXACT, SMOLLM2
 
@@ -162,7 +162,7 @@ def test_timings_count_what_was_decoded_and_not_the_callers_time(
     assert (again[-1].timings.cache_n, again[-1].timings.prompt_n) == (len(prompt) - 1, 1)
     waited: list[Timings] = []
     clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + 3600 * len(waited))
-    monkeypatch.setattr("memdec_edge.streams.time", clock)
+    monkeypatch.setattr("memdec_edge.api.streams.time", clock)
     for chunk in tiny.stream(prompt, SamplingOptions(seed=1), replace(limits, draft=0)):
         waited.append(chunk.timings)  # the caller thinks for an hour
     assert 0 < waited[-1].predicted_ms < 3600e3

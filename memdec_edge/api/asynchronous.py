@@ -18,8 +18,8 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, get_args
 
+from memdec_edge.api.results import Chunk, Completion
 from memdec_edge.errors import Cancelled
-from memdec_edge.results import Chunk, Completion
 
 P = ParamSpec("P")
 Item = TypeVar("Item")  # a chunk, or one with the number of its answer

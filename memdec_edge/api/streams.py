@@ -8,11 +8,11 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
-from memdec_edge.asynchronous import check_wanted
+from memdec_edge.api.asynchronous import check_wanted
+from memdec_edge.api.results import Chunk, FinishReason, Timings, memory_share
 from memdec_edge.engine import Engine, MemoryMixture, Sampled, Session, Source
 from memdec_edge.errors import OptionError
 from memdec_edge.options import GenerationOptions, SamplingOptions
-from memdec_edge.results import Chunk, FinishReason, Timings, memory_share
 from memdec_edge.text import TextStream
 
 WEAK = 0.1  # memories that never weigh so much together do not help

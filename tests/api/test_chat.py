@@ -62,7 +62,7 @@ def test_the_same_tokens_through_chat_run_and_text_alone_and_beside_seven_others
     lines = f"/system {QUESTION[0]['content']}\n{QUESTION[1]['content']}\n/save {tmp_path / 'chat.json'}\n"
     typed = memdec("chat", *flags, stdin=lines.encode())
     assert typed.returncode == 0, typed.stderr
-    from memdec_edge.conversation import Conversation
+    from memdec_edge.api.conversation import Conversation
 
     conversation = Conversation(model)
     conversation.load(tmp_path / "chat.json")

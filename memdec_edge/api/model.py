@@ -17,7 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from memdec_edge.asynchronous import awhole, in_thread, whole
+from memdec_edge.api.asynchronous import awhole, in_thread, whole
+from memdec_edge.api.results import Chunk
+from memdec_edge.api.streams import Request, generate, side_by_side
 from memdec_edge.chat import ChatPrompt, ChatTemplate, Messages, Tokenizer
 from memdec_edge.chat.prompt import special_names
 from memdec_edge.chat.reasoning import Reasoning
@@ -34,8 +36,6 @@ from memdec_edge.options import (
     MixtureOptions,
     SamplingOptions,
 )
-from memdec_edge.results import Chunk
-from memdec_edge.streams import Request, generate, side_by_side
 
 LEARNING = MixtureOptions()  # weights that follow the text
 Weights = Sequence[tuple[Voice | Path | str, float]]  # memories and indexes that are open, and the weight of each

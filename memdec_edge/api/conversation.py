@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from memdec_edge.api import LEARNING, LanguageModel
+from memdec_edge.api.model import LEARNING, LanguageModel
+from memdec_edge.api.results import Chunk, message_of
 from memdec_edge.chat.messages import checked
 from memdec_edge.errors import ContextError, MissingFileError, OptionError, OutputError, SessionFileError
 from memdec_edge.files import write_text
 from memdec_edge.options import ChatOptions, GenerationOptions, MemoryOptions, MixtureOptions, SamplingOptions
-from memdec_edge.results import Chunk, message_of
 
 VERSION = 1
 ROOM = 64  # tokens that an answer finds at least, where n_predict names no number

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from memdec_edge.api import LanguageModel, open_model
-from memdec_edge.conversation import Conversation
+from memdec_edge.api.conversation import Conversation
 from memdec_edge.errors import ContextError, OptionError
 from memdec_edge.gguf.index_file import tokenizer_of
 from memdec_edge.options import GenerationOptions, MemoryOptions, SamplingOptions
