@@ -38,7 +38,7 @@ class LearnOptions(Checked):
     )
     form: str = option(
         "auto", "--form", choices=FORMS,
-        help="Form of what is learned: text; chat: a part in the base's chat template; auto: chat if it has one.",
+        help="Form of what is learned: text; chat: a part in the base's chat template; auto: as begun, else text.",
     )  # fmt: skip
     add: Path | None = option(
         None, "--add", metavar="DOCS", help="More documents for the memory that is in `out`, which goes on from there."

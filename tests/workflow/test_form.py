@@ -84,5 +84,5 @@ def test_chat_is_told_learned_and_measured(room: Path, tmp_path: Path) -> None:
 def test_a_base_without_a_template_refuses_chat(room: Path, tmp_path: Path) -> None:
     base, out = room / "plain.gguf", tmp_path / "out"
     told = error_of("learn", room / "notes.jsonl", "-m", base, "--out", out, "--form", "chat", code=2)
-    assert told == f"--form is chat: {base}: it has no chat template; give text or auto"
+    assert told == f"--form is chat: {base}: it has no chat template; give text"
     assert not out.exists()
