@@ -84,7 +84,7 @@ def _place(options: LearnOptions) -> tuple[LearnOptions, Place]:
 def _form(options: LearnOptions, first: Place) -> str:
     """The form of the training text: as was asked, else that of the folder, else text.
 
-    Chats cost plain text more than 2 % (benchmarks/results/chat_form.txt), so they are learned where they are asked for.
+    Chats cost plain text more than 2 % (benchmarks/results/chat_form.txt), so they are learned where asked for.
     Raises OptionError (form) where the base has no template, or a broken one.
     """
     if options.form == "auto":
