@@ -79,7 +79,7 @@ def run(
         begin = perf_counter()
         session.prefill()
         for context in session.contexts:
-            context.rows(-1)  # waits for a GPU
+            context.wait()
         prefilled = perf_counter()
         engine.rounds.counters = Counters()
         while not session.finished:

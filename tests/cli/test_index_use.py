@@ -59,7 +59,7 @@ def test_chat_knows_indexes_their_weights_and_their_sources(family: Family, inde
     assert (plain.returncode, noted.returncode) == (0, 0), noted.stderr
     told = [line for line in noted.stderr.splitlines() if line.startswith("index ")]
     where = "after its longest matches"
-    assert told == [f"index {index} at lambda {said}" for said in (f"auto, from 0.7 {where}", f"0.99 {where}", "off")]
+    assert told == [f"index {index} at lambda {said}" for said in (f"auto, from 0.85 {where}", f"0.99 {where}", "off")]
     assert "weights of base, memories and indexes at the end, without a match: 1.000, 0.000" in noted.stderr
     assert "after a match of 16 or more: 0." in noted.stderr
     assert "no memory" not in noted.stderr
@@ -77,7 +77,7 @@ def test_chat_knows_indexes_their_weights_and_their_sources(family: Family, inde
 
 def test_verbose_shows_the_weights_of_every_length(family: Family, index: Path) -> None:
     done = memdec("run", "-m", family.base, "-M", index, "-p", PROMPT, "-n", 4, "-v")
-    assert "at lambda auto, from 0.7 after its longest matches" in done.stderr
+    assert "at lambda auto, from 0.85 after its longest matches" in done.stderr
     assert "after a match of 16 or more: 0." in done.stderr
 
 
@@ -133,7 +133,7 @@ def test_bench_measures_an_index_beside_the_base(family: Family, index: Path, tm
     assert found["drafted"]["gen_tps"] > 0
     assert found["memory_files"] == [str(index)]
     assert "mixture with drafts" in done.stdout
-    assert f"index {index} at lambda 0.7" in done.stdout
+    assert f"index {index} at lambda 0.85" in done.stdout
 
 
 def test_marks_stand_where_a_passage_ends() -> None:
