@@ -30,7 +30,7 @@ from memdec_edge.server.job import End, Event, Job, Progress, Scores
 from memdec_edge.server.totals import Totals
 
 T = TypeVar("T")
-LEAST = 16  # tokens of prompts in a turn
+LEAST = 8  # tokens of prompts in a turn: with 16 a long prompt held the other streams up by a third longer
 STEPS = 1.0  # that these take as long as: with 2.0 the gap between tokens grew more than threefold
 ENDING = "the server is about to end"
 
