@@ -38,7 +38,7 @@ class Reader:
         log_prob = -math.inf
         if tokens[at] < self._length:
             stats = row_stats(row, self._length, self._temperature, self.context.model.path)
-            log_prob = float(row[tokens[at]]) / self._temperature - stats.logsumexp
+            log_prob = stats.log_prob(row, tokens[at], self._temperature)
         self.context.note(slot, at, tokens[at], log_prob)
 
     def log_prob(self, tokens: Sequence[int], slot: int, at: int) -> float:

@@ -18,7 +18,7 @@ from tests.conftest import Family
 from tests.engine.test_engine import torch_log_probs
 from tests.engine.test_index import TEXTS, tiny_index
 from tests.support.command import error_of, memdec
-from tests.support.lm_tasks import ANSWERS, CHOICES, CLOZE, ROLLING, Rows, samples, write_task
+from tests.support.lm_tasks import ANSWERS, CHOICES, CLOZE, ROLLING, Rows, samples, write_tasks
 from tests.support.tiny import TEXT, edit_gguf
 
 EXACT: dict[str, Any] = {"flash_attn": "off", "cache_type_k": "f32", "cache_type_v": "f32", "threads": 1}
@@ -40,10 +40,7 @@ TASKS: dict[str, tuple[str, Rows]] = {
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tasks")
-    for name, (body, rows) in TASKS.items():
-        write_task(folder, name, body, rows)
-    return folder
+    return write_tasks(tmp_path_factory.mktemp("tasks"), TASKS)
 
 
 def said(model: Any, folder: Path) -> dict[str, Rows]:

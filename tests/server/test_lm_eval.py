@@ -15,7 +15,7 @@ from memdec_edge.evaluation.harness import MemdecLM
 from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, MixtureOptions, SamplingOptions
 from memdec_edge.server.settings import Defaults
 from tests.conftest import Family
-from tests.support.lm_tasks import ANSWERS, CHOICES, CLOZE, ROLLING, Rows, samples, write_task
+from tests.support.lm_tasks import ANSWERS, CHOICES, CLOZE, ROLLING, Rows, samples, write_tasks
 from tests.support.tiny import TEXT
 from tests.support.web import serving
 
@@ -38,10 +38,7 @@ TASKS: dict[str, tuple[str, Rows]] = {
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tasks")
-    for name, (body, rows) in TASKS.items():
-        write_task(folder, name, body, rows)
-    return folder
+    return write_tasks(tmp_path_factory.mktemp("tasks"), TASKS)
 
 
 @pytest.mark.parametrize("lam", [None, 0.4, "auto"], ids=["the base alone", "a fixed lambda", "auto"])

@@ -1,6 +1,7 @@
 """Tasks of lm-eval with local data, written by tests, and what models say in them. No network."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,13 @@ def write_task(folder: Path, name: str, body: str, rows: Rows) -> None:
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     head = HEAD.format(name=name, folder=folder)
     (folder / f"{name}.yaml").write_text(head + body, encoding="utf-8")
+
+
+def write_tasks(folder: Path, tasks: Mapping[str, tuple[str, Rows]]) -> Path:
+    """Tasks by name, each a body and its rows; returns the folder."""
+    for name, (body, rows) in tasks.items():
+        write_task(folder, name, body, rows)
+    return folder
 
 
 def samples(model: LM, folder: Path, *tasks: str) -> dict[str, Rows]:
