@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .head import last_hidden, logit_chunks, softmax_tiles, wide_type
+from .graph import Body, Plain
+from .head import logit_chunks, softmax_tiles, wide_type
 from .targets import Support
 from .transfer import send
 
@@ -26,10 +27,13 @@ from .transfer import send
 class Objective(torch.nn.Module):
     """A causal LM of transformers as the function that training minimises; its parameters are those of the model."""
 
-    def __init__(self, model: Any) -> None:
-        """Wrap `model`; check_head() tells beforehand whether the loss will be that of its logits."""
+    def __init__(self, model: Any, body: Body | None = None) -> None:
+        """Wrap `model`; check_head() tells beforehand whether the loss will be that of its logits.
+
+        body  last_hidden() of the model, or what is faster and gives the same
+        """
         super().__init__()
-        self.model = model
+        self.model, self.body = model, body or Plain(model)
 
     def forward(
         self, ids: Tensor, support: Support, beta: float, weights: Tensor | None = None
@@ -41,7 +45,7 @@ class Objective(torch.nn.Module):
         ids  int64 [batch, length + 1]; support  of the batch * length positions, its pairs on the same device; beta in
         [0, 1]; weights  float [batch * length], of the positions in the sum that is divided by their number; None: 1
         """
-        hidden, head = last_hidden(self.model, ids), self.model.get_output_embeddings()
+        hidden, head = self.body(ids), self.model.get_output_embeddings()
         labels = ids[:, 1:].flatten()
         weights = torch.ones(len(labels), device=labels.device) if weights is None else weights
         losses: tuple[Tensor, Tensor, Tensor] = _HeadLoss.apply(  # type: ignore[no-untyped-call]

@@ -18,6 +18,7 @@ from torch import Tensor
 from memdec_edge.options import TrainOptions
 
 from .feed import Data, Feed
+from .graph import graphed_body
 from .head import predict
 from .loss import Objective
 from .models import cast_parameters, work_dtype
@@ -66,7 +67,7 @@ class Learner:
         self.parameters = dict(model.named_parameters())
         for name, parameter in self.parameters.items():
             parameter.register_post_accumulate_grad_hook(partial(_collect, self.weights[name]))
-        self._objective = Objective(model)
+        self._objective = Objective(model, graphed_body(model, options.cache.batch, data.block))
         self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=options.weight_decay, fused=True)
 
     def gradients(self, step: int) -> Found:
@@ -101,8 +102,7 @@ class Learner:
     @torch.no_grad()
     def show_weights(self) -> None:
         """Bring the model to the float32 weights."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(self.weights[name])
+        torch._foreach_copy_(list(self.parameters.values()), list(self.weights.values()))
 
     @torch.no_grad()
     def restart(self, weights: Mapping[str, Tensor]) -> None:

@@ -65,6 +65,7 @@ class Teacher(ABC):
     n_vocab: int  # rows of its embedding
     n_ctx: int  # positions that it was trained for
     width: int  # of a key
+    wider = 1  # times as many blocks in a pass as in a step of training
 
     @property
     @abstractmethod
@@ -91,7 +92,7 @@ class Teacher(ABC):
         scored: bool = False,
         most: int = 0,
     ) -> Reading:
-        """Read the positions of some blocks, `batch` blocks in one pass.
+        """Read the positions of some blocks, `batch * wider` blocks in one pass.
 
         scored  give the log-prob of each next token, too
         most    give so many of the likeliest next tokens, too
@@ -107,8 +108,9 @@ class Teacher(ABC):
             np.empty((n, most), np.float16),
         )
         ahead: list[tuple[int, Coming]] = []  # a device works on the next pass while the CPU looks at this one
-        for start in range(0, len(blocks), batch):
-            keys, said = self.look(gather_blocks(tokens, blocks[start : start + batch], block), scored, most)
+        size = batch * self.wider
+        for start in range(0, len(blocks), size):
+            keys, said = self.look(gather_blocks(tokens, blocks[start : start + size], block), scored, most)
             probs = said.probs.to(torch.float16)
             ahead.append((start * block, Coming([keys.to(torch.float16), said.losses, said.ids, probs])))
             if len(ahead) > 1:
@@ -140,6 +142,8 @@ class TorchTeacher(Teacher):
         self._source, self.name, self.n_vocab = source, source.name, source.n_vocab
         self.n_ctx, self.width = source.model.config.max_position_embeddings, source.model.config.hidden_size
         self._device = device
+        if device.type == "cuda":  # no activation waits for a backward pass, and calls cost as much as arithmetic
+            self.wider = 8
         check_head(source.model)  # the log-probs are computed without its own head
         self._model = work_copy(source.model, device)
         self._caught: Tensor

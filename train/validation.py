@@ -20,6 +20,7 @@ from .teacher import gather_blocks, spread_blocks
 
 ALONE, MIXED, LAMBDA = "valid_perplexity", "mixture_perplexity", "mixture_lambda"
 FIGURES = (ALONE, MIXED, LAMBDA)
+PASS = 2048  # positions that are scored together
 Figures = dict[str, float]  # by name of FIGURES; no mixture without a base, nothing at all without text
 
 
@@ -40,8 +41,10 @@ class Validation:
     @torch.inference_mode()
     def score(self, model: Any, device: torch.device) -> Figures:
         """Perplexity of `model` alone, and of its mixture with the base at the best of LAMBDAS, 0 and 1 among them."""
-        parts = (gather_blocks(self.tokens, [block], self.block).to(device) for block in self.blocks)
-        losses = [predict(model, ids).losses.cpu() for ids in parts]
+        together = max(1, PASS // self.block)
+        parts = [self.blocks[low : low + together] for low in range(0, len(self.blocks), together)]
+        ids = (gather_blocks(self.tokens, part, self.block).to(device) for part in parts)
+        losses = [predict(model, some).losses.cpu() for some in ids]
         if not losses:
             return {}
         memory = torch.cat(losses).double()
