@@ -118,7 +118,8 @@ class Bench:
 
     @property
     def eos(self) -> int:
-        return int(self.source.tokenizer.eos_token_id)
+        """What ends each document of the ids, the last one included."""
+        return int(read_ids(self.arguments.ids / "general" / "test.npy", self.arguments.teacher)[-1])
 
     def text(self, corpus: str, split: str) -> Text:
         """What is scored of a split; of general text whatever the corpus is."""

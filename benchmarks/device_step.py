@@ -36,7 +36,6 @@ from memdec_edge.train.feed import Data
 from memdec_edge.train.knn.cache import OWN
 from memdec_edge.train.knn.exact import Exact
 from memdec_edge.train.loop import accelerator
-from memdec_edge.train.loss import Objective
 from memdec_edge.train.models import Source
 from memdec_edge.train.step import Learner
 from memdec_edge.train.targets import Support
@@ -78,7 +77,7 @@ def learner(way: str, tokens: np.ndarray, folder: Path) -> Learner:
     targets: Any = RandomTargets(SMOLLM2.vocab_size, len(tokens))
     found = Learner(options, model, Data(tokens, targets, Validation(tokens, BLOCK), BLOCK), accelerator())
     if way != "as it is":
-        found._objective = Objective(model)
+        found._body.release()
     return found
 
 

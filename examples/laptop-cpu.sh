@@ -5,7 +5,7 @@
 set -euo pipefail
 base=$1 corpus=$2 out=$3 gguf=$3/memdec-$(basename "$3").gguf
 
-# All is as train does it by itself: the teacher reads the text twice, the memory four times; the best epoch is kept.
+# All is as train does it by itself: the memory reads the text twice, and the best epoch is kept.
 # Shorter blocks than the 512 of the default need less memory and lose little where documents are short.
 memdec-edge train --teacher "$base" --corpus "$corpus" --out "$out" --block 256 "${@:4}"
 [[ -f $gguf ]] || memdec-edge convert "$out" --outfile "$gguf" --base "$base"

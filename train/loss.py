@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .graph import Body, Plain
+from .graph import Body
 from .head import logit_chunks, softmax_tiles, wide_type
 from .targets import Support
 from .transfer import send
@@ -33,7 +33,7 @@ class Objective(torch.nn.Module):
         body  last_hidden() of the model, or what is faster and gives the same
         """
         super().__init__()
-        self.model, self.body = model, body or Plain(model)
+        self.model, self.body = model, body or Body(model)
 
     def forward(
         self, ids: Tensor, support: Support, beta: float, weights: Tensor | None = None

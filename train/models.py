@@ -150,11 +150,14 @@ def _checked_eos(path: Path, eos: int | None) -> int:
 
 
 def _mend_tokenizer(gguf: Path, tokenizer: Any) -> None:
-    """Give `tokenizer`, which is saved with the memory, the right pre-tokenizer."""
+    """Give `tokenizer`, which is saved with the memory, the right pre-tokenizer and the right EOS."""
     from tokenizers import pre_tokenizers
 
     with Header(gguf) as header:
-        named = header.scalars().get("tokenizer.ggml.pre")
+        scalars = header.scalars()
+    named, eos = (scalars.get(f"tokenizer.ggml.{name}") for name in ("pre", "eos_token_id"))
+    if isinstance(eos, int) and 0 <= eos < len(tokenizer):  # transformers 5.17 takes another token of SmolLM2
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(eos)
     if named == "smollm":  # transformers leaves out that digits stand alone
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train, valid = (np.load(folder / "cache" / "tokens" / f"{split}.npy") for split in ("train", "valid"))
     for name, ids in (("train", train), ("valid", valid), ("test", valid[::-1])):
         write_ids(folder / "ids" / "licences" / f"{name}.npy", ids, folder / "teacher")
-    write_ids(folder / "ids" / "general" / "test.npy", train[:200], folder / "teacher")
+    write_ids(folder / "ids" / "general" / "test.npy", valid, folder / "teacher")
     return folder
 
 

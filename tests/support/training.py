@@ -40,7 +40,7 @@ def cache_options(folder: Path, **changes: Any) -> CacheOptions:
 def train_options(room: Path, out: Path, **changes: Any) -> TrainOptions:
     shared = {"batch": 2} | {name: changes.pop(name) for name in ("batch", "seed", "fresh") if name in changes}
     cache = replace(changes.pop("cache", cache_options(room)), **shared)
-    return replace(TrainOptions(cache, out, lr=3e-3, steps=12, save_every=5), **changes)
+    return replace(TrainOptions(cache, out, beta=0.5, lr=3e-3, steps=12, save_every=5), **changes)
 
 
 def own_cache(room: Path, tmp_path: Path) -> CacheOptions:
@@ -75,7 +75,7 @@ def run(out):
     options = CacheOptions(*data, k=6, block=16, batch=2, finetune_teacher=0.0)
     try:
         every = {"save_every": 7, "valid_every": 11}
-        train(TrainOptions(options, out / "memory", lr=3e-3, steps=120, accumulate=2, **every))
+        train(TrainOptions(options, out / "memory", beta=0.5, lr=3e-3, steps=120, accumulate=2, **every))
     except MemdecError as error:
         print(error)
         return error.exit_code

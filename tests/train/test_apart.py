@@ -81,7 +81,7 @@ def training(room: Path, out: Path) -> Iterator[tuple["subprocess.Popen[str]", P
     command: list[str | Path] = [
         sys.executable, "-m", "memdec_edge", "train", "--teacher", room / "teacher", "--corpus", room / "corpus",
         "--out", out, "--k", str(K), "--block", str(BLOCK), "--batch", "2", "--steps", "100000", "--lr", "0.003",
-        "--finetune-teacher", "0", "--save-every", "1000", "--valid-every", "0",
+        "--beta", "0.5", "--finetune-teacher", "0", "--save-every", "1000", "--valid-every", "0",
     ]  # fmt: skip
     path, environment = out / "metrics.jsonl", os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(

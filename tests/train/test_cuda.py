@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.train import step
 from memdec_edge.train.feed import Data
-from memdec_edge.train.graph import Plain
+from memdec_edge.train.graph import Body
 from memdec_edge.train.knn.exact import Exact, Neighbours
 from memdec_edge.train.loop import accelerator
 from memdec_edge.train.loss import Objective
@@ -65,7 +65,7 @@ def test_a_graph_of_the_body_teaches_what_the_plain_body_does(tmp_path: Path, mo
     cache = CacheOptions(tmp_path, tmp_path, tmp_path, block=LENGTH, batch=BATCH)
     data = Data(tokens, None, Validation(tokens, LENGTH), LENGTH)
     found = []
-    for body in (step.graphed_body, lambda model, batch, length: Plain(model)):
+    for body in (step.graphed_body, lambda model, batch, length: Body(model)):
         monkeypatch.setattr(step, "graphed_body", body)
         learner = Learner(
             TrainOptions(cache, tmp_path, beta=0.0, accumulate=2),

@@ -12,6 +12,7 @@ from memdec_edge.errors import ModelFileError, NumericsError
 from memdec_edge.options import KEYS
 from memdec_edge.train import llama_teacher
 from memdec_edge.train.llama_teacher import LlamaTeacher
+from memdec_edge.train.models import load_source
 from memdec_edge.train.teacher import Teacher, TorchTeacher, gather_blocks, n_blocks
 from memdec_edge.train.teachers import open_teacher
 from tests.support.hf import hf_checkpoint
@@ -118,3 +119,19 @@ def test_a_kind_of_key_that_llama_cpp_does_not_compute_is_named(tmp_path: Path) 
     teacher._tap._state.name = b"ffn_norm-7"
     with pytest.raises(ModelFileError, match=r"a\.gguf: llama\.cpp computes no ffn_norm-7 for it; choose another"):
         teacher.read(TOKENS, [0], BLOCK, 1, lambda done: None)
+
+
+def test_the_tokenizer_of_a_gguf_has_the_ggufs_eos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some versions of transformers name another token."""
+    gguf = tiny_gguf(tmp_path / "teacher.gguf", tiny_checkpoint(tmp_path / "teacher"))
+    known = load_source(gguf).tokenizer
+    read = transformers.AutoTokenizer.from_pretrained
+
+    def mistaken(*args: Any, **options: Any) -> Any:
+        tokenizer = read(*args, **options)
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(5)
+        return tokenizer
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", mistaken)
+    assert known.eos_token_id == load_source(gguf).encoder.eos != 5
+    assert load_source(gguf).tokenizer.eos_token_id == known.eos_token_id

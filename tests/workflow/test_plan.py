@@ -22,6 +22,8 @@ LAPTOP = Machine(
     starting=25, warming=1, parameters=135_000_000, context=2_048, free_memory=18 << 30, free_disk=40 << 30,
 )  # fmt: skip
 
+LARGE = replace(LAPTOP, free_disk=1 << 40)  # the keys of 100 million tokens take 160 GB
+
 
 def text_of(tokens: int, held_out: int | None = None) -> Gathered:
     """A corpus of so many training tokens; no words of it matter to a plan."""
@@ -38,14 +40,14 @@ def planned(tokens: int, budget: str = "", machine: Machine = LAPTOP, **changes:
 
 
 def test_without_a_budget_all_text_is_read_by_the_best_recipe() -> None:
-    small, large = planned(25_000), planned(RETRIEVER.least)
+    small, large = planned(25_000), planned(RETRIEVER.least, machine=LARGE)
     assert (small.recipe, small.tokens, small.epochs, small.beta) == (PLAIN.name, 25_000, 2, 0)
     assert (large.recipe, large.tokens, large.epochs, large.beta) == (RETRIEVER.name, RETRIEVER.least, 3, 0.5)
     assert set(small.stages) == {"index", "training", "file", "tuning", "measuring", "continuing"}
 
 
 def test_less_time_first_takes_the_retriever_then_passes_then_text() -> None:
-    plans = [planned(RETRIEVER.least, budget) for budget in ("40h", "5h", "90m", "30m", "6m")]
+    plans = [planned(RETRIEVER.least, budget, LARGE) for budget in ("5000h", "300h", "130h", "50h", "2h")]
     assert [plan.recipe for plan in plans] == [RETRIEVER.name, *[PLAIN.name] * 4]
     assert [plan.epochs for plan in plans] == [3, 2, pytest.approx(1.4, abs=0.4), 1, 1]
     assert plans[2].tokens == RETRIEVER.least > plans[3].tokens > plans[4].tokens > LEAST_TOKENS
