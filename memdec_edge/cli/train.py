@@ -2,14 +2,15 @@
 
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from memdec_edge.cli.flags import Flags, Given, of, spread
-from memdec_edge.cli.output import note, print_json
+from memdec_edge.cli.output import note, print_json, warn
 from memdec_edge.cli.parameters import Json, ShowText, shows_text
 from memdec_edge.options import AdaptOptions, CacheOptions, TrainOptions
+from memdec_edge.options.training import OF_RETRIEVER
 from memdec_edge.progress import is_first_process
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def train(
     options = training(cache=caching(out=cache.out / "cache"), out=cache.out)
     if shows_text(show_text, cache):
         return
+    _warn_of_unused(options)
     from memdec_edge.hub import local
     from memdec_edge.train import train_apart
 
@@ -59,12 +61,21 @@ def adapt(
     cache = caching(teacher=to)
     options = training(cache=caching(teacher=to, out=cache.out / "cache"), out=cache.out)
     memory = adapting(to=to, training=options).memory  # what cannot be is refused before a download
+    _warn_of_unused(options)
     from memdec_edge.hub import checkpoint_of, local
     from memdec_edge.train import adapt_apart
 
     memory, base = local(memory, checkpoint_of), local(to)
     options = replace(options, cache=replace(options.cache, teacher=base))
     _tell(adapt_apart(adapting(memory=memory, to=base, training=options)), options, json_)
+
+
+def _warn_of_unused(options: TrainOptions) -> None:
+    """Name the flags of a retriever that were given where none is imitated. A teacher that stays as it is asks none."""
+    given = {each: getattr(options.cache, each.name) for each in fields(CacheOptions) if each.name in OF_RETRIEVER}
+    unused = [each.metadata["flags"][0] for each, value in given.items() if value not in (each.default, 0)]
+    if options.beta == 0 and unused and is_first_process():
+        warn([f"{', '.join(unused)}: no retriever is imitated, so this has no effect; --beta 0.5 imitates one"])
 
 
 def _tell(report: "TrainReport", options: TrainOptions, json_: bool) -> None:

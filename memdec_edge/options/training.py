@@ -7,6 +7,7 @@ from memdec_edge.options.fields import INT_MAX, Checked, about, option
 
 KEYS = ("mlp_input", "hidden")  # what a teacher's key is; train/teacher.py
 TARGETS = ("knn-lm", "knn")  # what a memory imitates; train/targets.py
+OF_RETRIEVER = ("finetune_teacher", "key", "target", "k", "knn_temp", "search", "top_mass")  # of no use with beta 0
 SEARCHES = ("auto", "exact", "ivfpq", "hnsw")  # how neighbours are found; train/knn/approximate.py
 DEFAULT_K = 1024  # as in 2508.09874
 CHAT_SHARE = 0.25  # benchmarks/results/chat_form.txt: answers gain more than with 0.15 and 0.5

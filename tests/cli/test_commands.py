@@ -130,8 +130,9 @@ def test_the_road_from_text_to_a_memory_that_answers(family: Family, tmp_path: P
     lines = [{"text": f"Document {i}: the heart pumps blood number {i * 7} through the body. " * 6} for i in range(30)]
     (text / "text.jsonl").write_text("\n".join(map(json.dumps, lines)))
     train = [
-        "train", "--teacher", family.base_checkpoint, "--corpus", text, "--out", out, "--k", 16, "--block", 32,
-        "--finetune-teacher", 0.5, "--epochs", 3, "--lr", 0.003, "--domain", "hearts", "--license", "MIT",
+        "train", "--teacher", family.base_checkpoint, "--corpus", text, "--out", out, "--k", 16, "--beta", 0.5,
+        "--block", 32, "--finetune-teacher", 0.5, "--epochs", 3, "--lr", 0.003, "--domain", "hearts",
+        "--license", "MIT",
     ]  # fmt: skip
     done = memdec(*train, "--json")
     trained = last_json(done)
@@ -161,3 +162,15 @@ def test_the_road_from_text_to_a_memory_that_answers(family: Family, tmp_path: P
     assert re.search(rf"memory {re.escape(str(gguf))} at lambda .* \({re.escape(origin)}\)\n", done.stderr)
     metadata.patch(gguf, {metadata.LAMBDA: 0.123})
     assert "lambda: set after training\n" in memdec("show", gguf).stderr
+
+
+def test_flags_of_a_retriever_that_is_not_imitated_are_named(family: Family, tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("The heart pumps blood through the body. " * 200)
+    train = ["train", "--teacher", family.base_checkpoint, "--corpus", text, "--block", 32, "--steps", 1, "--lr", 0.001]
+    done = memdec(*train, "--out", tmp_path / "a", "--k", 16, "--target", "knn", "--finetune-teacher", 0)
+    expected = "Warning: --target, --k: no retriever is imitated, so this has no effect; --beta 0.5 imitates one"
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines().count(expected) == 1
+    assert not (tmp_path / "a" / "cache" / "keys").exists()
+    assert "no effect" not in memdec(*train, "--out", tmp_path / "b").stderr
