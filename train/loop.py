@@ -242,9 +242,13 @@ class _Run:
 
     def _record(self) -> None:
         """Record what is known of the last step, after its validation where that is due."""
-        if self.line and self.metrics:
-            self.metrics.add(self.step, self.line | self._validate())
-        self.line = {}
+        if not self.line:
+            return
+        numbers = self.line | self._validate()
+        with unbroken():  # so that no saved state takes a line that is written for one that is to come
+            if self.metrics:
+                self.metrics.add(self.step, numbers)
+            self.line = {}
 
     def _save(self) -> None:
         save_state(self.stage, self.step, self.learner.weights, self.learner.optimizer, self.line)
@@ -271,7 +275,7 @@ class _Run:
 
     def _validate(self) -> Figures:
         """Score the memory where that is due, and keep its weights if they do better than those before."""
-        if not self._validates():
+        if not (self.main and self._validates()):
             return {}
         found = self._score(self.data.validation)
         if merit(found) < merit(self.best):

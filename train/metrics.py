@@ -15,6 +15,7 @@ from memdec_edge.files import MANIFEST, atomic_path, write_text
 from memdec_edge.notes import note
 
 from .artifacts import Stage
+from .interrupts import unbroken
 
 METRICS, CURVES, TENSORBOARD = "metrics.jsonl", "curves.png", "tensorboard"
 
@@ -33,12 +34,15 @@ class Metrics:
 
             folder = stage.folder / TENSORBOARD
             there = set(folder.glob("*"))
-            # An interrupt may lose the wake-up of its thread, which then sleeps for flush_secs before it can be closed.
-            self._board = SummaryWriter(str(folder), purge_step=step + 1, flush_secs=1)
-            stage.adopt(*(f"{TENSORBOARD}/{path.name}" for path in set(folder.glob("*")) - there))
+            with unbroken():  # so that the manifest names the file that is made
+                self._board = SummaryWriter(str(folder), purge_step=step + 1)
+                stage.adopt(*(f"{TENSORBOARD}/{path.name}" for path in set(folder.glob("*")) - there))
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Append a line. Raises OutputError."""
+        """Append a line. Raises OutputError.
+
+        No interrupt may come meanwhile: TensorBoard's thread could miss its wake-up, and sleep for two minutes.
+        """
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **numbers}) + "\n")

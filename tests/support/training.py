@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.train import build_cache
 from tests.support.tiny import TEXT, tiny_checkpoint
@@ -58,6 +60,13 @@ def flip(path: Path) -> None:
 
 def metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def recorded(out: Path) -> int:
+    """Steps of the saved state that have a line in the metrics; one whose validation is to come has none yet."""
+    with safe_open(out / "resume.safetensors", framework="numpy") as state:
+        found = state.metadata()
+        return int(found["step"]) - bool(json.loads(found["line"]))
 
 
 # argv: room, output folder. run() caches and trains in a folder, prints a typed error and returns the exit code.

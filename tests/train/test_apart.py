@@ -1,6 +1,5 @@
 """train/apart.py and the command train: a training in a process of its own, and how it is stopped."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from memdec_edge.errors import MissingFileError, OptionError
 from memdec_edge.train import apart, build_cache, build_cache_apart, measure_speed_apart, pipeline, train, train_apart
-from tests.support.training import BLOCK, K, cache_options, make_room, train_options
+from tests.support.training import BLOCK, K, cache_options, make_room, recorded, train_options
 
 SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
@@ -95,13 +93,6 @@ def training(room: Path, out: Path) -> Iterator[tuple["subprocess.Popen[str]", P
 
 def steps(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def recorded(out: Path) -> int:
-    """Steps of the saved state that have a line in the metrics; one whose validation is to come has none yet."""
-    with safe_open(out / "resume.safetensors", framework="numpy") as state:
-        found = state.metadata()
-        return int(found["step"]) - bool(json.loads(found["line"]))
 
 
 @pytest.mark.parametrize("name", SIGNALS)

@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
+import signal
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.utils import tensorboard
 
-from memdec_edge.errors import ExistingOutputError, OptionError, StageBusyError
+from memdec_edge.errors import Cancelled, ExistingOutputError, OptionError, StageBusyError
 from memdec_edge.train import build_cache, train
 from memdec_edge.train.lock import FolderLock
 from tests.support.training import cache_options, make_room, own_cache, train_options
@@ -104,6 +107,23 @@ def test_fresh_keeps_the_users_own_plots_and_arrays_beside_those_of_the_training
     train(train_options(room, out, steps=2, beta=0.0, fresh=True))
     assert [(out / name).read_text() for name in mine] == ["mine"] * 3
     assert before & {path.name for path in (out / "tensorboard").iterdir()} == {"events.out.tfevents.1.mine"}
+
+
+def test_a_file_that_tensorboard_has_begun_when_an_interrupt_comes_goes_with_the_training(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(tensorboard.SummaryWriter):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensorboard, "SummaryWriter", Interrupted)
+        with pytest.raises(Cancelled):
+            train(train_options(room, tmp_path / "memory"))
+    (begun,) = (tmp_path / "memory" / "tensorboard").iterdir()
+    train(train_options(room, tmp_path / "memory", steps=1, fresh=True))
+    assert not begun.exists()
 
 
 @pytest.mark.parametrize("inside", ["", "teacher", "keys/memory"])

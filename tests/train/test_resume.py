@@ -1,6 +1,5 @@
 """Killed, interrupted and shared runs end like one that ran through alone, bit for bit."""
 
-import json
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from memdec_edge.errors import Cancelled, StageError
 from memdec_edge.options import CacheOptions
 from memdec_edge.train import build_cache, loop, train
 from memdec_edge.train.validation import Validation
-from tests.support.training import KILLED, ONCE, flip, make_room, metrics, train_options
+from tests.support.training import KILLED, ONCE, flip, make_room, metrics, recorded, train_options
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +77,7 @@ def test_an_interrupted_training_keeps_what_was_done(room: Path, tmp_path: Path)
         stdout = child.communicate(timeout=600)[0]
     assert child.returncode == 130
     assert stdout == "stopped; what was finished is kept: run the same command again to go on\n"
-    with safe_open(tmp_path / "memory" / "resume.safetensors", framework="numpy") as state:
-        found = state.metadata()  # a step whose validation is still to come has no line yet
-        assert int(found["step"]) - bool(json.loads(found["line"])) == lines()
-    assert 10 <= lines() < 120
+    assert 10 <= lines() == recorded(tmp_path / "memory") < 120
 
 
 def test_two_processes_train_the_memory_that_one_does(room: Path, tmp_path: Path) -> None:
@@ -133,6 +129,37 @@ def test_an_interrupted_validation_is_done_again_and_no_step_is(
     for one, other in zip(metrics(tmp_path / "broken"), metrics(tmp_path / "straight"), strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
     same_shards(tmp_path / "straight", tmp_path / "broken")
+
+
+@pytest.mark.parametrize("step", [6, 8, 12])  # validation is due at the last two
+def test_a_step_whose_line_an_interrupt_finds_written_is_not_recorded_or_scored_again(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    straight, broken = (train_options(room, tmp_path / name, valid_every=4) for name in ("straight", "broken"))
+    train(straight)
+    add, score = loop.Metrics.add, Validation.score
+    scored: list[int] = []
+
+    def interrupted(self: loop.Metrics, at: int, numbers: dict[str, float]) -> None:
+        add(self, at, numbers)
+        if at == step:
+            signal.raise_signal(signal.SIGINT)
+
+    def counted(self: Validation, model: Any, device: torch.device) -> dict[str, float]:
+        scored.append(1)
+        return dict(score(self, model, device))
+
+    monkeypatch.setattr(Validation, "score", counted)
+    monkeypatch.setattr(loop.Metrics, "add", interrupted)
+    with pytest.raises(Cancelled):
+        train(broken)
+    assert len(metrics(broken.out)) == recorded(broken.out) == step
+    monkeypatch.setattr(loop.Metrics, "add", add)
+    train(broken)
+    assert len(scored) == 4  # at the start and after 4, 8 and 12 steps
+    for one, other in zip(metrics(broken.out), metrics(straight.out), strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    same_shards(straight.out, broken.out)
 
 
 def test_best_weights_that_are_gone_or_damaged_stop_a_training_that_goes_on(
