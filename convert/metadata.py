@@ -36,12 +36,13 @@ def add_metadata(
     Raises ModelFileError for an entry of memdec.json that is no key of ours or has a value outside its range, and for a
     value that GGUF cannot hold.
     """
+    base = options.base or options.lora_base  # the GGUF whose tokenizer is copied, else the model of a LoRA
     general: dict[str, Value] = {
         "general.architecture": config.architecture.name,
         "general.type": "model",
         **metadata.model_name(options.checkpoint),
         **metadata.hub_source(options.checkpoint, "general.source"),
-        **_base_model(options),
+        **(metadata.base_model(base) if base else {}),
         "general.file_type": FILE_TYPES[outtype],
         "general.quantization_version": GGML_QUANT_VERSION,
     }
@@ -98,23 +99,6 @@ def _architecture(config: ModelConfig, n_tokens: int) -> dict[str, Value]:
     if config.architecture.gguf == MODEL_ARCH.GPTNEOX:
         found["use_parallel_residual"] = config.parallel_residual
     return {f"{config.architecture.name}.{key}": value for key, value in found.items()}
-
-
-def _base_model(options: ConvertOptions) -> dict[str, Value]:
-    """Which model family a memory belongs to, in GGUF's own keys: what the base says of itself, and where it is from.
-
-    The base is the GGUF whose tokenizer is copied, else the model that a LoRA belongs to.
-    """
-    source = options.base or options.lora_base
-    if source is None:
-        return {}
-    prefix, found = "general.base_model.0", dict[str, Value]()
-    values = metadata.read(source)[0] if options.base else metadata.model_name(source)
-    for name in ("name", "organization", "repo_url"):
-        if f"general.{name}" in values:
-            found[f"{prefix}.{name}"] = str(values[f"general.{name}"])
-    found |= metadata.hub_source(source, prefix)
-    return {"general.base_model.count": 1, **found} if found else {}
 
 
 def _noted(folder: Path) -> dict[str, Value]:

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: a family of tiny GGUFs, made once per run, and models and engines of them."""
+"""Fixtures that several test files share: tiny GGUFs, made once per run, models and engines of them, a Hub."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from memdec_edge.engine import Engine
 from memdec_edge.llama.library import set_verbose
 from memdec_edge.llama.model import Model
 from memdec_edge.options import MemoryOptions
+from tests.support.hub import Hub, running_hub
 from tests.support.plain import FOUR
 from tests.support.real import SMOLLM2
 from tests.support.tiny import OTHER_TEXT, tiny_checkpoint, tiny_gguf
@@ -113,3 +114,16 @@ def fresh(family: Family) -> Iterator[Engine]:
     """One memory, four slots, 512 cells, nothing in them."""
     with closing(Engine(family.base, [MemoryOptions(family.memory, 0.6)], replace(FOUR, n_ctx=512))) as opened:
         yield opened
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A Hub of this machine's own, without repositories."""
+    with running_hub() as running:
+        yield running
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Where files of that Hub are kept; nothing is there yet."""
+    return tmp_path / "home"

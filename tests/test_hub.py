@@ -5,7 +5,6 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,17 +34,6 @@ class Fetched(NamedTuple):
     path: Path
     revision: str
     stderr: str
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with running_hub() as running:
-        yield running
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
 
 
 def ask(environment: dict[str, str], how: str, *arguments: str, limit: int = -1) -> subprocess.CompletedProcess[str]:

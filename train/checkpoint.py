@@ -104,6 +104,7 @@ def write_metadata(
     entries: dict[str, str | int | float | list[str]] = {
         metadata.DOMAIN: domain,
         **{metadata.TRAIN + name: value for name, value in train.items()},
+        **metadata.hub_source(options.cache.teacher, f"{metadata.TRAIN}teacher"),
         "general.name": "memdec-" + "-".join(domain.lower().split()),
         "general.description": f"Memory Decoder for {domain}. {NOTICE}",
     }

@@ -185,9 +185,11 @@ class IndexFile:
 def write_index(
     path: Path, *, tokens: Tokens, prefixes: Positions, starts: npt.NDArray[np.uint64], names: Sequence[str],
     trust: Sequence[float], digest: str, n_vocab: int, name: str = "", domain: str = "", license: str = "",
-    texts: Sequence[str] = (),
+    texts: Sequence[str] = (), base: Mapping[str, str | int] | None = None,
 ) -> None:  # fmt: skip
     """Write an index, atomically; arrays as IndexFile has them, `name` for general.name, `texts` for origin.TEXTS.
+
+    base: keys that say which base's tokenizer it has, as metadata.base_model() gives them.
 
     Raises OutputError, and ExistingOutputError for what is no regular file.
     """
@@ -203,6 +205,8 @@ def write_index(
     file.add("general.name", name or path.stem)
     if license:
         file.add("general.license", license)
+    for key, value in (base or {}).items():
+        file.add(key, value)
     file.add(metadata.SCHEMA_VERSION, metadata.SCHEMA)
     file.add(metadata.ROLE, ROLE)
     file.add(LAYOUT_VERSION, VERSION)

@@ -209,6 +209,20 @@ def hub_source(path: Path | str, prefix: str) -> dict[str, str]:
     return {f"{prefix}.{HUB}.repository": found[0], f"{prefix}.{HUB}.revision": found[1]} if found else {}
 
 
+def base_model(path: Path | str) -> dict[str, str | int]:
+    """Which base a file is for, in GGUF's own keys: what a base's GGUF or folder says of itself, and where it is from.
+
+    {} where nothing is known. Raises as read() does.
+    """
+    prefix, found = "general.base_model.0", dict[str, str | int]()
+    values = model_name(path) if Path(path).is_dir() else read(path)[0]
+    for name in ("name", "organization", "repo_url"):
+        if f"general.{name}" in values:
+            found[f"{prefix}.{name}"] = str(values[f"general.{name}"])
+    found |= hub_source(path, prefix)
+    return {"general.base_model.count": 1, **found} if found else {}
+
+
 def _in_hub_cache(path: Path | str) -> tuple[str, str] | None:
     """Repository and commit: the cache keeps a model in models--ORGANIZATION--NAME/snapshots/COMMIT, files as links."""
     path = Path(path)

@@ -13,6 +13,7 @@ from memdec_edge.documents import Corpus, file_digests, find_files, require_trai
 from memdec_edge.errors import CorpusError
 from memdec_edge.files import refuse_existing, sha256
 from memdec_edge.gguf.index_file import Positions, Tokens, tokenizer_of, write_index
+from memdec_edge.gguf.metadata import base_model
 from memdec_edge.gguf.origin import MAX_TEXTS, texts_seen
 from memdec_edge.indexing.sort import sorted_prefixes
 from memdec_edge.indexing.tokens import Packed, is_gguf, pack
@@ -70,7 +71,7 @@ def build_index(options: IndexOptions) -> IndexReport:
     write_index(
         options.out, tokens=tokens, prefixes=prefixes, starts=starts, names=packed.names, trust=trust.tolist(),
         digest=digest, n_vocab=n_vocab, domain=options.domain, license=options.license,
-        texts=_texts(corpora, options.copies),
+        texts=_texts(corpora, options.copies), base=base_model(options.base),
     )  # fmt: skip
     return IndexReport(
         path=options.out,

@@ -3,24 +3,12 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Family
-from tests.support.hub import COMMIT, Hub, Repository, running_hub
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with running_hub() as running:
-        yield running
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
+from tests.support.hub import COMMIT, Hub, Repository
 
 
 def memdec(
@@ -63,6 +51,18 @@ def test_convert_takes_a_checkpoint_by_its_name_and_keeps_its_revision(
     (tmp_path / "user" / "tiny").mkdir()  # a path that exists wins
     done = memdec(environment, "convert", "user/tiny", "--outfile", tmp_path / "memdec-no.gguf", cwd=tmp_path)
     assert done.stderr.startswith("Error: user/tiny/config.json: no such file")
+
+
+def test_an_index_keeps_the_revision_of_its_base(hub: Hub, home: Path, family: Family, tmp_path: Path) -> None:
+    hub.repositories["user/tiny"] = Repository({"tiny-f32.gguf": family.base.read_bytes()})
+    (tmp_path / "text.txt").write_text("The heart is a muscle. " * 40)
+    out = tmp_path / "memdec-heart-index.gguf"
+    done = memdec(hub.environment(home), "index", tmp_path / "text.txt", "-hf", "user/tiny", "--out", out)
+    assert done.returncode == 0, done.stderr
+    shown = memdec(hub.environment(home), "show", out).stdout
+    assert re.search(r"general\.base_model\.0\.name +base\n", shown)
+    assert re.search(r"general\.base_model\.0\.huggingface\.repository +user/tiny\n", shown)
+    assert re.search(rf"general\.base_model\.0\.huggingface\.revision +{COMMIT}\n", shown)
 
 
 def test_a_memory_by_its_name_is_used_by_commands_and_from_python(

@@ -149,6 +149,20 @@ def test_a_model_is_called_by_its_folder_or_by_its_name_in_the_hubs_cache(
     assert metadata.model_name(tmp_path / folder) == metadata.model_name(tmp_path / "link") == expected
 
 
+def test_a_base_is_called_what_it_says_of_itself_and_where_it_is_from(family: Family, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--Tiny-1.5B" / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    of_hub = Path(shutil.copy(family.base, snapshot / "tiny.gguf"))
+    source = {"huggingface.repository": "org/Tiny-1.5B", "huggingface.revision": "0123abc"}
+    for path, told in (
+        (family.base, {"name": "base"}),
+        (of_hub, {"name": "base", **source}),
+        (snapshot, {"name": "Tiny-1.5B", "organization": "org", **source}),
+    ):
+        expected = {f"general.base_model.0.{key}": value for key, value in told.items()}
+        assert metadata.base_model(path) == {"general.base_model.count": 1, **expected}
+
+
 def test_a_model_without_placeholders_is_not_patched(family: Family) -> None:
     with pytest.raises(ModelFileError, match=r"no place for memdec_edge\.lambda; make it with memdec-edge convert"):
         metadata.patch(family.base, {LAMBDA: 0.5})

@@ -16,10 +16,11 @@ from safetensors.numpy import load_file
 
 from memdec_edge.documents import read_documents, split_documents
 from memdec_edge.errors import StageError
+from memdec_edge.gguf import metadata
 from memdec_edge.options import KEYS
 from memdec_edge.train import NOTICE, build_cache, train
 from memdec_edge.train.knn import cache as train_cache
-from tests.support.tiny import tiny_gguf
+from tests.support.tiny import tiny_gguf, to_gguf
 from tests.support.training import BLOCK, K, cache_options, flip, make_room, metrics, train_options, words
 
 
@@ -255,6 +256,22 @@ def test_a_finished_training_is_reused_and_its_licence_can_be_corrected(room: Pa
     flip(tmp_path / "memory" / "model.safetensors")
     with pytest.raises(StageError, match=r"model\.safetensors: missing, or changed since it was written"):
         train(train_options(room, tmp_path / "memory"))
+
+
+def test_a_memory_of_a_teacher_in_the_hubs_cache_keeps_its_revision(room: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--tiny" / "snapshots" / "0123abc"
+    shutil.copytree(room / "teacher", snapshot)
+    cache = cache_options(room, teacher=snapshot, out=tmp_path / "cache")
+    train(train_options(room, tmp_path / "memory", cache=cache, steps=1, beta=0.0))
+    found = json.loads((tmp_path / "memory" / "memdec.json").read_text())
+    assert {key: value for key, value in found.items() if "teacher" in key} == {
+        "memdec_edge.train.teacher": "tiny",
+        "memdec_edge.train.teacher.huggingface.repository": "org/tiny",
+        "memdec_edge.train.teacher.huggingface.revision": "0123abc",
+    }
+    to_gguf(tmp_path / "memory", tmp_path / "memdec-tiny.gguf")
+    values = metadata.read(tmp_path / "memdec-tiny.gguf")[0]
+    assert values["memdec_edge.train.teacher.huggingface.revision"] == "0123abc"
 
 
 def test_the_retriever_of_a_gguf_reads_other_keys_and_agrees(room: Path, tmp_path: Path) -> None:
