@@ -19,6 +19,7 @@ import numpy.typing as npt
 from memdec_edge.errors import Cancelled, ContextError, DecodeError, ModelFileError, OptionError
 from memdec_edge.gguf.fingerprint import fingerprint
 from memdec_edge.llama.abort import AbortFlag
+from memdec_edge.llama.batch import Batch
 from memdec_edge.llama.library import Owned, forget_reasons, reason
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.tap import Tap
@@ -82,7 +83,7 @@ class Context:
         self._notes: list[list[tuple[int, float] | None]] = [[] for _ in range(n_seq)]  # see note(), by position
         self._owned: Owned | None = None
         self._lock = threading.RLock()  # held by the thread at work
-        self._end = 0  # tokens of the last batch; _wanted says which of them have logits
+        self._end = 0  # tokens of the last batch
         self.n_decoded = 0  # tokens, since it was made
         self._abort = abort or AbortFlag()
         threads = options.threads or default_threads()
@@ -119,29 +120,7 @@ class Context:
         # Positions are rows of a table where no rotation tells them: beyond its end llama.cpp would end the process.
         table = not stateful and llama_cpp.llama_model_rope_type(model.handle) == NO_ROPE
         self._longest = min(self.n_ctx, model.n_ctx_train) if table else self.n_ctx
-        self._allocate_batch(n_seq)
-
-    def _allocate_batch(self, n_seq: int) -> None:
-        """Point a llama_batch at NumPy arrays: one slot for each token."""
-        n = self.n_batch
-        self._ids, self._positions = np.zeros(n, np.int32), np.zeros(n, np.int32)
-        self._wanted, self._one = np.zeros(n, np.int8), np.ones(n, np.int32)
-        self._slot_ids = np.arange(n_seq, dtype=np.int32)
-        self._slots = np.full(n, self._slot_ids.ctypes.data, np.uintp)
-        self._slot_addresses = [self._slot_ids.ctypes.data + 4 * slot for slot in range(n_seq)]
-        types = dict(llama_cpp.llama_batch._fields_)
-
-        def pointer(array: npt.NDArray[Any], field: str) -> Any:
-            return ctypes.cast(array.ctypes.data, types[field])
-
-        self._batch = llama_cpp.llama_batch(
-            n_tokens=0,
-            token=pointer(self._ids, "token"),
-            pos=pointer(self._positions, "pos"),
-            n_seq_id=pointer(self._one, "n_seq_id"),
-            seq_id=pointer(self._slots, "seq_id"),
-            logits=pointer(self._wanted, "logits"),
-        )
+        self._batch = Batch(self.n_batch, n_seq)
 
     # --- decoding ---------------------------------------------------------------------------------------------------
 
@@ -216,7 +195,7 @@ class Context:
         """
         with self._alone() as owned:
             address = ctypes.cast(llama_cpp.llama_get_logits_ith(owned.pointer, first), ctypes.c_void_p).value
-        held = int(self._wanted[first if first >= 0 else self._end - 1 : self._end].sum())
+        held = int(self._batch.wanted[first if first >= 0 else self._end - 1 : self._end].sum())
         if address is None or not 1 <= count <= held:
             raise DecodeError(f"{self.model.path}: llama.cpp kept no logits of {count} rows from {first} on")
         floats = (ctypes.c_float * (count * self.model.n_vocab)).from_address(address)
@@ -225,7 +204,7 @@ class Context:
 
     def wanted_rows(self) -> Row:
         """Logits of all tokens of the last batch that have some, as rows(). Raises DecodeError where none has."""
-        wanted = self._wanted[: self._end]
+        wanted = self._batch.wanted[: self._end]
         return self.rows(int(wanted.argmax()) if self._end else 0, int(wanted.sum()))
 
     def _decode(self, parts: Sequence[tuple[int, Sequence[int]]], wanted: Sequence[int]) -> None:
@@ -233,7 +212,7 @@ class Context:
             self._end = 0
             end = self._fill(parts, wanted)
             forget_reasons()
-            status = llama_cpp.llama_decode(owned.pointer, self._batch)
+            status = llama_cpp.llama_decode(owned.pointer, self._batch.struct)
             if status == 0:
                 self._end = end
                 self.n_decoded += end
@@ -249,27 +228,22 @@ class Context:
                           f"(status {status}: {reason('no reason given')})")  # fmt: skip
 
     def _fill(self, parts: Sequence[tuple[int, Sequence[int]]], wanted: Sequence[int]) -> int:
-        """Put tokens into the llama_batch, with logits of the last `wanted` of each part; return how many there are."""
+        """Put tokens into the batch, with logits of the last `wanted` of each part; return how many there are."""
         end = 0
         for (slot, tokens), count in zip(parts, wanted, strict=True):
             self._check_slot(slot)
-            start, held, end = end, len(self.tokens[slot]), end + len(tokens)
+            held = len(self.tokens[slot])
             if not tokens:
                 raise DecodeError(f"{self.model.path}: nothing to decode; give at least one token")
-            if end > self.n_batch:
+            if end + len(tokens) > self.n_batch:
                 raise DecodeError(f"{self.model.path}: a batch of more than {self.n_batch} tokens; raise `n_batch`")
             if held + len(tokens) > self._longest:
                 raise ContextError(held + len(tokens), 0, self._longest)
             if min(tokens) < 0 or max(tokens) >= self.model.n_vocab:
                 raise DecodeError(f"{self.model.path}: a token id is outside its vocabulary of {self.model.n_vocab}")
-            self._ids[start:end] = tokens
-            self._positions[start:end] = range(held, held + len(tokens))
-            self._slots[start:end] = self._slot_addresses[slot]
-            self._wanted[start:end] = 0
-            self._wanted[max(end - count, start) : end] = 1
+            end = self._batch.put(end, slot, tokens, held, count)
         if not end:
             raise DecodeError(f"{self.model.path}: nothing to decode; give at least one token")
-        self._batch.n_tokens = end
         return end
 
     @contextmanager
