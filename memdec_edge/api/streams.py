@@ -104,7 +104,7 @@ class Stream:
         )  # fmt: skip
 
     def _helps(self) -> bool:
-        return not self.session.memories or self.session.highest >= WEAK
+        return not self.session.memories or self.session.weighing.highest >= WEAK
 
     def timings(self) -> Timings:
         """Of all so far."""

@@ -59,7 +59,7 @@ class Scoring:
 
     def __init__(self, session: Session, top: int) -> None:
         self.session, self.scores = session, list[Sampled]()
-        self._scorer = TokenScorer(session.mixture, session.rule, session.row, top)
+        self._scorer = TokenScorer(session.mixture, session.weighing.rule, session.row, top)
 
     @property
     def n_unread(self) -> int:
@@ -78,7 +78,7 @@ class Scoring:
             rows = [context.feed_rows(tokens[begin:end], session.slot, SLICE) for context in session.contexts]
             for at, each in enumerate(zip(*rows, strict=True), begin + 1):
                 found = session.lookup.found(tokens, at) if session.indexes else []
-                score = self._scorer.score(tokens[at], each, found, session.rates[at])
+                score = self._scorer.score(tokens[at], each, found, session.weighing.rates[at])
                 for context, log_prob in zip(session.contexts, score.log_probs, strict=False):  # indexes have none
                     context.note(session.slot, at, tokens[at], log_prob)  # prefill() need not read it as evidence again
                 self.scores.append(score)

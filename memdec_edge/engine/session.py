@@ -7,7 +7,6 @@ beginning from a session that has the same. Knows nothing of how a round drafts 
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -18,15 +17,15 @@ from memdec_edge.engine.drafting import Acceptance
 from memdec_edge.engine.lookup import Lookup
 from memdec_edge.engine.reading import Piece, Reader, read
 from memdec_edge.engine.registry import Registry
+from memdec_edge.engine.weighing import Heard, Weighing
 from memdec_edge.errors import ContextError, DecodeError, MemdecError, OptionError
 from memdec_edge.llama.context import Context
 from memdec_edge.llama.model import Model
 from memdec_edge.llama.sampler import Sampler
 from memdec_edge.mixture.mixing import mix
-from memdec_edge.mixture.online import learn
 from memdec_edge.mixture.rows import Row, RowStats, Sampled
-from memdec_edge.mixture.weights import Mixture, SoftBayes
-from memdec_edge.options import MAX_DRAFT, GenerationOptions, MixtureOptions
+from memdec_edge.mixture.weights import Mixture
+from memdec_edge.options import MAX_DRAFT, GenerationOptions
 
 
 class Session:
@@ -34,9 +33,8 @@ class Session:
 
     tokens: prompt and emitted ids. finished: "stop" after an end-of-generation token was sampled (it is no part of
     `tokens`), "length" at the limit, "error" after an error of this session alone, which `error` then holds; else None.
-    memories, indexes: those that run, with a weight above 0 each. mixture: their weights and temperatures at the end of
-    `tokens`. stats: of each row of the last mixture, the base's first. highest: the largest weight that the memories
-    together had, over what was read and emitted so far.
+    memories, indexes: those that run, with a weight above 0 each. weighing: their weights along `tokens`. stats: of
+    each row of the last mixture, the base's first.
     """
 
     def __init__(
@@ -60,15 +58,9 @@ class Session:
         self.stats: list[RowStats] = []
         self.memories: tuple[Memory, ...] = ()
         self.lookup = Lookup()  # of the indexes
-        self.mixture = Mixture((), ())
-        self.rule: SoftBayes | None = None  # how the weights learn; None: they are fixed
-        self.generated_rule: SoftBayes | None = None  # the same from a generated token
-        self.highest = 0.0
+        self.weighing = Weighing()
         self._chosen = MemoryMixture.of(())
-        self._learning = MixtureOptions()
         self._readers: list[Reader] = []  # of base and memories
-        self.rates: list[float] = []  # how much each token counts for the weights, 0 to 1
-        self._weighed: dict[int, Mixture] = {}  # by length: the mixture once so many tokens had their say
         self.acceptance = Acceptance(acceptance)
         self.row: Row = np.empty(base.n_vocab, np.float32)  # the last mixture
         self.drafted: dict[Memory, Row] = {}  # rows of the round at hand, [MAX_DRAFT + 1, n_vocab of the memory]
@@ -85,6 +77,11 @@ class Session:
     def indexes(self) -> tuple[Index, ...]:
         """Those that run."""
         return self.lookup.indexes
+
+    @property
+    def mixture(self) -> Mixture:
+        """Weights and temperatures at the end of the tokens."""
+        return self.weighing.mixture
 
     @property
     def slot(self) -> int:
@@ -148,10 +145,8 @@ class Session:
         for voice in self._chosen.voices:
             self.registry.release(voice)
         self.lookup = Lookup(chosen.indexes)
-        self.memories, self.mixture, self._chosen = chosen.memories, chosen.mixture, chosen
-        self.rule, self._learning = chosen.rule(), chosen.learning or MixtureOptions()
-        self.generated_rule = self.rule and self.rule.at(self._learning.generated * self.rule.eta)
-        self._weighed, self.highest = {}, sum(chosen.weights) if self.rule is None else 0.0
+        self.memories, self._chosen = chosen.memories, chosen
+        self.weighing.begin(chosen)
         temperatures = (1.0, *chosen.mixture.temperatures)
         self._readers = [
             Reader(context, self.base.n_vocab, temperature)
@@ -187,7 +182,7 @@ class Session:
             raise ContextError(len(self.tokens) + len(tokens), 0, self.limit)
         self._check_ids(tokens, self.unknown_tokens.start)
         self.tokens.extend(tokens)
-        self.rates += [rate] * len(tokens) if isinstance(rate, int | float) else rate
+        self.weighing.extend(len(tokens), rate)
         self.cells.extend(self.holding, len(tokens))
         self.finished = "length" if len(self.tokens) == self.limit else None
 
@@ -254,9 +249,7 @@ class Session:
             context.note(self.slot, len(self.tokens), sample.token, log_prob)
         self._emitted.append(len(self.tokens))
         self.tokens.append(sample.token)
-        self.rates.append(self._learning.generated)
-        if self.rule:
-            self._settle_on(after)
+        self.weighing.emit(after)
         self.cells.extend(self.holding, 1)
         if len(self.tokens) == self.limit:
             self.finished = "length"
@@ -285,7 +278,7 @@ class Session:
         if not self.tokens:
             raise DecodeError("the session has nothing to decode; give at least one token")
         self._require_open()
-        evidence = self._needed()
+        evidence = [] if self.weighing.is_done else self.weighing.evidence()
         pieces = [reader.piece(self.tokens, self.slot, evidence) for reader in self._readers]
         if most is not None:
             end = min(piece.begin for piece in pieces) + most
@@ -293,36 +286,18 @@ class Session:
                 piece.end = max(min(piece.end, end), piece.begin)
         return pieces
 
-    def _needed(self) -> list[int]:
-        """The positions of the tokens that the weights must still learn from: as _evidence(), or none."""
-        return self._evidence() if self.rule and len(self.tokens) not in self._weighed else []
-
-    def _evidence(self) -> list[int]:
-        """The positions of the tokens that the weights learn from: those that count, among the last of the session."""
-        first = max(1, len(self.tokens) - self._learning.evidence)
-        return [at for at in range(first, len(self.tokens)) if self.rates[at]]
-
     def weigh(self) -> None:
-        """Let the weights learn from the prompt that all contexts have read, in order, from their first values on."""
-        if not self.rule or len(self.tokens) in self._weighed:
-            return
-        mixture = self.mixture.after(self.rule.vectors)
-        for rate, group in groupby(self._evidence(), key=self.rates.__getitem__):
-            positions = list(group)
-            log_probs = [[reader.log_prob(self.tokens, self.slot, at) for at in positions] for reader in self._readers]
-            found = [self.lookup.found(self.tokens, at) for at in positions] if self.indexes else []
-            for each in zip(*found, strict=True):
-                log_probs.append([one.log_prob(self.tokens[at]) for one, at in zip(each, positions, strict=True)])
-            classes = np.array([[one.klass for one in each] for each in zip(*found, strict=True)], np.int32)
-            classes = classes.reshape(len(self.indexes), len(positions))
-            rule = self.rule.at(rate * self.rule.eta)
-            mixture = learn(mixture, rule, np.array(log_probs), classes).mixture
-        self._settle_on(mixture)
+        """Let the weights learn from the prompt that all contexts have read."""
+        self.weighing.learn(self._heard)
 
-    def _settle_on(self, mixture: Mixture) -> None:
-        """Mix so from here on."""
-        self.mixture = self._weighed[len(self.tokens)] = mixture
-        self.highest = max(self.highest, sum(mixture.weights))
+    def _heard(self, positions: list[int]) -> Heard:
+        """What the voices said of the tokens at these positions: see Weighing.learn()."""
+        log_probs = [[reader.log_prob(self.tokens, self.slot, at) for at in positions] for reader in self._readers]
+        found = [self.lookup.found(self.tokens, at) for at in positions] if self.indexes else []
+        for each in zip(*found, strict=True):
+            log_probs.append([one.log_prob(self.tokens[at]) for one, at in zip(each, positions, strict=True)])
+        classes = np.array([[one.klass for one in each] for each in zip(*found, strict=True)], np.int32)
+        return np.array(log_probs), classes.reshape(len(self.indexes), len(positions))
 
     @exclusive
     def logits(self) -> Row:
@@ -346,10 +321,9 @@ class Session:
         if not 0 <= length <= len(self.tokens):
             raise DecodeError(f"a session of {len(self.tokens)} tokens has no first {length}")
         self.cells.require(self.cells.shared(self.holding, length))
-        del self.tokens[length:], self.holding.numbers[length:], self.rates[length:]
-        self._weighed = {known: mixture for known, mixture in self._weighed.items() if known <= length}
+        del self.tokens[length:], self.holding.numbers[length:]
+        self.weighing.rewind(length)
         self.lookup.rewind(length)
-        self.mixture = self._weighed.get(length, self.mixture)  # else the next prefill() weighs anew
         for context in contexts:
             context.truncate(min(length, len(context.tokens[self.slot])), self.slot)
         self._emitted = [position for position in self._emitted if position < length]
@@ -361,8 +335,8 @@ class Session:
         twin.mix(self._chosen)
         for context in self.contexts:
             context.copy(self.slot, twin.slot)
-        twin.tokens, twin._emitted, twin.rates = list(self.tokens), list(self._emitted), list(self.rates)
-        twin.mixture, twin._weighed, twin.highest = self.mixture, dict(self._weighed), self.highest
+        twin.tokens, twin._emitted = list(self.tokens), list(self._emitted)
+        self.weighing.copy_to(twin.weighing)
         if self.rolls_back:
             twin.holding.numbers = list(self.holding.numbers)
         else:

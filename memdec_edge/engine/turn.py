@@ -71,7 +71,7 @@ class Turn:
         s, first = self.session, self.verified
         self.verified = end
         memory_rows = [s.drafted[memory][first:end] for memory in s.memories]
-        rule, found = s.generated_rule, self.found[first:end]
+        rule, found = s.weighing.generated_rule, self.found[first:end]
         try:
             samples, s.stats, last = s.sampler.verify(
                 self.base_rows[first:end], memory_rows, s.mixture, rule, self.start + first, s.suppressed,
