@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24_576, help="distinct tokens of training text")
     parser.add_argument("--epochs", type=int, default=3, help="of the memory, after those of its teacher")
     parser.add_argument("--control-epochs", type=int, default=2, help="of the control, which is DAPT too")
-    parser.add_argument("--beta", type=float, default=TrainOptions.beta)
+    parser.add_argument("--beta", type=float, default=0.5)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--block", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4)

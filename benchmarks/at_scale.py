@@ -320,7 +320,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--epochs", type=float, default=4)
     parser.add_argument("--teacher-epochs", type=float, default=2)
-    parser.add_argument("--beta", type=float, default=TrainOptions.beta)
+    parser.add_argument("--beta", type=float, default=0.5)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--k", type=int, default=1024)
     parser.add_argument("--block", type=int, default=256)

@@ -73,7 +73,7 @@ def learner(way: str, tokens: np.ndarray, folder: Path) -> Learner:
         model.set_attn_implementation("unasked")
         for block in model.model.layers:
             block.compile()
-    options = TrainOptions(CacheOptions(folder, folder, folder, block=BLOCK, batch=BATCH), folder)
+    options = TrainOptions(CacheOptions(folder, folder, folder, block=BLOCK, batch=BATCH), folder, beta=0.5)
     targets: Any = RandomTargets(SMOLLM2.vocab_size, len(tokens))
     found = Learner(options, model, Data(tokens, targets, Validation(tokens, BLOCK), BLOCK), accelerator())
     if way != "as it is":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A memory on a laptop, from the GGUF that you run: up to about a million tokens of text (5 MB), over night.
+# A memory on a laptop, from the GGUF that you run: a million tokens of text (5 MB) take two hours.
 #
 #   examples/laptop-cpu.sh base.gguf corpus memory [more options of train]
 set -euo pipefail

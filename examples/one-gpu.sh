@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A memory on one GPU: up to about 50 million tokens of text. With --beta 0.5 --finetune-teacher 1 it imitates a
-# retriever, whose neighbours a GPU finds exactly.
+# A memory on one GPU, from a Hugging Face folder. With --beta 0.5 --finetune-teacher 1 it imitates a retriever; up to 50
+# million tokens the GPU finds the neighbours exactly.
 #
 #   examples/one-gpu.sh hf-folder corpus memory [more options of train]
 set -euo pipefail

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A memory on several GPUs of one machine: 100 million tokens of text and more, where imitating a retriever pays. The output folder holds the kNN cache
-# too, 1.5 kB a token for a teacher of width 576. For several machines see `accelerate launch --help`: the same command on
-# each, with --num_machines, --machine_rank and --main_process_ip, and an output folder that all of them see.
+# A memory on several GPUs of one machine that imitates a retriever: 100 million tokens of text and more. The output folder
+# holds the kNN cache too, 1.5 kB a token for a teacher of width 576. For several machines see `accelerate launch --help`:
+# the same command on each, with --num_machines, --machine_rank and --main_process_ip, and an output folder that all see.
 #
 #   GPUS=8 examples/several-gpus.sh hf-folder corpus memory [more options of train]
 set -euo pipefail

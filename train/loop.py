@@ -122,13 +122,13 @@ class _Run:
 
     def run(self) -> None:
         """From the start or the last saved state to the published checkpoint."""
-        self._measure_start()
-        self._choose_rate()
-        self.best = best_figures(self.stage)
-        recorded, tokens = self.step - bool(self.line), self.learner.blocks_per_step * self.data.block
-        self.metrics = Metrics(self.stage, recorded) if self.main else None
-        self.clock = time.monotonic()
         try:
+            self._measure_start()
+            self._choose_rate()
+            self.best = best_figures(self.stage)
+            recorded, tokens = self.step - bool(self.line), self.learner.blocks_per_step * self.data.block
+            self.metrics = Metrics(self.stage, recorded) if self.main else None
+            self.clock = time.monotonic()
             with progress(f"training the {self.name}", self.steps * tokens, done=recorded * tokens) as advance:
                 while self.step < self.steps or self.line:
                     if not self.line:

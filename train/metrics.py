@@ -41,7 +41,7 @@ class Metrics:
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """Append a line. Raises OutputError.
 
-        No interrupt may come meanwhile: TensorBoard's thread could miss its wake-up, and sleep for two minutes.
+        The caller holds interrupts off: TensorBoard's thread could miss its wake-up, and sleep for two minutes.
         """
         try:
             with self.path.open("a", encoding="utf-8") as file:

@@ -120,7 +120,7 @@ class Learner:
         return bool(predict(self.model, batch.ids).losses.isfinite().all())
 
     def close(self) -> None:
-        """End the thread that makes batches, and free the device's memory."""
+        """End the thread that makes batches, and free the graph."""
         self._feed.close()
         self._body.release()
 

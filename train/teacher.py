@@ -65,7 +65,7 @@ class Teacher(ABC):
     n_vocab: int  # rows of its embedding
     n_ctx: int  # positions that it was trained for
     width: int  # of a key
-    wider = 1  # times as many blocks in a pass as in a step of training
+    batches_at_once = 1  # those of a step of training that one pass reads
 
     @property
     @abstractmethod
@@ -92,7 +92,7 @@ class Teacher(ABC):
         scored: bool = False,
         most: int = 0,
     ) -> Reading:
-        """Read the positions of some blocks, `batch * wider` blocks in one pass.
+        """Read the positions of some blocks, `batch * batches_at_once` blocks in one pass.
 
         scored  give the log-prob of each next token, too
         most    give so many of the likeliest next tokens, too
@@ -108,7 +108,7 @@ class Teacher(ABC):
             np.empty((n, most), np.float16),
         )
         ahead: list[tuple[int, Coming]] = []  # a device works on the next pass while the CPU looks at this one
-        size = batch * self.wider
+        size = batch * self.batches_at_once
         for start in range(0, len(blocks), size):
             keys, said = self.look(gather_blocks(tokens, blocks[start : start + size], block), scored, most)
             probs = said.probs.to(torch.float16)
@@ -143,7 +143,7 @@ class TorchTeacher(Teacher):
         self.n_ctx, self.width = source.model.config.max_position_embeddings, source.model.config.hidden_size
         self._device = device
         if device.type == "cuda":  # no activation waits for a backward pass, and calls cost as much as arithmetic
-            self.wider = 8
+            self.batches_at_once = 4
         check_head(source.model)  # the log-probs are computed without its own head
         self._model = work_copy(source.model, device)
         self._caught: Tensor

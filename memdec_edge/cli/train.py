@@ -27,7 +27,7 @@ def train(
 ) -> None:
     """Train a memory on a corpus.
 
-    The kNN cache is kept in DIR/cache. Run again to go on after a stop.
+    The tokens, and the kNN cache where a retriever is imitated, are kept in DIR/cache. Run again to go on after a stop.
     """
     cache = caching()
     options = training(cache=caching(out=cache.out / "cache"), out=cache.out)
@@ -71,7 +71,7 @@ def adapt(
 
 
 def _warn_of_unused(options: TrainOptions) -> None:
-    """Name the flags of a retriever that were given where none is imitated. A teacher that stays as it is asks none."""
+    """Name the flags of a retriever that were given where none is imitated; `--finetune-teacher 0` is none of these."""
     given = {each: getattr(options.cache, each.name) for each in fields(CacheOptions) if each.name in OF_RETRIEVER}
     unused = [each.metadata["flags"][0] for each, value in given.items() if value not in (each.default, 0)]
     if options.beta == 0 and unused and is_first_process():

@@ -26,14 +26,13 @@ class Recipe:
 
 RETRIEVER = Recipe(
     "imitates a retriever", 100_000_000, 0.5, 2.0, 3.0,
-    "against plain training of as many steps, two texts (benchmarks/results/at_scale.csv): at 25,000 tokens +1.5 and "
-    "+0.4 %, at 100,000 -0.8 and +1.0 %, at 400,000 +0.3 %, for three times the time; "
-    "at 100 million -14 % (2508.09874)",
+    "perplexity against plain training, less is better: at 25,000 tokens of two texts +1.5 and +0.4 %, at 100,000 -0.8 "
+    "and +1.0 %, at 400,000 +0.3 %, on a CPU for three times the time; at 100 million -14 % (2508.09874)",
 )  # fmt: skip
 PLAIN = Recipe(
     "plain training", 0, TrainOptions.beta, 0.0, TrainOptions.epochs,
-    "at 25,000 tokens 30.0 -> 12.4 after two passes, 12.8 after one, 13.1 after three; at 1.6 million 21.9 -> 8.0; "
-    "of eight trainings between, the second of four passes was the best in seven, the first in one (at_scale.csv)",
+    "at 25,000 tokens 30.0 -> 12.4 after two passes, 12.8 after one, 13.1 after three; of eight trainings of four "
+    "passes, on 25,000 to 1.6 million tokens, seven were best after the second (benchmarks/results/at_scale.csv)",
 )  # fmt: skip
 RECIPES = (RETRIEVER, PLAIN)  # best first where there is enough text and time
 LEAST_PASSES = 1.0  # before text is left out: what was read once is worth more than the same read again

@@ -17,9 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from memdec_edge.options import CacheOptions, TrainOptions
-from memdec_edge.train import step
 from memdec_edge.train.feed import Data
-from memdec_edge.train.graph import Body
 from memdec_edge.train.knn.exact import Exact, Neighbours
 from memdec_edge.train.loop import accelerator
 from memdec_edge.train.loss import Objective
@@ -60,30 +58,34 @@ def test_loss_and_gradients_are_close_to_float64(name: str, dtype: torch.dtype) 
         assert (found.cpu() - wanted[key]).norm() < 3 * precision * wanted[key].norm(), key
 
 
-def test_a_graph_of_the_body_teaches_what_the_plain_body_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["llama, tied", "qwen2, untied"])
+def test_a_graph_of_the_body_teaches_what_the_plain_body_does(name: str, tmp_path: Path) -> None:
     tokens = np.random.default_rng(0).integers(0, N_VOCAB, 600).astype(np.uint16)
     cache = CacheOptions(tmp_path, tmp_path, tmp_path, block=LENGTH, batch=BATCH)
-    data = Data(tokens, None, Validation(tokens, LENGTH), LENGTH)
+    options, data = TrainOptions(cache, tmp_path, accumulate=2), Data(tokens, None, Validation(tokens, LENGTH), LENGTH)
     found = []
-    for body in (step.graphed_body, lambda model, batch, length: Body(model)):
-        monkeypatch.setattr(step, "graphed_body", body)
-        learner = Learner(
-            TrainOptions(cache, tmp_path, beta=0.0, accumulate=2),
-            model_of("llama, tied", torch.float32),
-            data,
-            accelerator(),
-        )
+    for graphed in (True, False):
+        model = model_of(name, torch.float32)
+        model.set_attn_implementation("sdpa")
+        learner = Learner(options, model, data, accelerator())
+        assert learner._body.is_graph
+        if not graphed:
+            before = torch.cuda.memory_reserved()
+            learner._body.release()
+            torch.cuda.empty_cache()
+            assert torch.cuda.memory_reserved() < before
         losses = []
         for number in range(12):
-            losses.append(learner.gradients(number).known())
+            losses.append(learner.gradients(number).known().loss)
             learner.update(3e-3)
         learner.close()
-        found.append((losses, {name: weight.cpu() for name, weight in learner.weights.items()}))
-    (graphed, ours), (plain, theirs) = found
-    assert [each.loss for each in graphed] == pytest.approx([each.loss for each in plain], rel=0.02)
-    assert graphed[-1].loss < 0.9 * graphed[0].loss
-    for name, weight in theirs.items():
-        assert (ours[name] - weight).norm() < 0.02 * weight.norm(), name
+        assert not learner._body.is_graph
+        found.append((losses, {key: weight.cpu() for key, weight in learner.weights.items()}))
+    (losses, ours), (expected, theirs) = found
+    assert losses == pytest.approx(expected, rel=0.02)
+    assert losses[-1] < 0.9 * losses[0]
+    for key, weight in theirs.items():
+        assert (ours[key] - weight).norm() < 0.02 * weight.norm(), key
 
 
 def test_a_killed_training_ends_like_one_that_is_not(tmp_path: Path) -> None:
