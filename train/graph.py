@@ -42,8 +42,8 @@ def graphed_body(model: torch.nn.Module, batch: int, length: int) -> Body:
     """The body of `model` for ids [batch, length + 1]; a graph on CUDA in bfloat16, the plain body elsewhere.
 
     Where no graph can be made a note says why, and the body is plain. The model stays what it is, and its parameters
-    may change in place. What runs in float32 stays plain: autograd would hand out the graph's own buffers as gradients, and
-    the next pass would overwrite them.
+    may change in place. What runs in float32 stays plain: autograd would hand out the graph's own buffers as gradients,
+    and the next pass would overwrite them.
     """
     body, some = Body(model), next(model.parameters())
     if some.device.type != "cuda" or some.dtype != torch.bfloat16:
