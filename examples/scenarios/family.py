@@ -11,7 +11,6 @@ with the paired standard error. OUT/family.json keeps all of it; the last line i
 """
 
 import argparse
-import json
 import math
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from memdec_edge.cli.output import json_line
 from memdec_edge.documents import read_documents
 from memdec_edge.engine import Engine
 from memdec_edge.evaluation.perplexity import TokenScores, perplexity, scaled, score_tokens
@@ -99,7 +99,7 @@ def main() -> None:
             line = f"{base.name[-25:]:26}{each['text']:9}{own:7.2f}"
             line += "".join(f"{shown(*each[way].values()):>17}" for way in WAYS)
             print(line + f"{shown(*each['transfer'].values()):>17}", flush=True)
-    report = json.dumps({"memory": str(options.memory), "window": options.window, "bases": bases})
+    report = json_line({"memory": str(options.memory), "window": options.window, "bases": bases})
     options.out.mkdir(parents=True, exist_ok=True)
     write_text(options.out / "family.json", report + "\n")
     print(report)

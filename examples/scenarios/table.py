@@ -12,7 +12,6 @@ each other system the difference, item by item, and its standard error. "lost" a
 """
 
 import argparse
-import json
 import logging
 import math
 from pathlib import Path
@@ -23,6 +22,7 @@ from lm_eval._cli.utils import key_val_to_dict
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
+from memdec_edge.cli.output import print_json
 from memdec_edge.evaluation.harness import MemdecLM
 
 SIGNIFICANT = 1.96  # standard errors
@@ -98,7 +98,7 @@ def main() -> None:
             }  # fmt: skip
         print(line)
         report.append(row)
-    print(json.dumps({"systems": systems, "rows": report}))
+    print_json({"systems": systems, "rows": report})
 
 
 if __name__ == "__main__":

@@ -14,8 +14,13 @@ __all__ = ["note", "print_json", "printable", "warn"]
 
 
 def print_json(value: Any) -> None:
-    """Print `value` as one line; paths become strings, NaN and infinity, which JSON lacks, null."""
-    print(json.dumps(_jsonable(value)))
+    """Print json_line() of `value`."""
+    print(json_line(value))
+
+
+def json_line(value: Any) -> str:
+    """Return `value` as a line of JSON; paths become strings, NaN and infinity, which JSON lacks, null."""
+    return json.dumps(_jsonable(value))
 
 
 def shown(text: str) -> str:
