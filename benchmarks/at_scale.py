@@ -116,7 +116,7 @@ class Bench:
     def source(self) -> Any:
         return load_source(self.arguments.teacher)
 
-    @property
+    @cached_property
     def eos(self) -> int:
         """What ends each document of the ids, the last one included."""
         return int(read_ids(self.arguments.ids / "general" / "test.npy", self.arguments.teacher)[-1])

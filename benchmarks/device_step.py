@@ -77,7 +77,7 @@ def learner(way: str, tokens: np.ndarray, folder: Path) -> Learner:
     targets: Any = RandomTargets(SMOLLM2.vocab_size, len(tokens))
     found = Learner(options, model, Data(tokens, targets, Validation(tokens, BLOCK), BLOCK), accelerator())
     if way != "as it is":
-        found._body.release()
+        found._objective.body.release()
     return found
 
 

@@ -67,8 +67,7 @@ class Learner:
         self.parameters = dict(model.named_parameters())
         for name, parameter in self.parameters.items():
             parameter.register_post_accumulate_grad_hook(partial(_collect, self.weights[name]))
-        self._body = graphed_body(model, options.cache.batch, data.block)
-        self._objective = Objective(model, self._body)
+        self._objective = Objective(model, graphed_body(model, options.cache.batch, data.block))
         self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=options.weight_decay, fused=True)
 
     def gradients(self, step: int) -> Found:
@@ -122,7 +121,7 @@ class Learner:
     def close(self) -> None:
         """End the thread that makes batches, and free the graph."""
         self._feed.close()
-        self._body.release()
+        self._objective.body.release()
 
     def _groups(self) -> list[dict[str, Any]]:
         """The weights for AdamW: embedding and head, then the body; matrices decay, norms and biases do not."""

@@ -41,8 +41,8 @@ class Validation:
     @torch.inference_mode()
     def score(self, model: Any, device: torch.device) -> Figures:
         """Perplexity of `model` alone, and of its mixture with the base at the best of LAMBDAS, 0 and 1 among them."""
-        together = max(1, PASS // self.block)
-        parts = [self.blocks[low : low + together] for low in range(0, len(self.blocks), together)]
+        blocks, together = self.blocks, max(1, PASS // self.block)
+        parts = (blocks[low : low + together] for low in range(0, len(blocks), together))
         ids = (gather_blocks(self.tokens, part, self.block).to(device) for part in parts)
         losses = [predict(model, some).losses.cpu() for some in ids]
         if not losses:

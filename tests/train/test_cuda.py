@@ -68,10 +68,10 @@ def test_a_graph_of_the_body_teaches_what_the_plain_body_does(name: str, tmp_pat
         model = model_of(name, torch.float32)
         model.set_attn_implementation("sdpa")
         learner = Learner(options, model, data, accelerator())
-        assert learner._body.is_graph
+        assert learner._objective.body.is_graph
         if not graphed:
             before = torch.cuda.memory_reserved()
-            learner._body.release()
+            learner._objective.body.release()
             torch.cuda.empty_cache()
             assert torch.cuda.memory_reserved() < before
         losses = []
@@ -79,7 +79,7 @@ def test_a_graph_of_the_body_teaches_what_the_plain_body_does(name: str, tmp_pat
             losses.append(learner.gradients(number).known().loss)
             learner.update(3e-3)
         learner.close()
-        assert not learner._body.is_graph
+        assert not learner._objective.body.is_graph
         found.append((losses, {key: weight.cpu() for key, weight in learner.weights.items()}))
     (losses, ours), (expected, theirs) = found
     assert losses == pytest.approx(expected, rel=0.02)
