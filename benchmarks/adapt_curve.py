@@ -1,13 +1,17 @@
 """A memory for another vocabulary: what does each budget give, and what is the start worth?
 
-    python benchmarks/adapt_curve.py MEMORY_DIR --to BASE --corpus DIR --out DIR [--shares .01 .03 .1 .3]
-                                     [--starts composed random] [--frozen .2 0] [--afresh]
+    python benchmarks/adapt_curve.py MEMORY_DIR --to BASE --corpus DIR --out DIR [--cells START-FROZEN-SHARE ...]
+                                     [--lr RATE] [--lr-afresh RATE] [--max-tokens 0] [--positions 8192]
 
-Each cell is a training with beta 0 of the memory's body, with rows of BASE's vocabulary: composed as `adapt` does, or
-random with the spread of the old ones. --frozen: shares of the steps in which embedding and head learn alone. --afresh
-adds a copy of BASE's own weights as the memory, with a tenth of the budget and with all of it. Figures are of
-validation text: perplexity of the memory alone before and after training, and mixed with BASE at the best lambda. They
-are of one vocabulary, so a column compares. Run again, it goes on. The last line is one JSON object.
+A cell is a training with beta 0. START says what learns:
+
+    composed   the memory's body, with rows of BASE's vocabulary as `adapt` makes them
+    random     the same body, with random rows that have the spread of the old ones
+    afresh     a copy of BASE
+
+FROZEN is the share of the steps in which embedding and head learn alone. SHARE is the budget, of the memory's training
+tokens. Figures are of validation text: perplexity before and after training, and mixed with BASE at the best lambda.
+They are of one vocabulary, so a column compares. Run again, it goes on. The last line is one JSON object.
 """
 
 import argparse
@@ -27,6 +31,10 @@ from memdec_edge.train.models import load_source
 from memdec_edge.train.transplant import Rows, rows_from, transplanted
 
 BLOCK, BATCH = 256, 4
+CELLS = [
+    *(f"composed-0.2-{share}" for share in ("0.01", "0.03", "0.1", "0.3")),
+    *("composed-0-0.1", "random-0.2-0.1", "random-0.2-0.3", "afresh-0-0.1", "afresh-0-1"),
+]
 
 
 @dataclass(frozen=True)
@@ -43,31 +51,28 @@ def main() -> None:
     parser.add_argument("memory", type=Path)
     for name in ("to", "corpus", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.01, 0.03, 0.1, 0.3])
-    parser.add_argument("--starts", nargs="+", choices=("composed", "random"), default=["composed", "random"])
-    parser.add_argument("--frozen", type=float, nargs="+", default=[0.2, 0.0])
-    parser.add_argument("--afresh", action="store_true")
+    parser.add_argument("--cells", nargs="+", default=CELLS)
+    parser.add_argument("--lr", type=float, help="else the best of a few short trials, in each cell")
+    parser.add_argument("--lr-afresh", type=float, help="of the copies of BASE")
+    parser.add_argument("--max-tokens", type=int, default=0, help="training tokens to use at most; 0: all")
+    parser.add_argument("--positions", type=int, default=TrainOptions.valid_positions, help="of validation text")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     trained = trained_tokens(args.memory)
-    cells: list[tuple[str, float, float]] = [
-        (start, frozen, share) for start in args.starts for frozen in args.frozen for share in args.shares
-    ]
-    cells += [("afresh", 0.0, share) for share in (0.1, 1.0) if args.afresh]
+    cache = CacheOptions(args.to, args.corpus, args.out / "cache", block=BLOCK, batch=BATCH, max_tokens=args.max_tokens)
     rows: list[dict[str, Any]] = []
-    for start, frozen, share in cells:
-        steps = max(round(share * trained / BLOCK / BATCH), 1)
-        init = args.to if start == "afresh" else started(args, start)
-        name = f"{start}-{frozen:g}-{share:g}"
-        cache = CacheOptions(args.to, args.corpus, args.out / "cache", block=BLOCK, batch=BATCH)
+    for cell in args.cells:
+        start, frozen, share = cell.split("-")
         options = TrainOptions(
-            cache, args.out / name, init=init, steps=steps, beta=0.0, freeze_body=frozen, valid_every=0
-        )
+            cache, args.out / cell, init=args.to if start == "afresh" else started(args, start), beta=0.0,
+            steps=max(round(float(share) * trained / BLOCK / BATCH), 1), freeze_body=float(frozen), valid_every=0,
+            lr=args.lr_afresh if start == "afresh" else args.lr, valid_positions=args.positions,
+        )  # fmt: skip
         report = train(options)
         rows.append(
             {
-                "start": start, "frozen": frozen, "share": share, "steps": steps, "best_step": report.best_step,
-                "before": report.start_perplexity, "alone": report.valid_perplexity,
+                "start": start, "frozen": float(frozen), "share": float(share), "tokens": report.tokens,
+                "best_step": report.best_step, "before": report.start_perplexity, "alone": report.valid_perplexity,
                 "mixture": report.mixture_perplexity, "lambda": report.mixture_lambda,
             }
         )  # fmt: skip

@@ -155,3 +155,16 @@ def test_the_table_says_what_is_kept(family: Family, made: Path, capsys: pytest.
     far = found["cloze_medicine", 0, "log-prob"]
     assert far["memory"]["gain"] == pytest.approx(far["memory"]["mean"] - far["base"]["mean"])
     assert far["base"]["standard_error"] > 0
+
+
+def test_a_task_with_too_few_examples_has_no_row_and_is_named(
+    family: Family, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = len((made / "recall.train.jsonl").read_text().splitlines())
+    script(
+        "table", "--include-path", made, "--tasks", "recall", "--shots", given, given + 1, "--limit", 1,
+        "--system", f"base: base={family.base},threads=1",
+    )  # fmt: skip
+    out, err = capsys.readouterr()
+    assert {row["shots"] for row in json.loads(out.splitlines()[-1])["rows"]} == {given}
+    assert f"recall has {given} examples: no row with {given + 1}" in err

@@ -24,6 +24,7 @@ from lm_eval.tasks import TaskManager
 
 from memdec_edge.cli.output import print_json
 from memdec_edge.evaluation.harness import MemdecLM
+from memdec_edge.notes import note
 
 SIGNIFICANT = 1.96  # standard errors
 METRICS = {"perplexity": "log-prob"}  # what an item of lm-eval's metric is
@@ -37,7 +38,11 @@ def run(arguments: str, manager: TaskManager, options: argparse.Namespace) -> Va
     try:
         for shots in options.shots:
             loaded = manager.load(list(options.tasks))
-            for task in loaded["tasks"].values():
+            for name, task in list(loaded["tasks"].items()):
+                if shots and (given := len(task.fewshot_docs())) < shots:
+                    note(f"{name} has {given} examples: no row with {shots}")
+                    del loaded["tasks"][name]
+                    continue
                 task.set_config("num_fewshot", shots)
                 task.set_fewshot_seed(options.seed)
             results = evaluate(model, loaded, limit=options.limit, bootstrap_iters=0, log_samples=True)

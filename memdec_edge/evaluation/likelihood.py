@@ -1,17 +1,18 @@
 """Log-likelihoods of continuations under base, memories and indexes: many sequences in one batch.
 
-engine/scoring.py says what a token is worth. Requests with the same context share it: it is decoded and stored once.
+engine/scoring.py says what a token is worth. waves.py says which requests are read together, and what they share:
 
-    1. the contexts of a wave are decoded, side by side; their last rows give the first token of each continuation
-    2. each slot is copied for the other continuations of its context, which shares its cells
-    3. these continuations are decoded, side by side
+    1. what all contexts of a wave begin with is decoded in the first slot, unless the wave before left it there
+    2. each slot is copied from it, and the rest of the contexts is decoded, side by side; their last rows give the
+       first token of each continuation
+    3. each slot is copied for the other continuations of its context, which are decoded, side by side
 
 A context's only continuation is decoded with it. So an engine of one slot reads each text in one go, with logits of all
 rows: its batches are those of a server's echo, and its numbers the same to the bit. Knows nothing of text and of tasks.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,11 +21,11 @@ from memdec_edge.engine import Engine
 from memdec_edge.engine.lookup import Lookup
 from memdec_edge.engine.scoring import SLICE, TokenScorer
 from memdec_edge.errors import ContextError, OptionError
-from memdec_edge.mixture.rows import Found, Row
+from memdec_edge.evaluation.waves import Ids, Reading, Stem, Wave, batches, waves
+from memdec_edge.llama.context import common_length
+from memdec_edge.mixture.rows import Row
 from memdec_edge.options import MixtureOptions
 from memdec_edge.progress import progress
-
-Ids = tuple[int, ...]
 
 
 class Request(NamedTuple):
@@ -39,45 +40,6 @@ class Likelihood(NamedTuple):
 
     log_prob: float
     greedy: bool
-
-
-@dataclass(eq=False)
-class _Reading:
-    """One continuation, and what was found of it so far."""
-
-    tokens: Ids
-    scorer: TokenScorer
-    log_probs: list[float] = field(default_factory=list)
-    greedy: bool = True
-
-    def take(self, rows: Sequence[Row], found: Sequence[Found], at: int) -> None:
-        """Score token `at`, the next one. rows, found: see TokenScorer."""
-        token, out = self.tokens[at], self.scorer.out
-        self.log_probs.append(self.scorer.score(token, rows, found).log_prob)
-        self.greedy &= bool(out[token] == out.max())
-
-
-@dataclass(eq=False)
-class _Stem:
-    """A context, and continuations of it."""
-
-    context: Ids
-    readings: list[_Reading] = field(default_factory=list)
-
-    @property
-    def long(self) -> list[_Reading]:
-        """Those of which something is decoded: all tokens but the last."""
-        return [reading for reading in self.readings if len(reading.tokens) > 1]
-
-    @property
-    def slots(self) -> int:
-        """Sequences that it needs: one of the continuations goes on in the context's slot."""
-        return max(len(self.long), 1)
-
-    @property
-    def cells(self) -> int:
-        """Tokens that it stores."""
-        return len(self.context) + sum(len(reading.tokens) - 1 for reading in self.readings)
 
 
 class _Part(NamedTuple):
@@ -104,24 +66,27 @@ class Scorer:
         self._begin = TokenScorer(chosen.mixture, chosen.rule(), np.empty(engine.base.n_vocab, np.float32))
         self._reads_all = self._begin.rule is not None or engine.cells.n_seq == 1
         self.longest = engine.longest(chosen.memories)  # tokens of context and continuation, but for the last one
+        self._opening: Ids = ()  # the first slot holds all of it but the last token
+        self._learned = [self._begin.mixture]  # before its second token, its third and so on, and after the last
 
     def score(self, requests: Sequence[Request]) -> list[Likelihood]:
         """The likelihood of each request, in their order. Raises ContextError for one that is too long."""
         self.engine.cells.require_idle()
-        stems: dict[Ids, _Stem] = {}
-        readings: dict[Request, _Reading] = {}
+        stems: dict[Ids, Stem] = {}
+        readings: dict[Request, Reading] = {}
         for request in requests:
             self._check(request)
             if request in readings:
                 continue
-            readings[request] = reading = _Reading(request.tokens, replace(self._begin))
+            readings[request] = reading = Reading(request.tokens, replace(self._begin))
             if request.tokens:
-                stems.setdefault(request.context, _Stem(request.context)).readings.append(reading)
-        ordered = [stems[key] for key in sorted(stems, key=lambda key: (len(key), key))]
-        with self.engine.lock, progress("log-likelihoods", sum(stem.cells for stem in ordered)) as advance:
-            for wave in self._waves(ordered):
-                self._read_wave(wave)
-                advance(sum(stem.cells for stem in wave))
+                stems.setdefault(request.context, Stem(request.context)).readings.append(reading)
+        planned = list(waves(stems.values(), self.engine.cells.n_seq, self.engine.n_ctx))
+        with self.engine.lock, progress("log-likelihoods", sum(wave.cells for wave in planned)) as advance:
+            self._opening = ()  # sessions may have used the slots since
+            for wave in planned:
+                self._read(wave)
+                advance(wave.cells)
         found = (readings[request] for request in requests)
         return [Likelihood(sum(one.log_probs), one.greedy) for one in found]  # summed as lm-eval's clients do
 
@@ -133,45 +98,36 @@ class Scorer:
 
     # --- waves ------------------------------------------------------------------------------------------------------
 
-    def _waves(self, stems: Sequence[_Stem]) -> Iterator[list[_Stem]]:
-        """Stems that find slots and cells together."""
-        wave: list[_Stem] = []
-        for stem in (part for whole in stems for part in self._divided(whole)):
-            if wave and not self._fits([*wave, stem]):
-                yield wave
-                wave = []
-            wave.append(stem)
-        if wave:
-            yield wave
-
-    def _divided(self, stem: _Stem) -> Iterator[_Stem]:
-        """The same continuations, divided where one wave is too small for all."""
-        part = replace(stem, readings=[])
-        for reading in stem.readings:
-            grown = replace(stem, readings=[*part.readings, reading])
-            if part.readings and not self._fits([grown]):
-                yield part
-                grown = replace(stem, readings=[reading])
-            part = grown
-        yield part
-
-    def _fits(self, stems: Sequence[_Stem]) -> bool:
-        slots, cells = sum(stem.slots for stem in stems), sum(stem.cells for stem in stems)
-        return slots <= self.engine.cells.n_seq and cells <= self.engine.n_ctx
-
-    def _read_wave(self, wave: Sequence[_Stem]) -> None:
+    def _read(self, wave: Wave) -> None:
+        self._open(wave.opening)
         for context in self._contexts:
-            context.clear()
-            context.use_threads(0)
-        self._decode([self._first(slot, stem) for slot, stem in enumerate(wave)])
-        parts, unused = [], len(wave)
-        for slot, stem in enumerate(wave):
+            for slot in range(1, len(wave.stems)):
+                context.copy(0, slot)
+        self._decode([self._first(slot, stem, wave.shared) for slot, stem in enumerate(wave.stems)])
+        parts, unused = [], len(wave.stems)
+        for slot, stem in enumerate(wave.stems):
             for number, reading in enumerate(stem.long if len(stem.long) > 1 else ()):
                 target, unused = (unused, unused + 1) if number else (slot, unused)
                 for context in self._contexts:
                     context.copy(slot, target)
                 parts.append(self._rest(target, stem, reading))
         self._decode(parts)
+
+    def _open(self, opening: Ids) -> None:
+        """Make the first slot hold all of `opening` but the last token, and the others nothing."""
+        kept = max(common_length(self._opening, opening) - 1, 0)
+        for context in self._contexts:
+            context.use_threads(0)
+            for slot in range(1, self.engine.cells.n_seq):
+                context.truncate(0, slot)
+            context.truncate(kept, 0)
+        kept = min(len(context.tokens[0]) for context in self._contexts)  # one that cannot roll back is empty
+        for context in self._contexts:
+            context.truncate(kept, 0)
+        del self._learned[kept + 1 :]
+        if kept + 1 < len(opening):
+            self._decode([self._beginning(opening, kept)])
+        self._opening = opening
 
     def _decode(self, parts: Sequence[_Part]) -> None:
         """Decode all parts, batch by batch, in every model, and give the rows to who takes them."""
@@ -193,12 +149,25 @@ class Scorer:
 
     # --- rows -------------------------------------------------------------------------------------------------------
 
-    def _first(self, slot: int, stem: _Stem) -> _Part:
-        """A context, and its continuation if only one is to be decoded."""
-        lookup, scorer, n_context = Lookup(self._indexes), replace(self._begin), len(stem.context)
+    def _beginning(self, opening: Ids, kept: int) -> _Part:
+        """An opening after the tokens that are there, from which weights learn."""
+        lookup, scorer = Lookup(self._indexes), replace(self._begin, mixture=self._learned[-1])
+
+        def take(rows: list[Row], number: int) -> None:
+            at = kept + number + 1
+            scorer.score(opening[at], rows, lookup.found(opening, at) if self._indexes else [])
+            self._learned.append(scorer.mixture)
+
+        tokens = opening[kept:-1]
+        return _Part(0, tokens, len(tokens) if scorer.rule else 0, take)
+
+    def _first(self, slot: int, stem: Stem, read: int) -> _Part:
+        """A context after the `read` tokens that are there, and its continuation if only one is to be decoded."""
+        lookup, scorer = Lookup(self._indexes), replace(self._begin, mixture=self._learned[-1])
         alone = stem.long[0] if len(stem.long) == 1 else None
         tokens = stem.context + (alone.tokens[:-1] if alone else ())
-        first = 1 if self._reads_all else n_context  # the first place whose row is wanted
+        n_context = len(stem.context)
+        first = read + 1 if self._reads_all else n_context  # the first place whose row is wanted
 
         def take(rows: list[Row], number: int) -> None:
             at = first + number
@@ -213,9 +182,9 @@ class Scorer:
             elif scorer.rule:
                 scorer.score(tokens[at], rows, found)
 
-        return _Part(slot, tokens, len(tokens) + 1 - first, take)
+        return _Part(slot, tokens[read:], len(tokens) + 1 - first, take)
 
-    def _rest(self, slot: int, stem: _Stem, reading: _Reading) -> _Part:
+    def _rest(self, slot: int, stem: Stem, reading: Reading) -> _Part:
         """A continuation after its first token."""
         lookup, n_context = Lookup(self._indexes), len(stem.context)
         text = stem.context + reading.tokens if self._indexes else ()
@@ -225,29 +194,3 @@ class Scorer:
             reading.take(rows, found, number + 1)
 
         return _Part(slot, reading.tokens[:-1], len(reading.tokens) - 1, take)
-
-
-def batches(
-    parts: Sequence[tuple[int, int]], most_tokens: int, most_rows: int
-) -> Iterator[list[tuple[int, int, int, int]]]:
-    """Divide parts into batches of at most `most_tokens` tokens, at most `most_rows` of them with logits.
-
-    parts: how many tokens each has, and how many of the last ones get logits. Yields (part, start, end, wanted) in
-    order: tokens [start, end) of a part, the last `wanted` of them with logits.
-    """
-    batch: list[tuple[int, int, int, int]] = []
-    tokens = rows = 0
-    for at, (length, wanted) in enumerate(parts):
-        start = 0
-        while start < length:
-            silent = max(length - wanted - start, 0)  # before the first that gets logits
-            count = min(most_tokens - tokens, silent + most_rows - rows, length - start)
-            if not count:
-                yield batch
-                batch, tokens, rows = [], 0, 0
-                continue
-            with_logits = max(count - silent, 0)
-            batch.append((at, start, start + count, with_logits))
-            start, tokens, rows = start + count, tokens + count, rows + with_logits
-    if batch:
-        yield batch

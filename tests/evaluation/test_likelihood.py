@@ -1,23 +1,22 @@
 """Log-likelihoods of continuations against PyTorch, against sessions that generate them, and against themselves."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from memdec_edge.engine import Engine
 from memdec_edge.errors import BusyError, ContextError, OptionError
-from memdec_edge.evaluation.likelihood import Request, Scorer, batches
+from memdec_edge.evaluation.likelihood import Request, Scorer
 from memdec_edge.options import GenerationOptions, LoadOptions, MemoryOptions, MixtureOptions
 from tests.conftest import Family
 from tests.engine.test_engine import torch_log_probs
 from tests.engine.test_index import TEXTS, tiny_index
 from tests.support.plain import GREEDY, ONE_THREAD, finish
+from tests.support.tiny_recurrent import tiny_hybrid_gguf, tiny_recurrent_gguf, tiny_sliding_gguf
 
 WIDE = replace(ONE_THREAD, n_seq=8, n_ctx=1024)
 NARROW = replace(ONE_THREAD, n_seq=2, n_ctx=96, n_batch=16)
@@ -125,23 +124,35 @@ def test_no_tokens_have_probability_one_and_impossible_requests_are_refused(engi
         scorer.score(requests()[:1])
 
 
-@given(
-    st.lists(st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), max_size=8),
-    st.integers(1, 40),
-    st.integers(1, 30),
-)
-def test_batches_hold_every_token_once_in_order_and_keep_to_their_limits(
-    parts: list[tuple[int, int]], most_tokens: int, most_rows: int
+def test_examples_that_stand_before_each_question_are_decoded_once(family: Family, engine: Engine) -> None:
+    random = np.random.default_rng(7)
+
+    def draw(length: int) -> tuple[int, ...]:
+        return tuple(random.integers(1, 400, length).tolist())
+
+    examples, others = draw(150), draw(80)
+    asked = [Request((*examples, *draw(5 + at % 3)), draw(1 + at % 2 * 3)) for at in range(20)]
+    asked += [Request((*examples[:90], *draw(6)), draw(2)), *(Request((*others, *draw(4)), draw(2)) for _ in range(4))]
+    asked.append(Request(examples[:40], draw(3)))  # a context that is an opening itself
+    alone = replace(WIDE, n_seq=1)
+    for mixture in (MixtureOptions(total=0.4), LEARNING):
+        before = engine.context.n_decoded
+        found = [one.log_prob for one in Scorer(engine, mixture).score(asked)]
+        decoded = engine.context.n_decoded - before
+        one_by_one = scored([family.base, family.memory], alone, mixture, asked)
+        np.testing.assert_allclose(found, one_by_one, atol=2e-3)
+        common = [149] * 20 + [89] + [79] * 4 + [39]  # for the last token that all share tells of different ones
+        assert decoded == 149 + 79 + sum(
+            len(request.context) - known + len(request.tokens) - 1 for request, known in zip(asked, common, strict=True)
+        )
+
+
+@pytest.mark.parametrize("build", [tiny_recurrent_gguf, tiny_hybrid_gguf, tiny_sliding_gguf])
+def test_contexts_that_cannot_roll_back_share_a_beginning_too(
+    build: Callable[..., Path], family: Family, tmp_path: Path
 ) -> None:
-    found = list(batches(parts, most_tokens, most_rows))
-    assert all(batch for batch in found)
-    for batch in found:
-        assert sum(end - start for _, start, end, _ in batch) <= most_tokens
-        assert sum(wanted for *_, wanted in batch) <= most_rows
-        assert len({at for at, *_ in batch}) == len(batch)  # a slot stands once in a batch
-    pieces = [piece for batch in found for piece in batch]
-    for at, (length, wanted) in enumerate(parts):
-        mine = [piece for piece in pieces if piece[0] == at]
-        assert [token for _, start, end, _ in mine for token in range(start, end)] == list(range(length))
-        rows = [token for _, _, end, count in mine for token in range(end - count, end)]
-        assert rows == list(range(length - wanted, length))
+    base = build(tmp_path / "base.gguf", family.base)
+    examples = TEXTS[0][:60]
+    asked = [Request((*examples, *text[:9]), tuple(text[9:12])) for text in TEXTS[1:6]]
+    shared = scored([base], replace(WIDE, n_seq=2), MixtureOptions(), asked)  # several waves
+    np.testing.assert_allclose(shared, scored([base], replace(WIDE, n_seq=1), MixtureOptions(), asked), atol=2e-3)
