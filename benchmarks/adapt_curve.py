@@ -6,12 +6,12 @@
 A cell is a training with beta 0. START says what learns:
 
     composed   the memory's body, with rows of BASE's vocabulary as `adapt` makes them
-    random     the same body, with random rows that have the spread of the old ones
+    random     the same body, with random rows, normal with deviation 0.02
     afresh     a copy of BASE
 
 FROZEN is the share of the steps in which embedding and head learn alone. SHARE is the budget, of the memory's training
-tokens. Figures are of validation text: perplexity before and after training, and mixed with BASE at the best lambda.
-They are of one vocabulary, so a column compares. Run again, it goes on. The last line is one JSON object.
+tokens. Figures are of validation text: perplexity before and after training, of BASE, and mixed with it at the best
+lambda. They are of one vocabulary, so a column compares. Run again, it goes on. The last line is one JSON object.
 """
 
 import argparse
@@ -22,12 +22,14 @@ from typing import Any
 
 import torch
 from provenance import write_rows
+from safetensors.torch import load_file
 
 from memdec_edge.options import CacheOptions, TrainOptions
 from memdec_edge.train import train
 from memdec_edge.train.adapting import trained_tokens
 from memdec_edge.train.checkpoint import write_copy
 from memdec_edge.train.models import load_source
+from memdec_edge.train.pipeline import BASE
 from memdec_edge.train.transplant import Rows, rows_from, transplanted
 
 BLOCK, BATCH = 256, 4
@@ -39,11 +41,11 @@ CELLS = [
 
 @dataclass(frozen=True)
 class RandomRows(Rows):  # type: ignore[misc]
-    """Rows that know nothing of the old ones but their spread."""
+    """Rows that know nothing of the old ones, as models begin with them."""
 
     def of(self, old: torch.Tensor, n_rows: int) -> torch.Tensor:
         torch.manual_seed(0)
-        return torch.randn(n_rows, *old.shape[1:]) * old.std()
+        return 0.02 * torch.randn(n_rows, *old.shape[1:])
 
 
 def main() -> None:
@@ -73,6 +75,7 @@ def main() -> None:
             {
                 "start": start, "frozen": float(frozen), "share": float(share), "tokens": report.tokens,
                 "best_step": report.best_step, "before": report.start_perplexity, "alone": report.valid_perplexity,
+                "base": float(load_file(args.out / cell / BASE)["losses"].double().mean().exp()),
                 "mixture": report.mixture_perplexity, "lambda": report.mixture_lambda,
             }
         )  # fmt: skip
