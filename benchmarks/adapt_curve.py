@@ -33,6 +33,7 @@ from memdec_edge.train.pipeline import BASE
 from memdec_edge.train.transplant import Rows, rows_from, transplanted
 
 BLOCK, BATCH = 256, 4
+STARTS = ("composed", "random", "afresh")
 CELLS = [
     *(f"composed-0.2-{share}" for share in ("0.01", "0.03", "0.1", "0.3")),
     *("composed-0-0.1", "random-0.2-0.1", "random-0.2-0.3", "afresh-0-0.1", "afresh-0-1"),
@@ -44,7 +45,6 @@ class RandomRows(Rows):  # type: ignore[misc]
     """Rows that know nothing of the old ones, as models begin with them."""
 
     def of(self, old: torch.Tensor, n_rows: int) -> torch.Tensor:
-        torch.manual_seed(0)
         return 0.02 * torch.randn(n_rows, *old.shape[1:])
 
 
@@ -65,6 +65,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for cell in args.cells:
         start, frozen, share = cell.split("-")
+        if start not in STARTS:
+            parser.error(f"{cell}: a cell begins with one of {', '.join(STARTS)}")
         options = TrainOptions(
             cache, args.out / cell, init=args.to if start == "afresh" else started(args, start), beta=0.0,
             steps=max(round(float(share) * trained / BLOCK / BATCH), 1), freeze_body=float(frozen), valid_every=0,
@@ -91,6 +93,7 @@ def started(args: argparse.Namespace, start: str) -> Path:
         old, new = load_source(args.memory), load_source(args.to)
         rows = rows_from(old, new)
         if start == "random":
+            torch.manual_seed(0)
             rows = RandomRows({}, 0, 0)
         write_copy(folder, transplanted(old, new, rows), new.tokenizer)
     return folder

@@ -39,7 +39,8 @@ def run(arguments: str, manager: TaskManager, options: argparse.Namespace) -> Va
         for shots in options.shots:
             loaded = manager.load(list(options.tasks))
             for name, task in list(loaded["tasks"].items()):
-                if shots and (given := len(task.fewshot_docs())) < shots:
+                itself = task.config.fewshot_split == task.config.test_split  # an item is no example of its own
+                if shots and (given := len(task.fewshot_docs()) - itself) < shots:
                     note(f"{name} has {given} examples: no row with {shots}")
                     del loaded["tasks"][name]
                     continue
@@ -77,7 +78,9 @@ def main() -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=[0], help="examples before each item")
     parser.add_argument("--limit", type=int, help="items of each task")
     parser.add_argument("--defaults", action="store_true", help="know lm-eval's own tasks too, which need a network")
-    parser.add_argument("--seed", type=int, default=1234, help="of the choice of examples")
+    parser.add_argument(
+        "--seed", type=int, default=1234, help="of examples that are drawn; the stand-ins show their first"
+    )
     options = parser.parse_args()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = TaskManager(include_path=str(options.include_path), include_defaults=options.defaults)

@@ -1,11 +1,10 @@
 """Log-likelihoods of continuations under base, memories and indexes: many sequences in one batch.
 
-engine/scoring.py says what a token is worth. waves.py says which requests are read together, and what they share:
+engine/scoring.py says what a token is worth, waves.py which requests are read together. The steps of a wave:
 
-    1. what all contexts of a wave begin with is decoded in the first slot, unless the wave before left it there
-    2. each slot is copied from it, and the rest of the contexts is decoded, side by side; their last rows give the
-       first token of each continuation
-    3. each slot is copied for the other continuations of its context, which are decoded, side by side
+    1. the first slot decodes what all contexts begin with, unless the wave before left it there
+    2. all slots copy it, and decode the rest of their contexts; the last rows give the first token of each continuation
+    3. further slots copy a context for its other continuations, and decode these
 
 A context's only continuation is decoded with it. So an engine of one slot reads each text in one go, with logits of all
 rows: its batches are those of a server's echo, and its numbers the same to the bit. Knows nothing of text and of tasks.
@@ -24,6 +23,7 @@ from memdec_edge.errors import ContextError, OptionError
 from memdec_edge.evaluation.waves import Ids, Reading, Stem, Wave, batches, waves
 from memdec_edge.llama.context import common_length
 from memdec_edge.mixture.rows import Row
+from memdec_edge.mixture.weights import Mixture
 from memdec_edge.options import MixtureOptions
 from memdec_edge.progress import progress
 
@@ -66,8 +66,8 @@ class Scorer:
         self._begin = TokenScorer(chosen.mixture, chosen.rule(), np.empty(engine.base.n_vocab, np.float32))
         self._reads_all = self._begin.rule is not None or engine.cells.n_seq == 1
         self.longest = engine.longest(chosen.memories)  # tokens of context and continuation, but for the last one
-        self._opening: Ids = ()  # the first slot holds all of it but the last token
-        self._learned = [self._begin.mixture]  # before its second token, its third and so on, and after the last
+        self._opening: Ids = ()  # the first slot holds its tokens, the last one perhaps not
+        self._learned = [self._begin.mixture]  # the weights before its second token, its third and so on
 
     def score(self, requests: Sequence[Request]) -> list[Likelihood]:
         """The likelihood of each request, in their order. Raises ContextError for one that is too long."""
@@ -81,12 +81,11 @@ class Scorer:
             readings[request] = reading = Reading(request.tokens, replace(self._begin))
             if request.tokens:
                 stems.setdefault(request.context, Stem(request.context)).readings.append(reading)
-        planned = list(waves(stems.values(), self.engine.cells.n_seq, self.engine.n_ctx))
-        with self.engine.lock, progress("log-likelihoods", sum(wave.cells for wave in planned)) as advance:
+        with self.engine.lock, progress("log-likelihoods", len(readings), "requests") as advance:
             self._opening = ()  # sessions may have used the slots since
-            for wave in planned:
+            for wave in waves(stems.values(), self.engine.cells.n_seq, self.engine.n_ctx):
                 self._read(wave)
-                advance(wave.cells)
+                advance(sum(len(stem.readings) for stem in wave.stems))
         found = (readings[request] for request in requests)
         return [Likelihood(sum(one.log_probs), one.greedy) for one in found]  # summed as lm-eval's clients do
 
@@ -99,11 +98,17 @@ class Scorer:
     # --- waves ------------------------------------------------------------------------------------------------------
 
     def _read(self, wave: Wave) -> None:
-        self._open(wave.opening)
-        for context in self._contexts:
-            for slot in range(1, len(wave.stems)):
-                context.copy(0, slot)
-        self._decode([self._first(slot, stem, wave.shared) for slot, stem in enumerate(wave.stems)])
+        if len(wave.stems) == 1:
+            firsts = [self._first(0, wave.stems[0], self._keep(wave.opening), self._learned)]
+        else:
+            opening = wave.opening[: wave.shared + 1]
+            if (kept := self._keep(opening)) < wave.shared:
+                self._decode([self._beginning(opening, kept)])
+            for context in self._contexts:
+                for slot in range(1, len(wave.stems)):
+                    context.copy(0, slot)
+            firsts = [self._first(slot, stem, wave.shared, self._learned[-1:]) for slot, stem in enumerate(wave.stems)]
+        self._decode(firsts)
         parts, unused = [], len(wave.stems)
         for slot, stem in enumerate(wave.stems):
             for number, reading in enumerate(stem.long if len(stem.long) > 1 else ()):
@@ -113,21 +118,23 @@ class Scorer:
                 parts.append(self._rest(target, stem, reading))
         self._decode(parts)
 
-    def _open(self, opening: Ids) -> None:
-        """Make the first slot hold all of `opening` but the last token, and the others nothing."""
-        kept = max(common_length(self._opening, opening) - 1, 0)
+    def _keep(self, opening: Ids) -> int:
+        """Leave in the first slot what it holds of `opening`, but for its last token; how much that is.
+
+        An engine of one slot keeps nothing, and neither does one with a model that cannot roll back.
+        """
+        kept = max(common_length(self._opening, opening) - 1, 0) if self.engine.cells.n_seq > 1 else 0
         for context in self._contexts:
             context.use_threads(0)
             for slot in range(1, self.engine.cells.n_seq):
                 context.truncate(0, slot)
             context.truncate(kept, 0)
-        kept = min(len(context.tokens[0]) for context in self._contexts)  # one that cannot roll back is empty
+        kept = min(len(context.tokens[0]) for context in self._contexts)
         for context in self._contexts:
             context.truncate(kept, 0)
         del self._learned[kept + 1 :]
-        if kept + 1 < len(opening):
-            self._decode([self._beginning(opening, kept)])
         self._opening = opening
+        return kept
 
     def _decode(self, parts: Sequence[_Part]) -> None:
         """Decode all parts, batch by batch, in every model, and give the rows to who takes them."""
@@ -150,7 +157,7 @@ class Scorer:
     # --- rows -------------------------------------------------------------------------------------------------------
 
     def _beginning(self, opening: Ids, kept: int) -> _Part:
-        """An opening after the tokens that are there, from which weights learn."""
+        """An opening after the tokens that are there, from which weights learn; its last token is left out."""
         lookup, scorer = Lookup(self._indexes), replace(self._begin, mixture=self._learned[-1])
 
         def take(rows: list[Row], number: int) -> None:
@@ -161,9 +168,12 @@ class Scorer:
         tokens = opening[kept:-1]
         return _Part(0, tokens, len(tokens) if scorer.rule else 0, take)
 
-    def _first(self, slot: int, stem: Stem, read: int) -> _Part:
-        """A context after the `read` tokens that are there, and its continuation if only one is to be decoded."""
-        lookup, scorer = Lookup(self._indexes), replace(self._begin, mixture=self._learned[-1])
+    def _first(self, slot: int, stem: Stem, read: int, learned: list[Mixture]) -> _Part:
+        """A context after the `read` tokens that are there, and its continuation if only one is to be decoded.
+
+        learned: the last are the weights after these tokens; those after each further token of the context are added.
+        """
+        lookup, scorer = Lookup(self._indexes), replace(self._begin, mixture=learned[-1])
         alone = stem.long[0] if len(stem.long) == 1 else None
         tokens = stem.context + (alone.tokens[:-1] if alone else ())
         n_context = len(stem.context)
@@ -181,6 +191,7 @@ class Scorer:
                     reading.take(rows, found, 0)
             elif scorer.rule:
                 scorer.score(tokens[at], rows, found)
+                learned.append(scorer.mixture)
 
         return _Part(slot, tokens[read:], len(tokens) + 1 - first, take)
 

@@ -1,7 +1,7 @@
 """What is read together: continuations of one context, contexts that begin alike, batches of their tokens.
 
-Texts with a common beginning, such as examples that stand before each question, share it: it is decoded and stored
-once. Knows nothing of models.
+A wave decodes once what its texts begin with, such as examples that stand before each question. Knows nothing of
+models.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from memdec_edge.engine.scoring import TokenScorer
 from memdec_edge.llama.context import common_length
 from memdec_edge.mixture.rows import Found, Row
 
-LEAST = 32  # tokens of a common beginning that are worth a pass of their own
+PASS = 64  # tokens that cost as much as one more pass, about
 Ids = tuple[int, ...]
 
 
@@ -57,15 +57,19 @@ class Stem:
 
 
 class Wave(NamedTuple):
-    """Stems that are read side by side. opening: what all their contexts begin with, if that is worth sharing."""
+    """Stems that are read side by side. opening: what all their contexts begin with."""
 
     stems: tuple[Stem, ...]
     opening: Ids
 
     @property
     def shared(self) -> int:
-        """Tokens that are decoded once: all of the opening but the last, for another token follows in each context."""
-        return max(len(self.opening) - 1, 0)
+        """Tokens that one pass decodes for all stems, 0 where that would not pay.
+
+        Each context decodes the last token of the opening itself: the row after it says what follows there.
+        """
+        length = len(self.opening) - 1
+        return length if length * (len(self.stems) - 1) >= PASS else 0
 
     @property
     def slots(self) -> int:
@@ -74,21 +78,16 @@ class Wave(NamedTuple):
 
     @property
     def cells(self) -> int:
-        """Tokens that are decoded and stored."""
+        """Tokens that it stores."""
         return sum(stem.cells for stem in self.stems) - self.shared * (len(self.stems) - 1)
 
 
 def waves(stems: Iterable[Stem], n_seq: int, n_cells: int) -> Iterator[Wave]:
     """Divide stems into waves of at most `n_seq` sequences and `n_cells` tokens; no stem may be longer alone.
 
-    Neighbours begin alike. A stem joins a wave where that costs no more tokens than a wave of its own, unless it has
-    more in common with its next neighbour. With one sequence each text is a wave, and there is no opening.
+    Neighbours begin alike. A stem joins a wave where a wave of its own would save less than a pass costs: in this wave,
+    or in that of its next neighbour.
     """
-    least = LEAST if n_seq > 1 else n_cells + 1
-
-    def joined(*together: Stem, opening: Ids) -> Wave:
-        opening = opening[: common_length(opening, together[-1].context)]
-        return Wave(together, opening if len(opening) >= least else ())
 
     def fits(wave: Wave) -> bool:
         return wave.slots <= n_seq and wave.cells <= n_cells
@@ -96,15 +95,15 @@ def waves(stems: Iterable[Stem], n_seq: int, n_cells: int) -> Iterator[Wave]:
     ordered = [part for stem in sorted(stems, key=lambda stem: stem.context) for part in _divided(stem, fits)]
     wave = None
     for stem, following in zip_longest(ordered, ordered[1:]):
-        alone = joined(stem, opening=stem.context)
         if wave:
-            both = joined(*wave.stems, stem, opening=wave.opening)
+            common = common_length(wave.opening, stem.context)
+            both = Wave((*wave.stems, stem), stem.context[:common])
             ahead = common_length(stem.context, following.context) if following else 0
-            if fits(both) and both.cells <= wave.cells + alone.cells and ahead < len(both.opening) + LEAST:
+            if fits(both) and both.cells <= wave.cells + stem.cells + PASS and ahead <= common + PASS:
                 wave = both
                 continue
             yield wave
-        wave = alone
+        wave = Wave((stem,), stem.context)
     if wave:
         yield wave
 

@@ -124,35 +124,66 @@ def test_no_tokens_have_probability_one_and_impossible_requests_are_refused(engi
         scorer.score(requests()[:1])
 
 
-def test_examples_that_stand_before_each_question_are_decoded_once(family: Family, engine: Engine) -> None:
-    random = np.random.default_rng(7)
+def drawn(seed: int, *lengths: int) -> list[tuple[int, ...]]:
+    random = np.random.default_rng(seed)
+    return [tuple(random.integers(1, 400, length).tolist()) for length in lengths]
 
-    def draw(length: int) -> tuple[int, ...]:
-        return tuple(random.integers(1, 400, length).tolist())
 
-    examples, others = draw(150), draw(80)
-    asked = [Request((*examples, *draw(5 + at % 3)), draw(1 + at % 2 * 3)) for at in range(20)]
-    asked += [Request((*examples[:90], *draw(6)), draw(2)), *(Request((*others, *draw(4)), draw(2)) for _ in range(4))]
-    asked.append(Request(examples[:40], draw(3)))  # a context that is an opening itself
-    alone = replace(WIDE, n_seq=1)
-    for mixture in (MixtureOptions(total=0.4), LEARNING):
-        before = engine.context.n_decoded
-        found = [one.log_prob for one in Scorer(engine, mixture).score(asked)]
-        decoded = engine.context.n_decoded - before
-        one_by_one = scored([family.base, family.memory], alone, mixture, asked)
-        np.testing.assert_allclose(found, one_by_one, atol=2e-3)
-        common = [149] * 20 + [89] + [79] * 4 + [39]  # for the last token that all share tells of different ones
-        assert decoded == 149 + 79 + sum(
-            len(request.context) - known + len(request.tokens) - 1 for request, known in zip(asked, common, strict=True)
-        )
+@pytest.mark.parametrize("mixture", [MixtureOptions(total=0.4), LEARNING])
+@pytest.mark.parametrize("with_index", [False, True])
+def test_examples_that_stand_before_each_question_are_decoded_once(
+    family: Family, tmp_path: Path, mixture: MixtureOptions, with_index: bool
+) -> None:
+    examples, others, *ends = drawn(7, 150, 120, *(5 + at % 3 for at in range(25)))
+    others = (399, *others[1:])  # which are read last
+    answers = drawn(8, *(1 + at % 2 * 3 for at in range(25)))
+    contexts = [*((*examples, *end) for end in ends[:20]), *((*others, *end) for end in ends[20:])]
+    asked = [Request(*pair) for pair in zip(contexts, answers, strict=True)]
+    voices = [family.memory]
+    if with_index:  # whose documents are what is asked
+        texts = [list(request.context + request.tokens) for request in asked]
+        voices.append(tiny_index(tmp_path / "memdec-index.gguf", family.base, texts))
+    with closing(Engine(family.base, [MemoryOptions(path) for path in voices], WIDE)) as engine:
+        scorer = Scorer(engine, mixture)
+        found = [one.log_prob for one in scorer.score(asked)]
+        decoded = engine.context.n_decoded
+        with closing(engine.session(drawn(9, 155)[0], GREEDY, limit=160)) as session:
+            finish(engine, session)  # which takes the first slot
+        again = [one.log_prob for one in scorer.score(asked[-5:])]
+    one_by_one = scored([family.base, *voices], replace(WIDE, n_seq=1), mixture, asked)
+    np.testing.assert_allclose(found, one_by_one, atol=2e-3)
+    np.testing.assert_allclose(again, found[-5:], atol=1e-6)
+    # The last token that all share tells of different ones, so each context decodes it again.
+    common = [149] * 20 + [119] * 5
+    of_their_own = (
+        len(request.context) - known + len(request.tokens) - 1 for request, known in zip(asked, common, strict=True)
+    )
+    assert decoded == 149 + 119 + sum(of_their_own)
+
+
+def test_continuations_that_find_no_slot_do_not_decode_their_context_again(family: Family, engine: Engine) -> None:
+    context, *answers = drawn(9, 100, *[3] * 20)
+    asked = [Request(context, answer) for answer in answers]
+    before = engine.context.n_decoded
+    found = [one.log_prob for one in Scorer(engine, LEARNING).score(asked)]
+    assert engine.context.n_decoded - before == 100 + 2 + 20 * 2  # its last token in each of three waves
+    one_by_one = scored([family.base, family.memory], replace(WIDE, n_seq=1), LEARNING, asked)
+    np.testing.assert_allclose(found, one_by_one, atol=2e-3)
 
 
 @pytest.mark.parametrize("build", [tiny_recurrent_gguf, tiny_hybrid_gguf, tiny_sliding_gguf])
-def test_contexts_that_cannot_roll_back_share_a_beginning_too(
-    build: Callable[..., Path], family: Family, tmp_path: Path
+@pytest.mark.parametrize("mixture", [MixtureOptions(total=0.4), LEARNING])
+def test_contexts_that_cannot_roll_back_share_a_beginning_in_each_wave(
+    build: Callable[..., Path], mixture: MixtureOptions, family: Family, tmp_path: Path
 ) -> None:
-    base = build(tmp_path / "base.gguf", family.base)
-    examples = TEXTS[0][:60]
-    asked = [Request((*examples, *text[:9]), tuple(text[9:12])) for text in TEXTS[1:6]]
-    shared = scored([base], replace(WIDE, n_seq=2), MixtureOptions(), asked)  # several waves
-    np.testing.assert_allclose(shared, scored([base], replace(WIDE, n_seq=1), MixtureOptions(), asked), atol=2e-3)
+    memory = build(tmp_path / "memory.gguf", family.base)
+    examples, *ends = drawn(10, 90, *[9] * 6)
+    asked = [Request((*examples, *end), end[:3]) for end in ends]
+    found = {}
+    for n_seq in (3, 1):
+        options = replace(WIDE, n_seq=n_seq, force=True)  # the memory's file does not say that it is one
+        with closing(Engine(family.base, [MemoryOptions(memory)], options)) as engine:
+            found[n_seq] = [one.log_prob for one in Scorer(engine, mixture).score(asked)]
+            if n_seq == 3:
+                assert engine.context.n_decoded <= 2 * 89 + 6 * (1 + 9 + 2)  # two waves
+    np.testing.assert_allclose(found[3], found[1], atol=2e-3)

@@ -1,16 +1,17 @@
 """What is read together: waves of texts that begin alike, and batches. Properties, without a model."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memdec_edge.evaluation.waves import LEAST, Reading, Stem, batches, waves
+from memdec_edge.evaluation.waves import PASS, Reading, Stem, batches, waves
 
 # Contexts that begin alike for a while: so many tokens of one of three texts, then tokens of their own.
 CONTEXTS = st.builds(
     lambda text, common, own: (*(text,) * common, *own),
-    st.integers(0, 2), st.integers(1, 3 * LEAST), st.lists(st.integers(0, 3), max_size=9),
+    st.integers(0, 2), st.integers(1, 3 * PASS // 2), st.lists(st.integers(0, 3), max_size=9),
 )  # fmt: skip
 STEMS = st.dictionaries(CONTEXTS, st.lists(st.integers(1, 4), min_size=1, max_size=6), max_size=12)
 
@@ -23,8 +24,8 @@ def stems_of(given_: dict[tuple[int, ...], list[int]]) -> list[Stem]:
     ]
 
 
-@given(STEMS, st.integers(2, 9), st.integers(120, 400))
-def test_waves_hold_every_continuation_once_fit_and_begin_with_their_opening(
+@given(STEMS, st.integers(1, 9), st.integers(120, 400))
+def test_waves_hold_every_continuation_once_and_fit(
     given_: dict[tuple[int, ...], list[int]], n_seq: int, n_cells: int
 ) -> None:
     stems = stems_of(given_)
@@ -36,25 +37,29 @@ def test_waves_hold_every_continuation_once_fit_and_begin_with_their_opening(
         assert wave.slots <= n_seq
         assert wave.cells <= n_cells
         assert all(stem.context[: len(wave.opening)] == wave.opening for stem in wave.stems)
-        assert not wave.opening or len(wave.opening) >= LEAST
-        stored = {(-1, at) for at in range(wave.shared)}
-        stored |= {(number, at) for number, stem in enumerate(wave.stems) for at in range(wave.shared, stem.cells)}
-        assert wave.cells == len(stored)
-        assert wave.cells <= sum(stem.cells for stem in wave.stems)
+        assert wave.cells + max(len(wave.stems) - 1, 0) * wave.shared == sum(stem.cells for stem in wave.stems)
 
 
-@given(STEMS)
-def test_an_engine_of_one_slot_shares_no_opening(given_: dict[tuple[int, ...], list[int]]) -> None:
-    assert all(wave.opening == () and len(wave.stems) == 1 for wave in waves(stems_of(given_), 1, 400))
+def planned(contexts: Iterable[tuple[int, ...]], n_seq: int = 16) -> list[tuple[int, int]]:
+    """For each wave: how many contexts it reads, and how many of their tokens only once."""
+    none: Any = None
+    stems = [Stem(context, [Reading((1,), none)]) for context in contexts]
+    return [(len(wave.stems), wave.shared) for wave in waves(stems, n_seq, 4096)]
 
 
 def test_a_text_that_begins_otherwise_does_not_cost_the_others_their_opening() -> None:
-    alike = [Stem((1,) * 100 + (at,)) for at in range(2, 6)]
-    other = Stem((9,) * 50)
-    first, second = waves([*alike, other], 16, 1000)
-    assert [stem.context for stem in first.stems] == [stem.context for stem in alike]
-    assert first.opening == (1,) * 100
-    assert [stem.context for stem in second.stems] == [other.context]
+    assert planned([*((1,) * 100 + (at,) for at in range(2, 6)), (9,) * 50]) == [(4, 99), (1, 0)]
+
+
+def test_a_shorter_context_does_not_shorten_what_the_next_ones_share() -> None:
+    assert planned([(1,) * 40, *((1,) * 300 + (at,) for at in range(2, 20))]) == [(1, 0), (16, 299), (2, 299)]
+
+
+def test_a_wave_is_not_divided_for_less_than_a_pass_costs() -> None:
+    pairs = [(first, *(7,) * 40, second) for first in range(16) for second in (1, 2)]
+    assert planned(pairs) == [(16, 0), (16, 0)]
+    passages = [(first, *(7,) * 400, second) for first in range(3) for second in (1, 2)]
+    assert planned(passages) == [(2, 400)] * 3
 
 
 @given(
