@@ -81,7 +81,8 @@ class Scorer:
             readings[request] = reading = Reading(request.tokens, replace(self._begin))
             if request.tokens:
                 stems.setdefault(request.context, Stem(request.context)).readings.append(reading)
-        with self.engine.lock, progress("log-likelihoods", len(readings), "requests") as advance:
+        count = sum(len(stem.readings) for stem in stems.values())
+        with self.engine.lock, progress("log-likelihoods", count, "requests") as advance:
             self._opening = ()  # sessions may have used the slots since
             for wave in waves(stems.values(), self.engine.cells.n_seq, self.engine.n_ctx):
                 self._read(wave)
